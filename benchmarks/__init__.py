@@ -1,0 +1,5 @@
+"""Speed, measured: never asserted in tests, always as ratios of things timed in turn.
+
+Run from the repository root: `python -m benchmarks.startup`, `python -m benchmarks.kernels`,
+`python -m benchmarks.inference`; each takes `--help`.
+"""

@@ -1,0 +1,135 @@
+"""One function or module on one input, through several backends, after compilation.
+
+Nothing is timed before its answer is checked against float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from benchmarks.load import percent, warning
+from benchmarks.options import add_count, parser
+from benchmarks.report import print_table, track, warn, write_json
+from benchmarks.timing import Comparison, compare
+
+Function: TypeAlias = Callable[..., Any]
+Prepared: TypeAlias = tuple[Function, tuple[Tensor, ...]]
+"""A function or module, and the inputs to call it with."""
+
+Cases: TypeAlias = Mapping[str, Callable[[], Prepared]]
+
+
+class WrongAnswer(Exception):
+    """A backend's answer is further from float64 than eager's, by more than rounding explains."""
+
+
+def options(name: str, description: str) -> argparse.ArgumentParser:
+    asked = parser(name, description, ["rewright", "inductor", "eager"])
+    asked.epilog = "The first backend is compared with each of the others; eager stays uncompiled."
+    add_count(asked, "rounds", 15, "rounds in which each backend has a turn")
+    add_count(asked, "milliseconds", 50, "least length of a turn")
+    add_count(asked, "threads", 2, "threads of torch's operators and of compiled code")
+    return asked
+
+
+def run(name: str, cases: Cases, asked: argparse.Namespace) -> None:
+    """Check and time every case, print the table, write the file."""
+    torch.set_num_threads(asked.threads)
+    backends = list(dict.fromkeys(asked.backends))
+    results: dict[str, Comparison] = {}
+    with torch.no_grad():
+        for case in track(list(cases), str):
+            function, inputs = cases[case]()
+            contestants = compiled(function, inputs, backends)
+            check(case, contestants, function, inputs)
+            results[case] = compare(contestants, asked.rounds, asked.milliseconds / 1000)
+    show(name, results, backends)
+    warn(warning([comparison.other_load for comparison in results.values()]))
+    settings = {key: getattr(asked, key) for key in ("rounds", "milliseconds", "threads")}
+    write_json(asked.json, name, settings, as_json(results, backends))
+
+
+def compiled(
+    function: Function, inputs: tuple[Tensor, ...], backends: Sequence[str]
+) -> dict[str, Callable[[], Any]]:
+    # A second shape of the same code would otherwise be compiled with dynamic sizes.
+    torch.compiler.reset()
+    calls = {
+        backend: function
+        if backend == "eager"
+        else torch.compile(function, backend=backend, dynamic=False)
+        for backend in backends
+    }
+    return {backend: partial(call, *inputs) for backend, call in calls.items()}
+
+
+def check(
+    case: str,
+    contestants: Mapping[str, Callable[[], Any]],
+    function: Function,
+    inputs: tuple[Tensor, ...],
+) -> None:
+    """Raise unless every answer is at most twice as far from float64 as eager's, plus 1e-6."""
+    exact = in_float64(function)(*map(in_float64, inputs))
+    limit = 2 * relative_l2(function(*inputs), exact) + 1e-6
+    for backend, call in contestants.items():
+        error = relative_l2(call(), exact)
+        # Written so that NaN fails.
+        if not error <= limit:
+            raise WrongAnswer(f"{case}: {backend} is {error:.1e} off float64, over {limit:.1e}")
+
+
+def in_float64(x: Any) -> Any:
+    if isinstance(x, nn.Module):
+        return copy.deepcopy(x).double()
+    return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def relative_l2(got: Any, exact: Any) -> float:
+    pairs = list(zip(tree_leaves(got), tree_leaves(exact), strict=True))
+    error = sum(float((g.double() - e).square().sum()) for g, e in pairs)
+    norm = sum(float(e.square().sum()) for _, e in pairs)
+    return float((error / norm) ** 0.5)
+
+
+def show(name: str, results: Mapping[str, Comparison], backends: Sequence[str]) -> None:
+    subject, *others = backends
+    columns = [name, *backends, *(f"{subject} vs {other}" for other in others), "other load"]
+    rows = [
+        [
+            case,
+            *(duration(comparison.median(backend)) for backend in backends),
+            *(str(comparison.speedup(subject, over=other)) for other in others),
+            percent(comparison.other_load),
+        ]
+        for case, comparison in results.items()
+    ]
+    print_table(columns, rows)
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-2 else f"{seconds * 1e6:.1f} us"
+
+
+def as_json(results: Mapping[str, Comparison], backends: Sequence[str]) -> list[dict[str, Any]]:
+    subject, *others = backends
+    return [
+        {
+            "case": case,
+            "median_seconds": {backend: comparison.median(backend) for backend in backends},
+            "speedup": {
+                f"{subject} vs {other}": vars(comparison.speedup(subject, over=other))
+                for other in others
+            },
+            "other_load": comparison.other_load,
+        }
+        for case, comparison in results.items()
+    ]

@@ -1,0 +1,115 @@
+"""Comparing callables fairly on a machine that is not quiet.
+
+The candidates are timed in turn, round after round, in one process: what disturbs one disturbs
+the others. A result is a ratio of medians with the interval that the rounds support, and says how
+much of the machine other processes used meanwhile.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from random import Random
+from statistics import median
+from time import perf_counter
+from typing import TypeVar
+
+from benchmarks.load import watch_others
+
+T = TypeVar("T")
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times faster: the ratio of medians, and its 90 % bootstrap interval."""
+
+    ratio: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.ratio:.2f}x ({self.low:.2f}-{self.high:.2f})"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds per call of each candidate, one figure a round; rounds line up across candidates.
+
+    `other_load` is the share of the cores that other processes used meanwhile, None if unknown.
+    """
+
+    seconds: Mapping[str, Sequence[float]]
+    other_load: float | None
+
+    def median(self, name: str) -> float:
+        return median(self.seconds[name])
+
+    def speedup(self, name: str, over: str) -> Speedup:
+        slow, fast = self.seconds[over], self.seconds[name]
+        ratios = sorted(resampled_ratios(slow, fast))
+        low, high = ratios[RESAMPLES // 20], ratios[-RESAMPLES // 20]
+        return Speedup(median(slow) / median(fast), low, high)
+
+
+def compare(
+    callables: Mapping[str, Callable[[], object]], rounds: int = 15, min_seconds: float = 0.05
+) -> Comparison:
+    """Time every callable once a round, each time over as many calls as last `min_seconds`.
+
+    Each is called before the first round until its time settles what "as many" is, so compilation
+    on a first call is not counted. The order rotates from round to round, so that none always
+    runs in the caches its neighbour left.
+    """
+    if rounds < 1:
+        raise ValueError(f"compare: rounds must be at least 1, got {rounds}")
+    calls = {name: calls_lasting(min_seconds, call) for name, call in callables.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in callables}
+    with without_collection():
+        others = watch_others()
+        for turn in range(rounds):
+            for name in rotated(list(callables), turn):
+                seconds[name].append(time_calls(callables[name], calls[name]) / calls[name])
+        return Comparison(seconds, others())
+
+
+def calls_lasting(min_seconds: float, call: Callable[[], object]) -> int:
+    time_calls(call, 1)
+    count = 1
+    while time_calls(call, count) < min_seconds:
+        count *= 2
+    return count
+
+
+def time_calls(call: Callable[[], object], count: int) -> float:
+    start = perf_counter()
+    for _ in range(count):
+        call()
+    return perf_counter() - start
+
+
+def rotated(items: Sequence[T], turn: int) -> list[T]:
+    first = turn % len(items)
+    return [*items[first:], *items[:first]]
+
+
+def resampled_ratios(slow: Sequence[float], fast: Sequence[float]) -> Iterator[float]:
+    """Ratios of medians over rounds drawn with replacement; a round keeps its two figures."""
+    draw, rounds = Random(0), list(zip(slow, fast, strict=True))
+    for _ in range(RESAMPLES):
+        sample = draw.choices(rounds, k=len(rounds))
+        yield median(s for s, _ in sample) / median(f for _, f in sample)
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Keep Python's garbage collector out of the timings."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -1,0 +1,14 @@
+"""Code generation: regions to kernels, kernel-level graphs to programs that run."""
+
+from rewright.codegen.call_sequence import CallSequence, write_calls
+from rewright.codegen.executable import Executable, main_device
+from rewright.codegen.kernels import Kernels, kernels_of
+
+__all__ = [
+    "CallSequence",
+    "Executable",
+    "Kernels",
+    "kernels_of",
+    "main_device",
+    "write_calls",
+]

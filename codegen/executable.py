@@ -1,0 +1,92 @@
+"""A program ready to run: the call sequence, its kernels, and its frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from rewright.codegen.call_sequence import CallSequence, write_calls
+from rewright.codegen.runtime import Frame, Frames, new, place_again
+from rewright.ir import Graph, TensorType, op
+
+Kernel = Callable[[Any, Any], None]
+
+
+class Executable:
+    """Runs a kernel-level graph. Boxed: takes its arguments in a list and empties the list.
+
+    Safe to call from several threads; each call has buffers of its own.
+    """
+
+    _boxed_call = True
+
+    def __init__(
+        self,
+        graph: Graph,
+        kernels: Mapping[str, Kernel],
+        of_node: Mapping[str, str],
+        *,
+        retain: bool = True,
+        trace: list[tuple[str, str]] | None = None,
+    ) -> None:
+        self.graph = graph
+        self.calls = write_calls(graph, of_node, traced=trace is not None)
+        self._namespace = _namespace(self.calls, kernels)
+        self._namespace["trace"] = trace
+        code = compile(self.calls.source, f"<rewright {graph.name}>", "exec")
+        exec(code, self._namespace)  # the text is ours: written from the graph just above
+        self._run: Callable[[list[Any], Frame], list[Any]] = self._namespace["run"]
+        self._sizes_of: Callable[[Sequence[Any]], tuple[int, ...]] = self._namespace["sizes_of"]
+        self._frames = Frames(self._make_frame, retain=retain)
+        self._device = main_device(graph)
+
+    @property
+    def source(self) -> str:
+        """The call sequence as Python text."""
+        return self.calls.source
+
+    def __call__(self, args: list[Any]) -> list[Any]:
+        sizes = self._sizes_of(args)
+        frame = self._frames.take(sizes)
+        try:
+            if torch.is_grad_enabled():
+                with torch.no_grad():
+                    return self._run(args, frame)
+            return self._run(args, frame)
+        finally:
+            self._frames.put(sizes, frame)
+
+    def _make_frame(self, sizes: Sequence[int]) -> Frame:
+        # Tensors made under inference mode could not be written outside it.
+        with torch.inference_mode(False), torch.no_grad():
+            return self._namespace["prepare"](sizes, self._device)  # type: ignore[no-any-return]
+
+
+def main_device(graph: Graph) -> torch.device:
+    """The device of the arena: that of the first buffer, else of the first tensor."""
+    values = [n.result for n in graph.nodes if n.op.name == "rw.alloc"] or graph.values
+    for value in values:
+        if isinstance(value.type, TensorType):
+            return value.type.device
+    return torch.device("cpu")
+
+
+def _namespace(calls: CallSequence, kernels: Mapping[str, Kernel]) -> dict[str, Any]:
+    import math
+    import operator
+
+    constants = {name: c.tensor for name, c in calls.constants.items()}
+    targets = {short: op(name).target for short, name in calls.operators.items()}
+    return {
+        "torch": torch,
+        "math": math,
+        "operator": operator,
+        "Frame": Frame,
+        "new": new,
+        "place_again": place_again,
+        "constants": constants,
+        **targets,
+        **kernels,
+    }

@@ -1,0 +1,48 @@
+"""The kernels of a graph: each distinct region once, under a name that says what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+
+from rewright.ir import Graph, Kind, Node, graph_key
+from rewright.ir.loops import Nest, lower
+
+# Operators of a region that its kernel's name spells out.
+NAMED_OPS = 4
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """`nests` in order of first use; `of_node` gives the kernel of each region by node name."""
+
+    nests: tuple[Nest, ...]
+    of_node: Mapping[str, str]
+
+
+def kernels_of(graph: Graph) -> Kernels:
+    """Lower every region of a fused- or kernel-level graph; equal regions share a kernel.
+
+    Raises UnsupportedError when a region has no loop nest, which the fuse pass rules out.
+    """
+    nests: dict[Hashable, Nest] = {}
+    of_node: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op.kind is not Kind.REGION:
+            continue
+        key = graph_key(node.graph("body"))
+        if key not in nests:
+            nests[key] = lower(node.graph("body"), f"k{len(nests)}_{_what_it_does(node)}")
+        of_node[node.name] = nests[key].name
+    return Kernels(tuple(nests.values()), of_node)
+
+
+def _what_it_does(node: Node) -> str:
+    """The first few operators of the region that move or change data."""
+    words = [
+        n.op.name.split(".")[1].strip("_")
+        for n in node.graph("body").nodes
+        if n.op.kind is not Kind.VIEW
+    ]
+    short = list(dict.fromkeys(words))[-NAMED_OPS:]
+    return "_".join(short) or "view"

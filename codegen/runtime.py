@@ -1,0 +1,123 @@
+"""What a compiled program needs while it runs: frames of buffers over one arena.
+
+Depends on torch and ctypes alone: an artefact carries a copy of this file beside its call sequence.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+Interval = tuple[int, int, int, int]  # first step, last step, bytes, planned offset
+
+
+class Frame:
+    """The buffers of one call in flight. Its attributes are the tensors that the call sequence
+    names; they are windows of `arena` and stay valid while it lives."""
+
+    def __init__(self, nbytes: int, device: torch.device, sizes: Sequence[int]) -> None:
+        self.nbytes = nbytes
+        self.arena = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        self.sizes = (ctypes.c_int64 * max(1, len(sizes)))(*sizes)
+        self._addresses: list[tuple[Any, int, int]] = []
+
+    def place(
+        self, offset: int, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype
+    ) -> torch.Tensor:
+        """A tensor at `offset` bytes of the arena."""
+        empty = torch.empty(0, dtype=dtype, device=self.arena.device)
+        storage = self.arena.untyped_storage()
+        return empty.set_(storage, offset // dtype.itemsize, tuple(shape), tuple(strides))
+
+    def pointers(self, *buffers: torch.Tensor | None) -> ctypes.Array[ctypes.c_void_p]:
+        """A kernel's pointer table; None stands for tensors that differ from call to call."""
+        table = (ctypes.c_void_p * len(buffers))()
+        base = self.arena.data_ptr()
+        for i, buffer in enumerate(buffers):
+            if buffer is None:
+                continue
+            table[i] = buffer.data_ptr()
+            if buffer.untyped_storage().data_ptr() == base and self.nbytes:
+                self._addresses.append((table, i, buffer.data_ptr() - base))
+        return table
+
+    def release(self) -> None:
+        """Give the arena's memory back; `acquire` takes it again, maybe at another address."""
+        self.arena.untyped_storage().resize_(0)
+
+    def acquire(self) -> None:
+        storage = self.arena.untyped_storage()
+        if storage.nbytes() == self.nbytes:
+            return
+        storage.resize_(self.nbytes)
+        base = storage.data_ptr()
+        for table, i, offset in self._addresses:
+            table[i] = base + offset
+
+
+class Frames:
+    """Frames by the sizes they are made for: each call takes one and puts it back.
+
+    Calls on several threads, or within each other, have frames of their own. With `retain` the
+    arena of an idle frame keeps its memory; at most `MOST` size tuples are remembered.
+    """
+
+    MOST = 8
+
+    def __init__(self, make: Callable[[Sequence[int]], Frame], *, retain: bool) -> None:
+        self._make = make
+        self._retain = retain
+        self._idle: dict[tuple[int, ...], list[Frame]] = {}
+
+    def take(self, sizes: tuple[int, ...]) -> Frame:
+        idle = self._idle.get(sizes)
+        if idle:
+            try:
+                frame = idle.pop()
+            except IndexError:  # another thread was faster
+                return self._make(sizes)
+            frame.acquire()
+            return frame
+        return self._make(sizes)
+
+    def put(self, sizes: tuple[int, ...], frame: Frame) -> None:
+        if not self._retain:
+            frame.release()
+        if sizes not in self._idle and len(self._idle) >= self.MOST:
+            self._idle.pop(next(iter(self._idle), sizes), None)
+        self._idle.setdefault(sizes, []).append(frame)
+
+
+def place_again(intervals: Sequence[Interval], alignment: int) -> tuple[list[int], int]:
+    """Offsets and arena size for sizes other than those that were planned for.
+
+    Largest first, each at the lowest address that is free during its life.
+    """
+    offsets = [0] * len(intervals)
+    placed: list[int] = []
+    top = 0
+    for i in sorted(range(len(intervals)), key=lambda i: (-intervals[i][2], i)):
+        first, last, nbytes, _ = intervals[i]
+        size = -(-nbytes // alignment) * alignment
+        offset = 0
+        for j in sorted(placed, key=lambda j: offsets[j]):
+            other_first, other_last, other_bytes, _ = intervals[j]
+            if other_last < first or last < other_first:
+                continue
+            if offset + size <= offsets[j]:
+                break
+            offset = max(offset, offsets[j] + -(-other_bytes // alignment) * alignment)
+        offsets[i] = offset
+        placed.append(i)
+        top = max(top, offset + size)
+    return offsets, top
+
+
+def new(
+    shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """A tensor of its own."""
+    return torch.empty_strided(tuple(shape), tuple(strides), dtype=dtype, device=device)

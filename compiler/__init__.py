@@ -1,0 +1,36 @@
+"""Rewright: a graph compiler for PyTorch that works to stated budgets.
+
+    torch.compile(model, backend="rewright")
+    rewright.optimize(model, example_inputs)
+
+Everything is imported on first use, so that `import rewright` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from rewright.api import Compiled, optimize
+    from rewright.backend import programs
+    from rewright.ir import RewrightError
+    from rewright.options import Options
+
+_HOMES = {
+    "Compiled": "rewright.api",
+    "Options": "rewright.options",
+    "RewrightError": "rewright.ir",
+    "optimize": "rewright.api",
+    "programs": "rewright.backend",
+}
+
+__all__ = ["Compiled", "Options", "RewrightError", "optimize", "programs"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'rewright' has no attribute '{name}'")

@@ -1,0 +1,61 @@
+"""The one table of options: `torch.compile(options=...)`, `rewright.optimize(...)`, the CLI."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from rewright.ir import OptionError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a compile may be told. Every field's metadata is its documentation."""
+
+    fallback: str = field(
+        default="aten",
+        metadata={
+            "choices": ("aten", "error"),
+            "doc": "what to do with an operator that has no kernel of ours: run it as ATen, "
+            "or refuse with an error",
+        },
+    )
+    target: str = field(
+        default="host",
+        metadata={
+            "doc": "the device that is compiled for: host, cpu, cpu:avx2, cuda:sm_90, cuda:h200 ..."
+        },
+    )
+    passes: str = field(
+        default="default",
+        metadata={"doc": "the pipeline, as canonicalize,cse,dce,fuse{max-ops=8},memory"},
+    )
+    trace: str = field(
+        default="",
+        metadata={"doc": "a folder that gets the graph after every pass, kernels and report"},
+    )
+
+    @staticmethod
+    def of(given: Mapping[str, Any]) -> Options:
+        """Check names and values. Raises OptionError with the nearest known name."""
+        known = {f.name: f for f in fields(Options)}
+        for name, value in given.items():
+            if name not in known:
+                listed = ", ".join(known)
+                raise OptionError(
+                    f"no option '{name}'{did_you_mean(name, known) or f'; it takes {listed}'}",
+                    who="options",
+                )
+            if not isinstance(value, str):
+                raise OptionError(f"{name} takes a string, not {value!r}", who="options")
+            choices = known[name].metadata.get("choices")
+            if choices and value not in choices:
+                listed = " or ".join(f"'{c}'" for c in choices)
+                raise OptionError(f"{name} is {listed}, not '{value}'", who="options")
+        return Options(**given)
+
+
+def option_docs() -> list[tuple[str, str, str]]:
+    """(name, default, sentence) of every option, for --help and the documentation."""
+    return [(f.name, str(f.default), f.metadata["doc"]) for f in fields(Options)]

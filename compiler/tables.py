@@ -1,0 +1,52 @@
+"""Numbers as people read them, and plain tables that also read well in a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rewright.report import PassRow
+
+
+def bytes_text(count: float) -> str:
+    """1.5 MiB"""
+    for unit, step in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= step:
+            return f"{count / step:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def seconds_text(seconds: float) -> str:
+    """41.7 us"""
+    for unit, step in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= step:
+            return f"{seconds / step:.1f} {unit}"
+    return f"{seconds * 1e9:.0f} ns"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded with spaces: the first to the left, the others to the right."""
+    widths = [max(len(r[i]) for r in (header, *rows)) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        first = cells[0].ljust(widths[0])
+        rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+        return "  ".join((first, *rest)).rstrip()
+
+    return "\n".join(line(row) for row in (header, *rows))
+
+
+def pass_table(rows: Sequence[PassRow]) -> str:
+    """The pass table: what each pass left."""
+    cells = [
+        (
+            row.spec,
+            str(row.nodes),
+            str(row.kernels),
+            bytes_text(row.peak_bytes),
+            seconds_text(row.estimated_seconds),
+        )
+        for row in rows
+    ]
+    return table(("pass", "nodes", "calls", "peak", "estimated"), cells)

@@ -1,0 +1,134 @@
+"""From the arguments of one call to the values of a graph's symbols."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import torch
+
+from rewright.ir.dims import Dim, Size, Symbol, evaluate, symbols_of
+from rewright.ir.errors import InputError
+from rewright.ir.graph import Graph, Input
+from rewright.ir.types import DTYPE_NAMES, ScalarType, TensorType
+
+_PYTHON: Final[dict[str, tuple[type, ...]]] = {
+    "int": (int,),
+    "float": (float, int),
+    "bool": (bool,),
+}
+
+
+class Seen(NamedTuple):
+    """A size of the signature, what the call has there, and where that is."""
+
+    size: Size
+    value: int
+    where: str
+
+
+def bind(graph: Graph, args: Sequence[object], *, exact: bool = True) -> dict[str, int]:
+    """The value of every symbol that the arguments determine.
+
+    Raises InputError, naming the input, when an argument does not fit the signature. Unless
+    `exact`, one floating dtype is as good as another, and one integer dtype too.
+    """
+    if len(args) != len(graph.inputs):
+        raise InputError(
+            f"graph {graph.name} takes {len(graph.inputs)} inputs, and got {len(args)}"
+        )
+    seen = [
+        size
+        for input, arg in zip(graph.inputs, args, strict=True)
+        for size in _sizes(input, arg, exact)
+    ]
+    values: dict[str, int] = {}
+    given: dict[str, Seen] = {}
+    for size in seen:
+        if isinstance(size.size, Dim) and size.size.is_symbol:
+            first = given.setdefault(size.size.text, size)
+            values.setdefault(size.size.text, size.value)
+            if first.value != size.value:
+                raise InputError(
+                    f"{size.where} is {size.value}, but {first.where} is {first.value}: "
+                    f"both are {size.size}"
+                )
+    _solve_rest(seen, values)
+    for symbol in graph.symbols:
+        if symbol.name in values:
+            _check_range(symbol, values[symbol.name], graph)
+    return values
+
+
+def solve(size: Dim, value: int, known: Mapping[str, int]) -> tuple[str, int] | None:
+    """The one symbol of `size` that is not known, and what makes `size` equal `value`."""
+    unknown = [s.name for s in size.symbols if s.name not in known]
+    if len(unknown) != 1:
+        return None
+    name = unknown[0]
+    at_zero, at_one = (evaluate(size, {**known, name: x}) for x in (0, 1))
+    if at_one == at_zero or (value - at_zero) % (at_one - at_zero):
+        return None
+    solution = (value - at_zero) // (at_one - at_zero)
+    return (name, solution) if evaluate(size, {**known, name: solution}) == value else None
+
+
+def _solve_rest(seen: Sequence[Seen], values: dict[str, int]) -> None:
+    """Check the sizes that are expressions; one in a single unknown symbol gives its value."""
+    for size in seen:
+        if isinstance(size.size, Dim):
+            solution = solve(size.size, size.value, values)
+            if solution is not None:
+                values.setdefault(*solution)
+        elif size.size != size.value:
+            raise InputError(f"{size.where} is {size.value}, not {size.size}")
+    for size in seen:
+        if all(s.name in values for s in symbols_of([size.size])):
+            wanted = evaluate(size.size, values)
+            if wanted != size.value:
+                raise InputError(f"{size.where} is {size.value}, not {size.size} = {wanted}")
+
+
+def _sizes(input: Input, arg: object, exact: bool) -> Iterator[Seen]:
+    name, type = f"%{input.value.name}", input.value.type
+    if isinstance(type, ScalarType):
+        if not isinstance(arg, _PYTHON[type.kind]):
+            raise InputError(f"{name} is {_spell(arg)}, not a Python {type.kind}")
+        if type.dim is not None and isinstance(arg, int):
+            yield Seen(type.dim, arg, name)
+    if not isinstance(type, TensorType):
+        return
+    if not isinstance(arg, torch.Tensor):
+        raise InputError(f"{name} is {_spell(arg)}, not a tensor")
+    if arg.dtype != type.dtype and (exact or _family(arg.dtype) != _family(type.dtype)):
+        raise InputError(f"{name} is {_dtype(arg.dtype)}, not {_dtype(type.dtype)}")
+    if arg.ndim != type.rank:
+        raise InputError(f"{name} has {arg.ndim} dimensions, not {type.rank}")
+    if arg.device.type != type.device.type:
+        raise InputError(f"{name} is on {arg.device}, not on {type.device}")
+    for index, (size, value) in enumerate(zip(type.shape, arg.shape, strict=True)):
+        yield Seen(size, value, f"dimension {index} of {name}")
+
+
+def _check_range(symbol: Symbol, value: int, graph: Graph) -> None:
+    high = value if symbol.high is None else symbol.high
+    if not symbol.low <= value <= high:
+        top = "inf" if symbol.high is None else symbol.high
+        raise InputError(
+            f"{symbol.name} is {value}, but graph {graph.name} is for "
+            f"{symbol.name} in [{symbol.low}, {top}]"
+        )
+    if value % symbol.divisor:
+        raise InputError(f"{symbol.name} is {value}, which {symbol.divisor} does not divide")
+
+
+def _family(dtype: torch.dtype) -> tuple[bool, bool, bool]:
+    return dtype.is_floating_point, dtype.is_complex, dtype is torch.bool
+
+
+def _spell(arg: object) -> str:
+    return "none" if arg is None else f"a {type(arg).__name__}"
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return DTYPE_NAMES.get(dtype, str(dtype))

@@ -1,0 +1,56 @@
+"""The `rw.*` operators: what torch has no operator for.
+
+Every operator above the kernel level says what it computes through a nested graph (its body) or a
+reference function; one without a meaning does not exist here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from rewright.ir.ops import Effect, Kind
+
+
+@dataclass(frozen=True)
+class DialectFacts:
+    """Declaration of one `rw.*` operator. `body` names the nested graph that is its meaning."""
+
+    name: str
+    kind: Kind
+    doc: str
+    effect: Effect = Effect.NONE
+    body: str | None = None
+    level: str = "aten"
+
+
+_DECLARATIONS: Final = (
+    DialectFacts(
+        "rw.constant",
+        Kind.CREATION,
+        "A tensor known at compile time: `data=` small values in line, or `sha256=` its digest.",
+    ),
+    DialectFacts(
+        "rw.fused",
+        Kind.REGION,
+        "One kernel: computes its nested graph `body` on its operands, bit for bit.",
+        body="body",
+        level="fused",
+    ),
+    DialectFacts(
+        "rw.alloc",
+        Kind.STORAGE,
+        "A buffer: at `offset` bytes of the arena, or a tensor of its own when there is no offset.",
+        effect=Effect.MUTATION,
+        level="kernel",
+    ),
+    DialectFacts(
+        "rw.free",
+        Kind.STORAGE,
+        "The value's storage is not read again.",
+        effect=Effect.MUTATION,
+        level="kernel",
+    ),
+)
+
+DIALECT: Final[dict[str, DialectFacts]] = {d.name: d for d in _DECLARATIONS}

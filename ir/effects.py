@@ -1,0 +1,53 @@
+"""The one place that decides what may be dropped, merged, repeated or moved.
+
+Everybody who removes, shares, recomputes or reorders nodes asks here, never `op.effect`: a node
+can be better than its operator (attention with no dropout draws nothing) or worse (a region that
+holds a random operator is random).
+"""
+
+from __future__ import annotations
+
+from rewright.ir.graph import Node
+from rewright.ir.ops import Effect
+
+
+def effect_of(node: Node) -> Effect:
+    """What running this node does besides computing, nested graphs included."""
+    own = node.op.effect
+    if own is Effect.RNG and _draws_nothing(node):
+        own = Effect.NONE
+    if own is not Effect.NONE or not node.graphs:
+        return own
+    inner = (effect_of(n) for _, graph in node.graphs for n in graph.nodes)
+    return next((effect for effect in inner if effect is not Effect.NONE), Effect.NONE)
+
+
+def may_drop(node: Node) -> bool:
+    """True when nobody can tell that the node did not run, once its results are not read.
+
+    A random operator may not go: it would shift the numbers that the ones after it draw.
+    """
+    return effect_of(node) is Effect.NONE
+
+
+def may_merge(a: Node, b: Node) -> bool:
+    """True when running `a` alone does what running both does, given that they compute the same."""
+    return effect_of(a) is Effect.NONE and effect_of(b) is Effect.NONE
+
+
+def may_repeat(node: Node) -> bool:
+    """True when a second run gives the same values and does nothing else."""
+    return effect_of(node) is Effect.NONE
+
+
+def ordered(node: Node) -> bool:
+    """True when the node must keep its place among the nodes of its effect."""
+    return effect_of(node) is not Effect.NONE
+
+
+def _draws_nothing(node: Node) -> bool:
+    """A random operator called so that it draws no number: outside training, or never dropping."""
+    names = node.op.argument_names
+    if "dropout_p" in names and node.arg("dropout_p") == 0:
+        return True
+    return any(name in names and node.arg(name) is False for name in ("train", "training"))

@@ -1,0 +1,56 @@
+"""The loop IR: regions as loop nests over typed scalars, before any choice of schedule."""
+
+from rewright.ir.loops.affine import Affine, Axis
+from rewright.ir.loops.lower import lower, order_of
+from rewright.ir.loops.nest import (
+    Apply,
+    Buffer,
+    Convert,
+    Inside,
+    Let,
+    Load,
+    Nest,
+    Number,
+    Order,
+    Position,
+    Reduce,
+    Ref,
+    Round,
+    Stage,
+    Statement,
+    Store,
+    Term,
+    Within,
+    subterms,
+)
+from rewright.ir.loops.operators import OPERATORS, reduced_dims
+from rewright.ir.loops.views import VIEWS
+
+__all__ = [
+    "OPERATORS",
+    "VIEWS",
+    "Affine",
+    "Apply",
+    "Axis",
+    "Buffer",
+    "Convert",
+    "Inside",
+    "Let",
+    "Load",
+    "Nest",
+    "Number",
+    "Order",
+    "Position",
+    "Reduce",
+    "Ref",
+    "Round",
+    "Stage",
+    "Statement",
+    "Store",
+    "Term",
+    "Within",
+    "lower",
+    "order_of",
+    "reduced_dims",
+    "subterms",
+]

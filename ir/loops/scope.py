@@ -1,0 +1,217 @@
+"""Evaluating a region element by element: each value at an index becomes a named scalar.
+
+`Scope.at(value, index)` walks from a result back to the region's inputs. The same value at the
+same index is the same scalar; equal terms are one statement. Statements remember whether they vary
+along the columns and how many reductions must be complete before them; staging uses that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rewright.ir.dims import Size, equal, product
+from rewright.ir.errors import UnsupportedError
+from rewright.ir.expr import PREDICATES, Call, Expr, Literal, Operand
+from rewright.ir.graph import Graph, Node, Value
+from rewright.ir.loops.affine import Affine, Axis, axis_index, delinearize, linear
+from rewright.ir.loops.nest import (
+    Apply,
+    Convert,
+    Inside,
+    Load,
+    Number,
+    Position,
+    Reduce,
+    Ref,
+    Round,
+    Let,
+    Term,
+    Within,
+    subterms,
+)
+from rewright.ir.loops.views import VIEWS, Index, broadcast, view_source
+from rewright.ir.ops import Kind
+from rewright.ir.pointwise import compute_dtype, scalar_expr
+from rewright.ir.types import TensorType
+
+Guards = tuple[Within, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Defined:
+    """A statement with what staging needs: its reach and the number of reductions before it."""
+
+    statement: Let | Reduce
+    per_column: bool
+    depth: int
+
+    @property
+    def ready(self) -> int:
+        """Depth at which the name can be read."""
+        return self.depth + 1 if isinstance(self.statement, Reduce) else self.depth
+
+
+class Scope:
+    """The statements of one region over given axes. `columns` are the axes that reductions sum."""
+
+    def __init__(self, region: Graph, axes: Sequence[Axis], columns: frozenset[str]) -> None:
+        self.region = region
+        self.axes = tuple(axes)
+        self.columns = columns
+        self.sizes = {a.name: a.size for a in axes}
+        self.defined: dict[str, Defined] = {}
+        self._values: dict[tuple[Value, Index, Guards], Ref] = {}
+        self._terms: dict[object, Ref] = {}
+        self._inputs = {i.value for i in region.inputs}
+        cols = [a for a in axes if a.name in columns]
+        self.col_count = product(a.size for a in cols)
+        self._col_position = linear([axis_index(a) for a in cols], [a.size for a in cols])
+
+    # --- values -----------------------------------------------------------------------------
+
+    def at(self, value: Value, index: Index, guards: Guards = ()) -> Ref:
+        """The scalar that is element `index` of `value`; unspecified where a guard is false."""
+        key = (value, index, guards)
+        found = self._values.get(key)
+        if found is None:
+            found = self._values[key] = self._evaluate(value, index, guards)
+        return found
+
+    def _evaluate(self, value: Value, index: Index, guards: Guards) -> Ref:
+        if value in self._inputs:
+            return self._load(value, index, guards)
+        node = self.region.producers[value]
+        if node.op.name in VIEWS:
+            source, inner = view_source(node, value, index, self.sizes)
+            return self.at(source, inner, guards)
+        if node.op.kind is Kind.POINTWISE:
+            return self._pointwise(node, index, guards)
+        from rewright.ir.loops.operators import OPERATORS
+
+        rule = OPERATORS.get(node.op.name)
+        if rule is None:
+            raise UnsupportedError(f"{node.op} has no loop form")
+        return self.result(value, rule(self, node, value, index, guards))
+
+    def _load(self, value: Value, index: Index, guards: Guards) -> Ref:
+        type = value.tensor
+        offset = Affine()
+        for part, stride in zip(index, type.layout, strict=True):
+            offset = offset + part.scaled(stride)
+        return self.let(Load(value.name, offset, compute_dtype(type.dtype), guards), value.name)
+
+    def _pointwise(self, node: Node, index: Index, guards: Guards) -> Ref:
+        element = scalar_expr(node)
+        shape = node.result.tensor.shape
+        scalars: list[Term] = []
+        for operand, dtype in zip(element.operands, element.operand_dtypes, strict=True):
+            if not isinstance(operand, Value) or not isinstance(operand.type, TensorType):
+                raise UnsupportedError(f"{node.op} reads a scalar known only at run time")
+            inner = broadcast(index, shape, operand.type.shape)
+            read = to_storage(self.at(operand, inner, guards), operand.type.dtype, dtype)
+            scalars.append(convert(read, element.compute))
+        return self.result(node.result, self.build(element.expr, scalars, element.compute))
+
+    def build(self, expr: Expr, operands: Sequence[Term], dtype: torch.dtype) -> Term:
+        """A scalar expression over terms, one statement per primitive."""
+        if isinstance(expr, Operand):
+            return operands[expr.index]
+        if isinstance(expr, Literal):
+            return Number(expr.value, dtype)
+        assert isinstance(expr, Call)
+        args = tuple(self.build(a, operands, dtype) for a in expr.args)  # type: ignore[arg-type]
+        return self.apply(expr.name, *args)
+
+    def result(self, value: Value, term: Term) -> Ref:
+        """The term as the node's result: converted, and rounded to what its dtype can hold."""
+        dtype = value.tensor.dtype
+        typed = convert(term, compute_dtype(dtype))
+        if dtype != compute_dtype(dtype):
+            typed = Round(typed, dtype, compute_dtype(dtype))
+        return self.let(typed, value.name)
+
+    # --- statements -------------------------------------------------------------------------
+
+    def let(self, term: Term, origin: str = "") -> Ref:
+        """Name a term; an equal term keeps the name it has."""
+        if isinstance(term, Ref):
+            return term
+        found = self._terms.get(term)
+        if found is not None:
+            return found
+        ref = Ref(f"t{len(self.defined)}", term.dtype)
+        self.defined[ref.name] = Defined(Let(ref.name, term, origin), *self._reach(term))
+        self._terms[term] = ref
+        return ref
+
+    def apply(self, name: str, *args: Term) -> Ref:
+        """A primitive of named operands; the result is a mask for predicates."""
+        named = tuple(a if isinstance(a, Number) else self.let(a) for a in args)
+        value = named[-1].dtype if name == "select" else named[0].dtype
+        dtype = torch.bool if name in PREDICATES else value
+        return self.let(Apply(name, named, dtype))
+
+    def reduce(self, how: str, term: Term, origin: str = "") -> Ref:
+        """Combine `term` over all columns."""
+        key = ("reduce", how, term)
+        found = self._terms.get(key)
+        if found is not None:
+            return found
+        ref = Ref(f"t{len(self.defined)}", term.dtype)
+        _, depth = self._reach(term)
+        self.defined[ref.name] = Defined(Reduce(ref.name, how, term, origin), True, depth)
+        self._terms[key] = ref
+        return ref
+
+    def sweep(self, index: Index, shape: Sequence[Size], dims: Sequence[int]) -> Index:
+        """`index` with the dimensions `dims` of an array of `shape` running over the columns.
+
+        Raises UnsupportedError when the region's columns are not these dimensions, or when what
+        remains of the index moves along the columns.
+        """
+        sizes = [shape[d] for d in dims]
+        if not equal(product(sizes), self.col_count):
+            raise UnsupportedError("two reductions of one kernel run over different sizes")
+        if any(index[d].reads(self.columns) for d in range(len(index)) if d not in dims):
+            raise UnsupportedError("a reduction is read across the rows it belongs to")
+        inner = delinearize(self._col_position, sizes, self.sizes)
+        place = dict(zip(dims, inner, strict=True))
+        return tuple(place.get(d, part) for d, part in enumerate(index))
+
+    def is_row(self, name: str) -> bool:
+        """True when the name can be read as one value per row."""
+        made = self.defined[name]
+        return isinstance(made.statement, Reduce) or not made.per_column
+
+    def _reach(self, term: Term) -> tuple[bool, int]:
+        per_column, depth = False, 0
+        for part in subterms(term):
+            if isinstance(part, Ref):
+                made = self.defined[part.name]
+                per_column |= not self.is_row(part.name)
+                depth = max(depth, made.ready)
+            elif isinstance(part, (Load, Position)):
+                per_column |= part.at.reads(self.columns)
+            if isinstance(part, (Load, Inside)):
+                per_column |= any(g.at.reads(self.columns) for g in part.guards)
+        return per_column, depth
+
+
+def to_storage(term: Term, dtype: torch.dtype, storage: torch.dtype) -> Term:
+    """`term`, a value that a tensor of `dtype` holds, as one of `storage` would hold it."""
+    typed = convert(term, compute_dtype(storage))
+    if storage in (dtype, compute_dtype(storage)):
+        return typed
+    return Round(typed, storage, compute_dtype(storage))
+
+
+def convert(term: Term, dtype: torch.dtype) -> Term:
+    """`term` in another compute type."""
+    if term.dtype == dtype:
+        return term
+    if isinstance(term, Number):
+        return Number(term.value, dtype)
+    return Convert(term, dtype)

@@ -1,0 +1,166 @@
+"""What an index of a view's result means in its source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from rewright.ir.dims import Dim, Size
+from rewright.ir.errors import UnsupportedError
+from rewright.ir.graph import Arg, Node, Value
+from rewright.ir.loops.affine import ZERO, Affine, delinearize, linear
+
+Index = tuple[Affine, ...]
+
+
+def view_source(
+    node: Node, result: Value, index: Index, sizes: Mapping[str, Size]
+) -> tuple[Value, Index]:
+    """The value behind a view and the index there of element `index` of `result`.
+
+    Raises UnsupportedError when the view has no affine index map, NeedSplit (see affine.py).
+    """
+    rule = VIEWS.get(node.op.name)
+    source = node.args[0]
+    if rule is None or not isinstance(source, Value):
+        raise UnsupportedError(f"{node.op} has no index map")
+    return source, rule(node, result, index, sizes)
+
+
+def _same(node: Node, result: Value, index: Index, sizes: Mapping[str, Size]) -> Index:
+    return index
+
+
+def _reshape(node: Node, result: Value, index: Index, sizes: Mapping[str, Size]) -> Index:
+    source = node.operands[0].tensor
+    return delinearize(linear(index, result.tensor.shape), source.shape, sizes)
+
+
+def _permute(node: Node, result: Value, index: Index, sizes: Mapping[str, Size]) -> Index:
+    order = node.args[1]
+    assert isinstance(order, tuple)
+    source: list[Affine] = [ZERO] * len(index)
+    for place, dim in enumerate(order):
+        source[_dim(dim, len(index))] = index[place]
+    return tuple(source)
+
+
+def _transpose(node: Node, result: Value, index: Index, sizes: Mapping[str, Size]) -> Index:
+    a, b = _dim(node.args[1], len(index)), _dim(node.args[2], len(index))
+    source = list(index)
+    source[a], source[b] = index[b], index[a]
+    return tuple(source)
+
+
+def _t(node: Node, result: Value, index: Index, sizes: Mapping[str, Size]) -> Index:
+    return tuple(reversed(index))
+
+
+def _expand(node: Node, result: Value, index: Index, sizes: Mapping[str, Size]) -> Index:
+    return broadcast(index, result.tensor.shape, node.operands[0].tensor.shape)
+
+
+def _unsqueeze(node: Node, result: Value, index: Index, sizes: Mapping[str, Size]) -> Index:
+    dim = _dim(node.args[1], len(index))
+    return index[:dim] + index[dim + 1 :]
+
+
+def _squeeze(node: Node, result: Value, index: Index, sizes: Mapping[str, Size]) -> Index:
+    shape = node.operands[0].tensor.shape
+    if len(node.args) == 1:
+        dropped = {d for d, size in enumerate(shape) if size == 1}
+    else:
+        dims = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        dropped = {_dim(d, len(shape)) for d in dims}
+        dropped = {d for d in dropped if shape[d] == 1}
+    rest = iter(index)
+    return tuple(ZERO if d in dropped else next(rest) for d in range(len(shape)))
+
+
+def _slice(node: Node, result: Value, index: Index, sizes: Mapping[str, Size]) -> Index:
+    shape = node.operands[0].tensor.shape
+    dim = _dim(node.arg("dim"), len(shape))
+    start = slice_start(node, shape[dim])
+    step = node.arg("step")
+    assert isinstance(step, int)
+    moved = index[dim].scaled(step).shifted(start)
+    return (*index[:dim], moved, *index[dim + 1 :])
+
+
+def slice_start(node: Node, size: Size) -> Size:
+    """The first element a slice takes. Raises UnsupportedError when it depends on the data."""
+    start = node.arg("start")
+    if start is None:
+        return 0
+    if isinstance(start, int):
+        if start >= 0 and isinstance(size, int):
+            return min(start, size)
+        return start if start >= 0 else size + start
+    if isinstance(start, Dim):
+        return start
+    raise UnsupportedError("the start of a slice is not a size")
+
+
+def _select(node: Node, result: Value, index: Index, sizes: Mapping[str, Size]) -> Index:
+    shape = node.operands[0].tensor.shape
+    dim = _dim(node.args[1], len(shape))
+    at = node.args[2]
+    if not isinstance(at, (int, Dim)):
+        raise UnsupportedError("the index of a select is not a size")
+    place = shape[dim] + at if isinstance(at, int) and at < 0 else at
+    return (*index[:dim], Affine((), place), *index[dim:])
+
+
+def _split(node: Node, result: Value, index: Index, sizes: Mapping[str, Size]) -> Index:
+    dim = _dim(node.arg("dim"), len(index))
+    start: Size = 0
+    for part in node.results:
+        if part == result:
+            break
+        start = start + part.tensor.shape[dim]
+    return (*index[:dim], index[dim].shifted(start), *index[dim + 1 :])
+
+
+def _unbind(node: Node, result: Value, index: Index, sizes: Mapping[str, Size]) -> Index:
+    dim = _dim(node.arg("dim"), len(index) + 1)
+    place = node.results.index(result)
+    return (*index[:dim], Affine((), place), *index[dim:])
+
+
+def broadcast(index: Index, shape: tuple[Size, ...], source: tuple[Size, ...]) -> Index:
+    """The index in an operand of shape `source` of a result of shape `shape` (torch's rules)."""
+    skipped = len(shape) - len(source)
+    return tuple(
+        ZERO if size == 1 and shape[d + skipped] != 1 else index[d + skipped]
+        for d, size in enumerate(source)
+    )
+
+
+def _dim(dim: Arg, rank: int) -> int:
+    assert isinstance(dim, int)
+    return dim % rank if rank else 0
+
+
+Rule = Callable[[Node, Value, Index, Mapping[str, Size]], Index]
+
+VIEWS: Final[dict[str, Rule]] = {
+    "aten.alias.default": _same,
+    "aten.detach.default": _same,
+    "aten.view.default": _reshape,
+    "aten._unsafe_view.default": _reshape,
+    "aten._reshape_alias.default": _reshape,
+    "aten.reshape.default": _reshape,
+    "aten.permute.default": _permute,
+    "aten.transpose.int": _transpose,
+    "aten.t.default": _t,
+    "aten.expand.default": _expand,
+    "aten.unsqueeze.default": _unsqueeze,
+    "aten.squeeze.default": _squeeze,
+    "aten.squeeze.dim": _squeeze,
+    "aten.squeeze.dims": _squeeze,
+    "aten.slice.Tensor": _slice,
+    "aten.select.int": _select,
+    "aten.split.Tensor": _split,
+    "aten.split_with_sizes.default": _split,
+    "aten.unbind.int": _unbind,
+}

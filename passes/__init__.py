@@ -1,0 +1,47 @@
+"""Passes: graph to graph, by name, with options that print and parse back.
+
+A pass is a frozen dataclass; a `Pipeline` is a list of them; `Env` is all they may use.
+"""
+
+from __future__ import annotations
+
+from rewright.passes.base import Env, Pass, passes
+from rewright.passes.canonicalize import Canonicalize
+from rewright.passes.cse import Cse
+from rewright.passes.dce import Dce
+from rewright.passes.fold import Fold
+from rewright.passes.fuse import Fuse
+from rewright.passes.log import Decision, DecisionLog
+from rewright.passes.memory import PlanMemory, peak_bytes
+from rewright.passes.pipeline import Pipeline, PipelineResult, Stage
+from rewright.passes.specs import Bytes
+
+# Fold comes before Cse, which then sees equal constants; what Cse merges, Canonicalize can join.
+DEFAULT = (
+    Canonicalize(),
+    Fold(),
+    Cse(),
+    Dce(),
+    Fuse(),
+    PlanMemory(),
+)
+
+__all__ = [
+    "DEFAULT",
+    "Bytes",
+    "Canonicalize",
+    "Cse",
+    "Dce",
+    "Decision",
+    "DecisionLog",
+    "Env",
+    "Fold",
+    "Fuse",
+    "Pass",
+    "Pipeline",
+    "PipelineResult",
+    "PlanMemory",
+    "Stage",
+    "passes",
+    "peak_bytes",
+]

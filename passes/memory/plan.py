@@ -1,0 +1,142 @@
+"""The memory pass: from values to addresses. What it writes is the schedule that runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from rewright.ir import (
+    CheckError,
+    Graph,
+    Node,
+    Step,
+    TensorType,
+    Value,
+    op,
+    shares_input_storage,
+)
+from rewright.passes.base import Env, Pass
+from rewright.passes.memory.judge import judge
+from rewright.passes.memory.lifetimes import Lifetime, frees_after, lifetimes
+from rewright.passes.memory.problem import Buffer, MemoryPlan, MemoryProblem, lower_bound
+from rewright.passes.memory.solve import solve
+
+
+@dataclass(frozen=True)
+class PlanMemory(Pass, name="memory", takes="fused", gives="kernel"):
+    """Give every intermediate an address in one arena, and say when it is allocated and freed.
+
+    before:
+        %a = aten.mm.default(%x, %y) : f32[8, 8]
+        %b = aten.mm.default(%a, %y) : f32[8, 8]
+    after:
+        %a_buffer = rw.alloc(offset=0) : f32[8, 8]
+        %a = aten.mm.default(%x, %y, out=[%a_buffer]) : f32[8, 8]
+        %b = aten.mm.default(%a, %y) : f32[8, 8]
+        rw.free(%a)
+
+    What leaves the graph, and what ATen can only allocate by itself, is a tensor of its own. With
+    symbolic sizes the offsets are those at the hints; the runtime places again at other sizes.
+    """
+
+    alignment: int = 64
+
+    def run(self, graph: Graph, env: Env) -> Graph:
+        found = lifetimes(graph)
+        problem = problem_of(found, self.alignment)
+        plan = solve(problem)
+        fault = judge(problem, plan)
+        if fault is not None:
+            raise CheckError(f"the memory plan is wrong: {fault}", who="memory")
+        names = [b.name for b in problem.buffers]
+        offsets = dict(zip(names, plan.offsets, strict=True))
+        nodes = tuple(_scheduled(graph, found, offsets))
+        env.log.decide("memory", graph.name, _sentence(problem, plan))
+        return dataclasses.replace(graph, nodes=nodes).with_step(Step(str(self)))
+
+
+def problem_of(found: tuple[Lifetime, ...], alignment: int) -> MemoryProblem:
+    """The placed values as intervals of steps, sizes at the hints."""
+    return MemoryProblem(
+        tuple(
+            Buffer(f.value.name, f.start, f.last + 1, f.value.tensor.nbytes_hint)
+            for f in found
+            if f.placed
+        ),
+        alignment,
+    )
+
+
+def peak_bytes(graph: Graph) -> int:
+    """Bytes that a run of a kernel-level graph holds at its peak beyond its inputs, at the hints:
+    the arena, and the tensors of their own that are alive at one time."""
+    arena = max((_end_of(n) for n in graph.nodes if n.op.name == "rw.alloc"), default=0)
+    placed = {n.result for n in graph.nodes if n.op.name == "rw.alloc"}
+    placed |= {n.results[i] for n in graph.nodes for i in _destined(n)}
+    live, peak = 0, 0
+    for node in graph.nodes:
+        if node.op.name == "rw.free":
+            live -= sum(_own_bytes(v) for v in node.operands if v not in placed)
+            continue
+        live += sum(_own_bytes(v) for v in _owned(node) if v not in placed)
+        peak = max(peak, live)
+    return arena + peak
+
+
+def _end_of(alloc: Node) -> int:
+    offset = alloc.kwarg("offset")
+    return offset + alloc.result.tensor.nbytes_hint if isinstance(offset, int) else 0
+
+
+def _destined(node: Node) -> Iterator[int]:
+    """Positions of results that are written into an allocated buffer of the arena."""
+    out = node.kwarg("out")
+    for i, buffer in enumerate(out if isinstance(out, tuple) else ()):
+        if buffer is not None:
+            yield i
+
+
+def _owned(node: Node) -> tuple[Value, ...]:
+    if node.op.name == "rw.constant":
+        return ()
+    return () if shares_input_storage(node) else node.results
+
+
+def _own_bytes(value: Value) -> int:
+    return value.type.nbytes_hint if isinstance(value.type, TensorType) else 0
+
+
+def _scheduled(
+    graph: Graph, found: tuple[Lifetime, ...], offsets: Mapping[str, int]
+) -> Iterator[Node]:
+    """The nodes with their allocations in front and their frees behind."""
+    frees = frees_after(graph, found)
+    placed = {f.value for f in found if f.placed}
+    for step, node in enumerate(graph.nodes):
+        buffers: list[Value | None] = []
+        for value in node.results:
+            if value not in placed:
+                buffers.append(None)
+                continue
+            buffer = Value(f"{value.name}_buffer", value.type)
+            offset = offsets[value.name]
+            yield Node(op("rw.alloc"), (), (("offset", offset),), (buffer,), loc=node.loc)
+            buffers.append(buffer)
+        if any(b is not None for b in buffers):
+            kwargs = (*node.kwargs, ("out", tuple(buffers)))
+            yield dataclasses.replace(node, kwargs=tuple(sorted(kwargs, key=lambda k: k[0])))
+        else:
+            yield node
+        for value in frees.get(step, ()):
+            yield Node(op("rw.free"), (value,), (), (), loc=node.loc)
+
+
+def _sentence(problem: MemoryProblem, plan: MemoryPlan) -> str:
+    total = sum(b.nbytes for b in problem.buffers)
+    bound = lower_bound(problem)
+    over = f", {plan.nbytes / bound - 1:.1%} over the largest live set" if bound else ""
+    return (
+        f"{len(problem.buffers)} values of {total:,} bytes share an arena of "
+        f"{plan.nbytes:,} bytes{over}"
+    )

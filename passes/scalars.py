@@ -1,0 +1,67 @@
+"""One-number tensors that flow into arithmetic become Python numbers, where that is exact."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+import torch
+
+from rewright.ir import Constant, Graph, Node, TensorType, Value, is_dense, op
+from rewright.passes.sweep import Producer, Sweep
+
+# Operators whose Tensor and Scalar overloads compute the same bits when the number is one of the
+# tensor's own dtype. Division is not among them: some devices multiply by the reciprocal.
+_OVERLOADS: Final = {
+    f"aten.{name}.Tensor": f"aten.{name}.Scalar"
+    for name in ("add", "sub", "mul", "eq", "ne", "lt", "le", "gt", "ge")
+}
+_COMMUTATIVE: Final = ("aten.add.Tensor", "aten.mul.Tensor", "aten.eq.Tensor", "aten.ne.Tensor")
+_FILLS: Final = {"aten.full.default": 1, "aten.scalar_tensor.default": 0}
+
+
+def scalar_arguments(graph: Graph) -> Graph:
+    """mul(x, full([], 2.0)) -> mul(x, 2.0)."""
+    sweep = Sweep(graph)
+    sweep.run(lambda node: _with_scalar(node, sweep.producer))
+    return sweep.graph()
+
+
+def _with_scalar(node: Node, producer: Producer) -> Node | None:
+    overload = _OVERLOADS.get(node.op.name)
+    if overload is None or node.kwargs or len(node.args) != 2:
+        return None
+    orders = [node.args, node.args[::-1]] if node.op.name in _COMMUTATIVE else [node.args]
+    for x, other in orders:
+        source = producer(other)
+        if source is None or len(source.results) != 1 or not isinstance(x, Value):
+            continue
+        if not _fits(x, source, node):
+            continue
+        number = _number(source)
+        if number is not None:
+            return dataclasses.replace(node, op=op(overload), args=(x, number))
+    return None
+
+
+def _fits(x: Value, source: Node, node: Node) -> bool:
+    """True when the other operand decides neither dtype, shape nor strides of the result."""
+    type, result = x.type, node.result.type
+    if not isinstance(type, TensorType) or not isinstance(result, TensorType):
+        return False
+    if source.result.tensor.dtype != type.dtype or result.shape != type.shape:
+        return False
+    return is_dense(type) and result.layout == type.layout
+
+
+def _number(source: Node) -> bool | int | float | complex | None:
+    """The number that every element of the node's result is, after rounding to its dtype."""
+    if source.op.name == "rw.constant":
+        data = source.kwarg("value")
+        known = isinstance(data, Constant) and data.data is not None and data.data.numel() == 1
+        return data.tensor.item() if known and isinstance(data, Constant) else None
+    place = _FILLS.get(source.op.name)
+    value = None if place is None else source.args[place]
+    if not isinstance(value, (bool, int, float, complex)):
+        return None
+    return torch.tensor(value, dtype=source.result.tensor.dtype).item()

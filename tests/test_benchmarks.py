@@ -1,0 +1,67 @@
+"""The benchmarks' arithmetic and their refusals; no timing is asserted here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.load import warning
+from benchmarks.startup import Sample, own_seconds
+from benchmarks.steady import WrongAnswer, check
+from benchmarks.timing import Comparison, compare, rotated
+
+
+def test_a_speedup_is_the_ratio_of_medians_within_its_interval() -> None:
+    comparison = Comparison({"a": [1.0, 2.0, 9.0], "b": [3.0, 5.0, 4.0]}, other_load=0.0)
+    speedup = comparison.speedup("a", over="b")
+    assert speedup.ratio == 2.0
+    assert 4 / 9 <= speedup.low <= 2.0 <= speedup.high <= 3.0
+
+
+def test_steady_rounds_leave_no_doubt() -> None:
+    speedup = Comparison({"a": [1.0] * 5, "b": [1.5] * 5}, other_load=None).speedup("a", over="b")
+    assert str(speedup) == "1.50x (1.50-1.50)"
+
+
+def test_candidates_take_turns_in_rotating_order() -> None:
+    turns: list[str] = []
+    candidates: dict[str, Callable[[], object]] = {
+        name: lambda name=name: turns.append(name)  # type: ignore[misc]
+        for name in "abc"
+    }
+    comparison = compare(candidates, rounds=3, min_seconds=0.0)
+    assert turns[-9:] == [*"abc", *"bca", *"cab"]
+    assert {name: len(seconds) for name, seconds in comparison.seconds.items()} == dict.fromkeys(
+        "abc", 3
+    )
+
+
+def test_rotation_goes_round() -> None:
+    assert [rotated("ab", turn) for turn in range(3)] == [["a", "b"], ["b", "a"], ["a", "b"]]
+
+
+def test_own_time_is_taken_within_a_repeat() -> None:
+    row = [Sample(seconds, 0.0) for seconds in (5.0, 9.0, 7.0)]
+    base = [Sample(seconds, 0.0) for seconds in (3.0, 8.0, 2.0)]
+    assert own_seconds(row, base) == 2.0
+
+
+@pytest.mark.parametrize("wrong", [1.01, float("nan")])
+def test_a_wrong_answer_is_not_timed(wrong: float) -> None:
+    def double(x: Tensor) -> Tensor:
+        return 2 * x
+
+    x = torch.linspace(1, 2, 8)
+    check("double", {"right": lambda: x + x}, double, (x,))
+    with pytest.raises(WrongAnswer, match="double: off is "):
+        check("double", {"off": lambda: wrong * double(x)}, double, (x,))
+
+
+def test_a_busy_machine_is_mentioned() -> None:
+    assert warning([0.0, 0.05, None]) is None
+    told = warning([0.5, 0.0, None])
+    assert told is not None
+    assert told.startswith("warning: in 1 of 3 measurements")
