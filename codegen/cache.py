@@ -73,7 +73,9 @@ class Cache:
         return path
 
     def _places(self, name: str) -> tuple[Path, ...]:
-        places = (self.root, private_folder()) if private_folder.cache_info().currsize else (self.root,)
+        places = (
+            (self.root, private_folder()) if private_folder.cache_info().currsize else (self.root,)
+        )
         return tuple(self._path(root, name) for root in places)
 
     @staticmethod

@@ -199,13 +199,14 @@ class _Writer:
     def _bind_unbacked(self, node: Node) -> None:
         """A size known only now gets its name from the first result that shows it."""
         for value in node.results:
-            if isinstance(value.type, ScalarType) and isinstance(value.type.dim, Dim):
-                if value.type.dim.is_symbol and value.type.dim.symbols[0].hint is None:
-                    self.run.append(f"{value.type.dim} = {self.name(value)}")
+            if isinstance(value.type, ScalarType) and _is_unbacked(value.type.dim):
+                self.run.append(f"{value.type.dim} = {self.name(value)}")
             if isinstance(value.type, TensorType):
-                for d, size in enumerate(value.type.shape):
-                    if isinstance(size, Dim) and size.is_symbol and size.symbols[0].hint is None:
-                        self.run.append(f"{size} = {self.name(value)}.shape[{d}]")
+                self.run += [
+                    f"{size} = {self.name(value)}.shape[{d}]"
+                    for d, size in enumerate(value.type.shape)
+                    if _is_unbacked(size)
+                ]
 
     def drop_inputs(self, node: Node) -> None:
         """Inputs that nothing reads any more are let go: the caller may have given them up."""
@@ -246,10 +247,10 @@ class _Writer:
         return CallSequence("\n".join(lines), self.constants, self.operators, dict(self.kernels))
 
     def output(self, arg: Arg) -> str:
-        if isinstance(arg, Value) and self.graph.producers.get(arg) is not None:
-            if self.graph.producers[arg].op.name == "rw.constant":
-                return f"{self.name(arg)}.clone()"
-        return self.arg(arg)
+        """What is returned; a constant as a copy that the caller may write."""
+        made = self.graph.producers.get(arg) if isinstance(arg, Value) else None
+        is_constant = made is not None and made.op.name == "rw.constant"
+        return f"{self.arg(arg)}.clone()" if is_constant else self.arg(arg)
 
     def _planned(self) -> list[str]:
         """The plan at the sizes seen at compile time, and what planning again needs."""
@@ -290,7 +291,6 @@ class _Writer:
         return python_tuple_text(_size_source(self.graph, s) for s in self.symbols)
 
 
-
 def python_tuple_text(parts: Iterable[str]) -> str:
     listed = list(parts)
     return f"({', '.join(listed)}{',' if len(listed) == 1 else ''})"
@@ -307,6 +307,10 @@ def _size_source(graph: Graph, symbol: Symbol) -> str:
                 if _is(size, symbol):
                     return f"args[{i}].shape[{d}]"
     raise UnsupportedError(f"no input shows the size {symbol.name}")
+
+
+def _is_unbacked(size: Size | None) -> bool:
+    return isinstance(size, Dim) and size.is_symbol and size.symbols[0].hint is None
 
 
 def _is(size: Size | None, symbol: Symbol) -> bool:

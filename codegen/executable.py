@@ -20,8 +20,6 @@ class Executable:
     Safe to call from several threads; each call has buffers of its own.
     """
 
-    _boxed_call = True
-
     def __init__(
         self,
         graph: Graph,
@@ -31,6 +29,8 @@ class Executable:
         retain: bool = True,
         trace: list[tuple[str, str]] | None = None,
     ) -> None:
+        # On the instance: torch._dynamo.disable copies an object's own attributes, not its class's.
+        self._boxed_call = True
         self.graph = graph
         self.calls = write_calls(graph, of_node, traced=trace is not None)
         self._namespace = _namespace(self.calls, kernels)

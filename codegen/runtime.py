@@ -6,6 +6,7 @@ Depends on torch and ctypes alone: an artefact carries a copy of this file besid
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,33 +63,42 @@ class Frames:
     """Frames by the sizes they are made for: each call takes one and puts it back.
 
     Calls on several threads, or within each other, have frames of their own. With `retain` the
-    arena of an idle frame keeps its memory; at most `MOST` size tuples are remembered.
+    arenas of the sizes used last keep their memory between calls, all others give it back.
     """
 
-    MOST = 8
+    MOST = 16  # size tuples remembered
 
     def __init__(self, make: Callable[[Sequence[int]], Frame], *, retain: bool) -> None:
         self._make = make
         self._retain = retain
         self._idle: dict[tuple[int, ...], list[Frame]] = {}
+        self._lock = threading.Lock()
 
     def take(self, sizes: tuple[int, ...]) -> Frame:
-        idle = self._idle.get(sizes)
-        if idle:
-            try:
-                frame = idle.pop()
-            except IndexError:  # another thread was faster
-                return self._make(sizes)
-            frame.acquire()
-            return frame
-        return self._make(sizes)
+        with self._lock:
+            idle = self._idle.get(sizes)
+            frame = idle.pop() if idle else None
+        if frame is None:
+            return self._make(sizes)
+        frame.acquire()
+        return frame
 
     def put(self, sizes: tuple[int, ...], frame: Frame) -> None:
         if not self._retain:
             frame.release()
-        if sizes not in self._idle and len(self._idle) >= self.MOST:
-            self._idle.pop(next(iter(self._idle), sizes), None)
-        self._idle.setdefault(sizes, []).append(frame)
+        with self._lock:
+            self._forget_others(sizes)
+            self._idle.setdefault(sizes, []).append(frame)
+
+    def _forget_others(self, sizes: tuple[int, ...]) -> None:
+        """Free what idle frames of other sizes hold; drop the sizes not used for longest."""
+        used = self._idle.pop(sizes, [])
+        for frames in self._idle.values():
+            for frame in frames:
+                frame.release()
+        while len(self._idle) >= self.MOST:
+            del self._idle[next(iter(self._idle))]
+        self._idle[sizes] = used
 
 
 def place_again(intervals: Sequence[Interval], alignment: int) -> tuple[list[int], int]:

@@ -30,9 +30,9 @@ class Compiled:
 
         Raises InputError when they do not fit what the module was optimized for.
         """
-        flat = self.bindings.flatten(args, kwargs)
-        check_inputs(self.program.source, flat)
-        return self.bindings.unflatten(self.program.executable(flat))
+        flat = self.bindings.inputs(self.program.source, args, kwargs)
+        bind(self.program.source, flat)
+        return self.bindings.outputs(self.program.executable(flat))
 
     @property
     def graph(self) -> Graph:

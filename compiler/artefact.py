@@ -1,12 +1,12 @@
 """Artefacts: a folder that holds a program and runs with torch alone.
 
-    program.py        the call sequence; `load()` gives a callable
-    runtime.py        frames and arenas (a copy of rewright/codegen/runtime.py)
-    kernels.cpp, .so  our kernels, source and binary
-    tensors.pt        parameters, buffers and constants by name
-    graph.rw          the schedule, as text
-    report.json       what the compile did
-    rewright.json     what made this folder
+program.py        the call sequence; `load()` gives a callable
+runtime.py        frames and arenas (a copy of rewright/codegen/runtime.py)
+kernels.cpp, .so  our kernels, source and binary
+tensors.pt        parameters, buffers and constants by name
+graph.rw          the schedule, as text
+report.json       what the compile did
+rewright.json     what made this folder
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -95,15 +95,14 @@ def program_text(program: Program) -> str:
     calls = program.executable.calls
     operators = [_operator_line(short, name) for short, name in sorted(calls.operators.items())]
     kernels = sorted(set(calls.kernels.values()))
-    inputs = [i.value.name for i in program.source.inputs]
-    roles = [i.role for i in program.source.inputs]
+    inputs = program.source.inputs
     return _PROGRAM.format(
         title=program.source.name,
         operators="\n".join(operators),
         kernels=json.dumps(kernels),
         calls=calls.source.split('"""', 2)[2].strip(),
-        inputs=json.dumps([n for n, role in zip(inputs, roles, strict=True)]),
-        given=json.dumps([n for n, role in zip(inputs, roles, strict=True) if role == "input"]),
+        inputs=json.dumps([i.value.name for i in inputs]),
+        given=json.dumps([i.value.name for i in inputs if i.role == "input"]),
     )
 
 
@@ -116,7 +115,7 @@ def _operator_line(short: str, name: str) -> str:
     return f"{short} = torch.ops.{name}"
 
 
-_PROGRAM = '''"""graph {title}: the program, as Python. `load()` gives a function of the model's inputs.
+_PROGRAM = '''"""graph {title} as Python: `load()` gives a function of the model's inputs.
 
 Written by rewright; needs torch, nothing else.
 """

@@ -69,11 +69,15 @@ def _compiler(options: Options, phase: str) -> Callable[..., Executable]:
     """fw, bw or inference compiler: fx graph in, boxed executable out."""
 
     def compile_fx_graph(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Executable:
+        from torch._subclasses.fake_tensor import unset_fake_temporarily
+
         from rewright.driver import compile_graph
         from rewright.ir.fx_import import from_fx
 
-        graph = from_fx(gm, name=phase)
-        program = compile_graph(graph, options, retain=phase == "inference")
+        # AOTAutograd calls under its FakeTensorMode; constants here are real tensors.
+        with unset_fake_temporarily():
+            graph = from_fx(gm, name=phase)
+            program = compile_graph(graph, options, retain=phase == "inference")
         with _lock:
             _programs.append(program)
             del _programs[:-_RECENT]

@@ -39,7 +39,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _optimize(commands.add_parser("optimize", help="optimize a model; write an artefact with -o"))
     _run(commands.add_parser("run", help="run a model or an artefact, checked and timed"))
-    _show(commands.add_parser("show", help="print a graph at any stage, kernels, the call sequence"))
+    _show(
+        commands.add_parser("show", help="print a graph at any stage, kernels, the call sequence")
+    )
     _why(commands.add_parser("why", help="explain decisions and refusals"))
     doctor = commands.add_parser("doctor", help="what works on this machine, and what to do")
     doctor.add_argument("--json", action="store_true", help="print JSON")

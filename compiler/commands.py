@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     """Print a stage."""
-    source, program = _compiled(arguments)
+    _, program = _compiled(arguments)
     if arguments.kernels:
         print(program.kernel_source, end="")
     elif arguments.calls:

@@ -1,4 +1,4 @@
-"""From a graph to a program: passes, kernels, call sequence, report. The one way everybody takes."""
+"""From a graph to a program: passes, kernels, call sequence, report. Everybody takes this way."""
 
 from __future__ import annotations
 
@@ -100,25 +100,23 @@ _EVERY = _Every()
 
 def _toolchain() -> str | None:
     """Why kernels cannot be built on this machine, or None."""
-    from rewright.codegen.cpp import find_compiler
+    from rewright.codegen.cpp import toolchain
 
     try:
-        find_compiler()
+        toolchain()
     except ToolchainError as error:
         warnings.warn(f"rewright: {error.message}; everything runs as ATen", stacklevel=2)
         return error.message
     return None
 
 
-def _build(
-    kernels: Kernels, graph: Graph
-) -> tuple[Mapping[str, Kernel], str, Library | None]:
+def _build(kernels: Kernels, graph: Graph) -> tuple[Mapping[str, Kernel], str, Library | None]:
     """The kernels by name, the source they were built from, and the library that holds them."""
     if not kernels.nests:
         return {}, "", None
     from rewright.codegen.cpp import build, emit
 
     symbols = tuple(s.name for s in graph.symbols if s.hint is not None)
-    text = emit(kernels.nests, symbols=symbols, title=graph.name)
+    text = emit(kernels.nests, symbols, graph=graph.name)
     library = build(text)
     return {n.name: library.function(n.name) for n in kernels.nests}, text, library

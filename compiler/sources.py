@@ -84,7 +84,9 @@ def _call_factory(spec: str) -> object:
     if not callable(factory):
         from rewright.ir import did_you_mean
 
-        raise ImportFailure(f"{module_name} has no function '{name}'{did_you_mean(name, dir(module))}")
+        raise ImportFailure(
+            f"{module_name} has no function '{name}'{did_you_mean(name, dir(module))}"
+        )
     return factory()
 
 

@@ -1,0 +1,30 @@
+"""Cost models: how long nodes of a graph take on a target, between which bounds, and why.
+
+Passes get a `CostModel` and, when something can be run, `Tools`; the `Roofline` always exists.
+"""
+
+from rewright.costmodel.estimate import (
+    NOTHING,
+    Estimate,
+    show_bytes,
+    show_flops,
+    show_seconds,
+    total,
+)
+from rewright.costmodel.protocols import CostModel, Tools, graph_estimate
+from rewright.costmodel.roofline import Roofline
+from rewright.costmodel.timings import Timings
+
+__all__ = [
+    "NOTHING",
+    "CostModel",
+    "Estimate",
+    "Roofline",
+    "Timings",
+    "Tools",
+    "graph_estimate",
+    "show_bytes",
+    "show_flops",
+    "show_seconds",
+    "total",
+]

@@ -1,7 +1,7 @@
 """References of attention operators that exist only in low precision on their device.
 
 From the formula `softmax(scale q k^T + bias) v`; the backward ones by autograd through it. What
-only the vendor's backward reads (random state, cumulative lengths) comes back as None.
+only the vendor's backward reads (random state, cumulative lengths) comes back empty.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rewright.ir.errors import UnsupportedError
-from rewright.ir.graph import Node
+from rewright.ir.graph import Node, Value
+from rewright.ir.types import TensorType
+
+_ROWS: Final = 32
 
 Call = Callable[[Node, tuple[Any, ...], Mapping[str, Any]], tuple[Tensor | None, ...]]
 
@@ -37,10 +41,10 @@ def attention(
 def _forward(
     node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[Tensor | None, ...]:
-    named = _named(node, args, kwargs)
-    out, logsumexp = attention(*_operands(named))
-    unread = (None,) * (len(node.results) - 2)
-    return (out, logsumexp, *unread)
+    out, logsumexp = attention(*_operands(_named(node, args, kwargs)))
+    if "efficient" in node.op.name:  # whose kernel keeps whole blocks of rows
+        logsumexp = F.pad(logsumexp, (0, -logsumexp.shape[-1] % _ROWS), value=math.inf)
+    return (out, logsumexp, *(_unread(value, out) for value in node.results[2:]))
 
 
 def _backward(
@@ -56,6 +60,16 @@ def _backward(
         out, _ = attention(query, key, value, bias, causal, scale)
     grads = torch.autograd.grad(out, inputs, named.get("grad_out", named.get("grad_out_")))
     return (*grads, *(None,) * (len(node.results) - len(grads)))
+
+
+def _unread(value: Value, like: Tensor) -> Tensor | None:
+    """Something of the declared type, where sizes are known."""
+    if not isinstance(value.type, TensorType):
+        return None
+    sizes = [size for size in value.type.shape if isinstance(size, int)]
+    if len(sizes) < value.type.rank:
+        return None
+    return torch.zeros(sizes, dtype=value.type.dtype, device=like.device)
 
 
 def _named(node: Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

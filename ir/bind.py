@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import torch
@@ -56,7 +57,7 @@ def bind(graph: Graph, args: Sequence[object], *, exact: bool = True) -> dict[st
     _solve_rest(seen, values)
     for symbol in graph.symbols:
         if symbol.name in values:
-            _check_range(symbol, values[symbol.name], graph)
+            _check_range(symbol, values[symbol.name], seen)
     return values
 
 
@@ -65,12 +66,19 @@ def solve(size: Dim, value: int, known: Mapping[str, int]) -> tuple[str, int] | 
     unknown = [s.name for s in size.symbols if s.name not in known]
     if len(unknown) != 1:
         return None
-    name = unknown[0]
-    at_zero, at_one = (evaluate(size, {**known, name: x}) for x in (0, 1))
-    if at_one == at_zero or (value - at_zero) % (at_one - at_zero):
+    found = line(size, unknown[0], known)
+    if found is None or (value - found[1]) % found[0]:
         return None
-    solution = (value - at_zero) // (at_one - at_zero)
-    return (name, solution) if evaluate(size, {**known, name: solution}) == value else None
+    return unknown[0], (value - found[1]) // found[0]
+
+
+def line(size: Dim, symbol: str, known: Mapping[str, int]) -> tuple[int, int] | None:
+    """`(a, b)` with `size = a * symbol + b`, a not zero, for the `known` values of the others."""
+    if any(mark in size.text for mark in ("//", "%", "max", "min")):
+        return None
+    at = [evaluate(size, {**known, symbol: x}) for x in (0, 1, 2, 3)]
+    slopes = {b - a for a, b in pairwise(at)}
+    return (at[1] - at[0], at[0]) if len(slopes) == 1 and 0 not in slopes else None
 
 
 def _solve_rest(seen: Sequence[Seen], values: dict[str, int]) -> None:
@@ -110,16 +118,16 @@ def _sizes(input: Input, arg: object, exact: bool) -> Iterator[Seen]:
         yield Seen(size, value, f"dimension {index} of {name}")
 
 
-def _check_range(symbol: Symbol, value: int, graph: Graph) -> None:
-    high = value if symbol.high is None else symbol.high
-    if not symbol.low <= value <= high:
-        top = "inf" if symbol.high is None else symbol.high
-        raise InputError(
-            f"{symbol.name} is {value}, but graph {graph.name} is for "
-            f"{symbol.name} in [{symbol.low}, {top}]"
-        )
+def _check_range(symbol: Symbol, value: int, seen: Sequence[Seen]) -> None:
+    size = next(s for s in seen if symbol in symbols_of([s.size]))
+    here = f"{size.where} is {size.value}"
+    if not (isinstance(size.size, Dim) and size.size.is_symbol):
+        here += f", so {symbol.name} is {value}"
+    high = "inf" if symbol.high is None else symbol.high
+    if value < symbol.low or (symbol.high is not None and value > symbol.high):
+        raise InputError(f"{here}: {symbol.name} must be in [{symbol.low}, {high}]")
     if value % symbol.divisor:
-        raise InputError(f"{symbol.name} is {value}, which {symbol.divisor} does not divide")
+        raise InputError(f"{here}: {symbol.name} must be a multiple of {symbol.divisor}")
 
 
 def _family(dtype: torch.dtype) -> tuple[bool, bool, bool]:

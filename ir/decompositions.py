@@ -1,8 +1,8 @@
 """Which composite operators are taken apart when a graph is captured.
 
-torch's core ATen decompositions, without those of operators that we lower whole: every pointwise
-operator, reduction, normalization, index operator and contraction in our tables, and a few that
-ATen computes better in one piece.
+torch's core ATen decompositions, without those of operators that we lower whole (what stands in the
+tables of pointwise operators, reductions, index operators and contractions), of a few that ATen
+computes better in one piece, and of random ones: these must draw what eager draws.
 """
 
 from __future__ import annotations
@@ -12,32 +12,58 @@ from functools import cache
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
-# Their parts would cost more than one call of the vendor's kernel.
-_KEPT: Final = frozenset(
+# One pass over the data in ATen's kernel, many in their parts.
+KEPT: Final = frozenset(
     {
         "aten.embedding_dense_backward.default",
         "aten.native_layer_norm_backward.default",
         "aten.native_group_norm_backward.default",
         "aten._fused_rms_norm_backward.default",
-        "aten.native_dropout_backward.default",
-        "aten.upsample_bicubic2d.default",
-        "aten.grid_sampler_2d.default",
     }
 )
-# Not core's to take apart, but in inference they are one multiplication and one addition, which
-# fuse with what is around them.
-_ADDED: Final = ("aten._native_batch_norm_legit_no_training.default",)
 
 
 @cache
 def decomposition_table() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
     """The table for `aot_autograd(decompositions=...)` and `run_decompositions(...)`."""
     from torch._decomp import core_aten_decompositions
-    from torch._decomp import decomposition_table as known
 
-    from rewright.ir.ops import op
+    core = dict(core_aten_decompositions().items())
+    table = {target: parts for target, parts in core.items() if _is_taken_apart(target)}
+    table[torch.ops.aten._native_batch_norm_legit_no_training.default] = batch_norm_inference
+    return table
 
-    core = core_aten_decompositions()
-    table = {o: f for o, f in dict(core.items()).items() if _is_taken_apart(o)}
-    return table | {op(name).target: known[op(name).target] for name in _ADDED}
+
+def batch_norm_inference(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One multiplication and one addition per element, which fuse with what is around them.
+
+    Scale and shift are computed per channel, as ATen's CPU kernel does.
+    """
+    scale = (running_var + eps).rsqrt()
+    scale = scale if weight is None else scale * weight
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    channels = [1, -1, *[1] * (input.ndim - 2)]
+    normalized = input.to(scale.dtype) * scale.reshape(channels) + shift.reshape(channels)
+    return normalized.to(input.dtype), input.new_empty(0), input.new_empty(0)
+
+
+def _is_taken_apart(target: torch._ops.OperatorBase) -> bool:
+    from rewright.ir.facts import CONTRACTIONS, INDEXING, REDUCTIONS
+    from rewright.ir.pointwise import POINTWISE
+
+    # AOTAutograd never sees what torch itself writes in terms of other operators.
+    if not isinstance(target, torch._ops.OpOverload) or target._can_decompose():
+        return True
+    name = str(target)
+    whole = any(name in table for table in (POINTWISE, REDUCTIONS, INDEXING, CONTRACTIONS, KEPT))
+    return not whole and torch.Tag.nondeterministic_seeded not in target.tags

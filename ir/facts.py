@@ -119,6 +119,4 @@ def _is_view(name: str, schema: torch.FunctionSchema) -> bool:
     """Every result aliases an argument that is only read."""
     if schema.is_mutable or name in _NOT_PLAIN_VIEWS or not schema.returns:
         return False
-    return all(
-        r.alias_info is not None and not r.alias_info.is_write for r in schema.returns
-    )
+    return all(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)

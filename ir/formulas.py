@@ -158,6 +158,10 @@ def signbit(x: Expr, *, dtype: torch.dtype) -> Scalar:
     return call("copysign", 1.0, x) < 0 if dtype.is_floating_point else x < 0
 
 
+def heaviside(x: Expr, at_zero: Expr) -> Scalar:
+    return select(eq(x, 0), at_zero, select(x > 0, 1, 0))
+
+
 def isfinite(x: Expr, *, dtype: torch.dtype) -> Scalar:
     return negated(either(isnan(x), isinf(x))) if dtype.is_floating_point else True
 

@@ -11,9 +11,10 @@ import torch
 from torch import fx
 
 from rewright.ir import hop_args
+from rewright.ir.bind import line
 from rewright.ir.constant import Constant
 from rewright.ir.dim_fold import fold
-from rewright.ir.dims import Dim, Size, Symbol, evaluate
+from rewright.ir.dims import Dim, Size, Symbol
 from rewright.ir.errors import UnsupportedError
 from rewright.ir.expand import expand
 from rewright.ir.fx_sizes import symbolic_int
@@ -171,9 +172,8 @@ class _Exporter:
             at.meta["val"] = self._traced.size(source.size)
         if source.size.is_symbol:
             return at
-        zero, one = (evaluate(source.size, {name: x}) for x in (0, 1))
-        rest = self._compute(operator.sub, (at, zero))
-        return self._compute(operator.floordiv, (rest, one - zero))
+        multiple = self._compute(operator.sub, (at, source.rest))
+        return self._compute(operator.floordiv, (multiple, source.factor))
 
     def _compute(
         self, function: Callable[..., Any], operands: tuple[int | fx.Node, ...]
@@ -193,21 +193,25 @@ class _Exporter:
 
 
 class _Source(NamedTuple):
-    """Where a symbol can be read: a scalar, or a dimension; `size` is linear in the symbol."""
+    """Where a symbol can be read: a scalar or a dimension, which is `factor * symbol + rest`."""
 
     value: Value
     axis: int | None
     size: Dim
+    factor: int
+    rest: int
 
 
 def _sources(graph: Graph) -> dict[str, _Source]:
-    """Where to read each symbol: best from an input, and where it stands alone."""
-    results = [value for node in graph.nodes for value in node.results]
-    sources = [s for i in graph.inputs for s in _sizes_of(i.value)]
-    sources += [s for value in results for s in _sizes_of(value)]
-    sources.sort(key=lambda s: (not s.size.is_symbol, s.axis is not None))
+    """Where to read each symbol: best from an input, a scalar, and where it stands alone."""
+
+    def order(source: _Source) -> tuple[bool, bool, bool]:
+        derived = not source.size.is_symbol
+        return source.value not in inputs, derived, source.axis is not None
+
+    inputs = {input.value for input in graph.inputs}
     found: dict[str, _Source] = {}
-    for source in sources:
+    for source in sorted((s for value in graph.values for s in _sizes_of(value)), key=order):
         found.setdefault(source.size.symbols[0].name, source)
     return found
 
@@ -221,15 +225,10 @@ def _sizes_of(value: Value) -> Iterator[_Source]:
     else:
         return
     for axis, size in sizes:
-        if isinstance(size, Dim) and len(size.symbols) == 1 and _is_linear(size):
-            yield _Source(value, axis, size)
-
-
-def _is_linear(size: Dim) -> bool:
-    name = size.symbols[0].name
-    at = [evaluate(size, {name: x}) for x in (0, 1, 2, 1000)]
-    step = at[1] - at[0]
-    return step != 0 and at[2] == at[0] + 2 * step and at[3] == at[0] + 1000 * step
+        if isinstance(size, Dim) and len(size.symbols) == 1:
+            found = line(size, size.symbols[0].name, {})
+            if found is not None:
+                yield _Source(value, axis, size, *found)
 
 
 class _Traced:

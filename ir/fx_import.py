@@ -8,19 +8,31 @@ of AOTAutograd into `Graph.updates`. Any other mutation is refused.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, reduce
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 import torch
 from torch import fx
 
 from rewright.ir import hop_args
-from rewright.ir.constant import Constant
 from rewright.ir.dims import Dim
 from rewright.ir.errors import ImportFailure
+from rewright.ir.fx_node import (
+    attribute,
+    attribute_role,
+    constant_of,
+    getitem_names,
+    is_guard,
+    is_joint,
+    loc_of,
+    phase_of,
+    returns_bare,
+    trace,
+    untraced,
+)
 from rewright.ir.fx_sizes import SizeTable
-from rewright.ir.graph import Arg, Graph, Input, Loc, Node, Value, fresh_names, sizes_of
+from rewright.ir.graph import Arg, Graph, Input, Node, Value, fresh_names, sizes_of, values_in
 from rewright.ir.ops import PYTHON_FUNCTIONS, Kind, Op, op, op_of_target
 from rewright.ir.signature import normalize, signature
 from rewright.ir.types import ScalarType, TensorType
@@ -50,14 +62,6 @@ _HIDDEN_WRITES: Final[dict[str, tuple[str, str]]] = {
 }
 # Arguments that say which gradients to compute.
 _MASKS: Final = frozenset({"output_mask", "grad_input_mask"})
-# Names that fx and torch.export give to tensors that were literals in the user's code.
-_LITERAL_TENSORS: Final = ("_tensor_constant", "_lifted_tensor_constant", "lifted_tensor_")
-_PHASES: Final = {
-    "is_forward": "forward",
-    "must_be_in_forward": "forward",
-    "is_backward": "backward",
-    "must_be_in_backward": "backward",
-}
 _LITERALS: Final = frozenset(
     {type(None), bool, int, float, complex, str}
     | {torch.dtype, torch.device, torch.layout, torch.memory_format}
@@ -96,8 +100,8 @@ def attributes(gm: fx.GraphModule) -> dict[str, torch.Tensor]:
     found: dict[str, tuple[str, torch.Tensor]] = {}
     for node in gm.graph.nodes:
         if node.op == "get_attr" and node.target not in found:
-            held = _attribute(gm, node.target)
-            if isinstance(held, torch.Tensor) and _attribute_role(node, held) is not None:
+            held = attribute(gm, node.target)
+            if isinstance(held, torch.Tensor) and attribute_role(node, held) is not None:
                 found[node.target] = (node.name, held)
     return dict(found.values())
 
@@ -111,9 +115,11 @@ class _Importer:
         self._gm = gm
         self._sizes = sizes
         self._roles = roles
+        self._is_joint = is_joint(gm)
         self._fresh = fresh_names(n.name for n in gm.graph.nodes)
         self._read: dict[fx.Node, Any] = {}
-        self._inputs: dict[str, Input] = {}
+        self._inputs: list[Input] = []
+        self._held: list[Input] = []
         self._graphs: dict[str, Graph] = {}
         self._attributes: dict[str, Value] = {}
         self._nodes: list[Node] = []
@@ -135,7 +141,7 @@ class _Importer:
             case "output":
                 flat = torch.utils._pytree.tree_leaves(node.args[0])
                 self._outputs = tuple(self._arg(leaf) for leaf in flat)
-            case "call_module" if _is_guard(_attribute(self._gm, str(node.target))):
+            case "call_module" if is_guard(attribute(self._gm, str(node.target))):
                 return
             case _:
                 raise ImportFailure(
@@ -146,27 +152,37 @@ class _Importer:
     def graph(self, name: str) -> Graph:
         self._refuse_stale_views()
         inputs = (
-            Input(i.value, i.role, mutable=i.value in self._updates) for i in self._inputs.values()
+            Input(i.value, i.role, mutable=i.value in self._updates)
+            for i in (*self._inputs, *self._held)
         )
         updates = tuple(self._updates.items())
-        return Graph(name, tuple(inputs), tuple(self._nodes), self._outputs, updates)
+        return Graph(name, tuple(inputs), self._kept(), self._outputs, updates)
+
+    def _kept(self) -> tuple[Node, ...]:
+        """The nodes without arithmetic on numbers that only led to sizes, which say it again."""
+        read = set(values_in((self._outputs, *self._updates.values())))
+        kept = []
+        for node in reversed(self._nodes):
+            if node.op.namespace != "py" or node.result in read or _defines_size(node):
+                read.update(node.operands)
+                kept.append(node)
+        return tuple(reversed(kept))
 
     # --- inputs and attributes ----------------------------------------------------------------
 
     def _placeholder(self, node: fx.Node) -> None:
         if "val" not in node.meta:
-            raise _untraced()
+            raise untraced()
         traced = node.meta["val"]
         value = Value(node.name, self._sizes.type(traced))
-        index = len(self._inputs)
-        role = "input" if self._roles is None else self._roles[index]
-        self._inputs[node.name] = Input(value, role)
+        role = "input" if self._roles is None else self._roles[len(self._inputs)]
+        self._inputs.append(Input(value, role))
         self._storage[value] = [node]
         self._read[node] = self._as_read(traced, value)
 
     def _get_attr(self, node: fx.Node) -> None:
         target = str(node.target)
-        held = _attribute(self._gm, target)
+        held = attribute(self._gm, target)
         if isinstance(held, fx.GraphModule):
             self._read[node] = hop_args.graph_reference(target)
             if target not in self._graphs:
@@ -183,13 +199,13 @@ class _Importer:
 
     def _tensor_attribute(self, node: fx.Node, held: torch.Tensor) -> Value:
         value = Value(node.name, self._sizes.type(node.meta.get("val", held)))
-        role = _attribute_role(node, held)
+        role = attribute_role(node, held)
         if role is not None:
-            self._inputs[node.name] = Input(value, role)
+            self._held.append(Input(value, role))
             self._storage[value] = []
             return value
         contiguous = Value(node.name, TensorType(held.dtype, tuple(held.shape), None, held.device))
-        constant = (("value", _constant(held)),)
+        constant = (("value", constant_of(held)),)
         self._nodes.append(Node(op("rw.constant"), (), constant, (contiguous,)))
         return contiguous
 
@@ -223,7 +239,7 @@ class _Importer:
         args = tuple(self._arg(a) for a in node.args)
         kwargs = {k: self._arg(a) for k, a in node.kwargs.items()}
         used = {str(n.target): n for n in node.all_input_nodes if self._is_graph(n)}
-        bare = tuple(k for k in used if _returns_bare(_attribute(self._gm, k)))
+        bare = tuple(k for k in used if returns_bare(attribute(self._gm, k)))
         traced = self._traced(node)
         kwargs |= hop_args.returns_keyword(traced) | ({hop_args.BARE: bare} if bare else {})
         graphs = tuple((k, self._graphs[k]) for k in used)
@@ -252,7 +268,7 @@ class _Importer:
         if not isinstance(size, Dim) or not size.is_symbol or not size.text.startswith("u"):
             return False
         results = (value for node in self._nodes for value in node.results)
-        known = (*(i.value for i in self._inputs.values()), *results)
+        known = (*(i.value for i in self._inputs), *results)
         return all(size not in sizes_of(value.type) for value in known)
 
     def _emit(
@@ -272,12 +288,10 @@ class _Importer:
             result = Value(node.name, self._sizes.type(traced))
             results, read = (result,), self._as_read(traced, result)
         self._read[node] = read
-        meta = node.meta
-        number = meta.get("seq_nr")
-        if number is not None and number < 0:
-            number = None
-        origin = (_loc(meta.get("stack_trace")), number, _phase(meta))
-        self._nodes.append(Node(called, args, kwargs, results, graphs, *origin))
+        loc = loc_of(node.meta.get("stack_trace"))
+        number = node.meta.get("seq_nr") if self._is_joint else None
+        phase = phase_of(node.meta) if self._is_joint else None
+        self._nodes.append(Node(called, args, kwargs, results, graphs, loc, number, phase))
 
     # --- results and arguments ----------------------------------------------------------------
 
@@ -296,7 +310,7 @@ class _Importer:
             values.append(Value(stem, self._sizes.type(item)))
             return self._as_read(item, values[-1])
 
-        names = dict(_getitem_names(node, ()))
+        names = dict(getitem_names(node, ()))
         read = give(traced, ())
         return tuple(values), read
 
@@ -337,7 +351,7 @@ class _Importer:
     def _traced(self, node: fx.Node) -> Any:
         if "val" in node.meta:
             return node.meta["val"]
-        return _trace(node)
+        return trace(node)
 
     # --- updates ------------------------------------------------------------------------------
 
@@ -379,78 +393,12 @@ class _Importer:
                     views.update(node.results)
 
 
-# --- what a node says about itself ----------------------------------------------------------------
-
-
-def _attribute(gm: fx.GraphModule, target: str) -> Any:
-    try:
-        return reduce(getattr, target.split("."), gm)
-    except AttributeError as error:
-        raise ImportFailure(f"the module has no attribute '{target}'") from error
-
-
-def _attribute_role(node: fx.Node, held: torch.Tensor) -> str | None:
-    """The role of a tensor that the module holds; None for a literal of the user's code."""
-    if isinstance(held, torch.nn.Parameter):
-        return "param"
-    literal = str(node.target).rpartition(".")[2].startswith(_LITERAL_TENSORS)
-    written = any(user.target is aten.copy_.default for user in node.users)
-    return None if literal and not written else "buffer"
-
-
-def _constant(held: torch.Tensor) -> Constant:
-    """The data of a literal, read although a backend is called under a fake tensor mode."""
-    from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
-
-    if isinstance(held, FakeTensor) or held.is_meta:
-        raise ImportFailure("a constant has no data (it is a fake or meta tensor)")
-    with unset_fake_temporarily():
-        return Constant.of(held)
-
-
-def _getitem_names(
-    node: fx.Node, path: tuple[object, ...]
-) -> Iterator[tuple[tuple[object, ...], str]]:
-    """The names of the `getitem` nodes that read parts of a node; the first one of each part."""
-    for user in reversed(node.users):
-        if user.target is operator.getitem and user.args[0] is node:
-            here = (*path, user.args[1])
-            yield from _getitem_names(user, here)
-            yield here, user.name
-
-
 def _is_nested(traced: object) -> bool:
     return isinstance(traced, list | tuple) and any(isinstance(t, list | tuple) for t in traced)
 
 
-def _returns_bare(gm: fx.GraphModule) -> bool:
-    output = next(reversed(gm.graph.nodes))
-    return not isinstance(output.args[0], list | tuple)
-
-
-def _is_guard(module: object) -> bool:
-    """torch.export's check of its inputs, which our signature states."""
-    return type(module).__name__ == "GuardsFn"
-
-
-def _trace(node: fx.Node) -> Any:
-    """What a node without `val` returns: AOTAutograd's partitioner leaves it out at some."""
-    from torch._guards import detect_fake_mode
-
-    known = [n.meta.get("val") for n in node.all_input_nodes if n.op != "get_attr"]
-    mode = detect_fake_mode(known)
-    if mode is None or not isinstance(node.target, torch._ops.HigherOrderOperator):
-        raise _untraced()
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
-    with mode:
-        return node.target(*args, **kwargs)
-
-
-def _untraced() -> ImportFailure:
-    return ImportFailure(
-        "it does not say what it returns (no 'val' in its meta)",
-        help="trace the module with torch.export.export or make_fx",
-    )
+def _defines_size(node: Node) -> bool:
+    return isinstance(node.result.type, ScalarType) and node.result.type.dim is not None
 
 
 def _shape_and_dtype(value: Value) -> object:
@@ -485,27 +433,6 @@ def _unmasked(called: Op, args: tuple[Arg, ...], traced: Any) -> Any:
     return tuple(item if keep else None for item, keep in zip(traced, kept, strict=True))
 
 
-def _phase(meta: Mapping[str, Any]) -> str | None:
-    found = _PHASES.get(meta.get("partitioner_tag", ""))
-    return "backward" if found is None and meta.get("autograd_backward") else found
-
-
-_FRAME: Final = 'File "'
-
-
-def _loc(trace: str | None) -> Loc | None:
-    """The innermost frame of a stack trace as torch formats it; None for generated code."""
-    if not trace:
-        return None
-    start = trace.rfind(_FRAME)
-    end = trace.find('", line ', start)
-    path = trace[start + len(_FRAME) : end]
-    number = trace[end + len('", line ') :].split(",", 1)[0].split("\n", 1)[0]
-    if start < 0 or end < 0 or path.startswith("<") or not number.isdigit():
-        return None
-    return Loc(path.replace("\\", "/").rpartition("/")[2], int(number))
-
-
 @cache
 def _op(target: Callable[..., Any]) -> Op:
     return op_of_target(target)
@@ -520,7 +447,7 @@ _NUMBER_FUNCTIONS: Final = frozenset(PYTHON_FUNCTIONS.values())
 
 def _located(failure: ImportFailure, node: fx.Node) -> ImportFailure:
     """The failure, saying which node and which line of the user's source it is about."""
-    loc = _loc(node.meta.get("stack_trace"))
+    loc = loc_of(node.meta.get("stack_trace"))
     called = f" ({_spell_call(node)})" if node.op == "call_function" else ""
     where = f" at {loc}" if loc is not None else ""
     message = f"node '{node.name}'{called}{where}: {failure.message}"

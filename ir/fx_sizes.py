@@ -11,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import torch
+from torch import fx
 
 from rewright.ir.dims import Size, Symbol, from_sympy
 from rewright.ir.errors import ImportFailure
@@ -157,7 +158,7 @@ def _max_class() -> type:
 
 
 def _is_max_with_one(expr: sympy.Expr) -> bool:
-    return type(expr) is _max_class() and len(expr.args) == 2 and expr.args[0] == 1
+    return expr.func is _max_class() and len(expr.args) == 2 and bool(expr.args[0] == 1)
 
 
 def _is_dense(value: torch.Tensor) -> bool:
@@ -204,6 +205,16 @@ def divisor_of(symbol: sympy.Symbol, env: Any) -> int:
 
     facts = (f for f in getattr(env, "divisible", ()) if f.args[0] == symbol)
     return math.lcm(*(int(f.args[1]) for f in facts if f.args[1].is_Integer))
+
+
+def forget_derived_ranges(gm: fx.GraphModule) -> None:
+    """Ranges of expressions, which a loaded program has and torch's own passes stumble over."""
+    values = (node.meta.get("val") for node in gm.graph.nodes)
+    traced = next((v for v in values if isinstance(v, torch.Tensor)), None)
+    env = getattr(getattr(traced, "fake_mode", None), "shape_env", None)
+    if env is not None:
+        for expr in [expr for expr in env.var_to_range if not expr.is_Symbol]:
+            del env.var_to_range[expr]
 
 
 def symbolic_int(symbol: Symbol, env: Any) -> torch.SymInt:

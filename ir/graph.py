@@ -40,7 +40,15 @@ class Value:
 
 
 Literal = (
-    None | bool | int | float | complex | str | torch.dtype | torch.device | torch.layout
+    None
+    | bool
+    | int
+    | float
+    | complex
+    | str
+    | torch.dtype
+    | torch.device
+    | torch.layout
     | torch.memory_format
 )
 Arg = Value | Dim | Constant | Literal | tuple["Arg", ...]

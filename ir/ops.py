@@ -178,7 +178,9 @@ def _dotted(qualified: str) -> str:
 
 
 # Namespaces whose operators talk to other processes.
-_COLLECTIVE_NAMESPACES: Final = frozenset({"_c10d_functional", "c10d", "c10d_functional", "symm_mem"})
+_COLLECTIVE_NAMESPACES: Final = frozenset(
+    {"_c10d_functional", "c10d", "c10d_functional", "symm_mem"}
+)
 _HOST_OPS: Final = frozenset(
     {
         "aten._assert_async.msg",

@@ -132,7 +132,7 @@ class _Builder:
         role = "input" if tree.role is None else str(tree.role)
         if tree.role is not None and role not in ROLES:
             message = f"unknown role '{role}'{did_you_mean(role, ROLES)}"
-            raise self.source.error(message, tree.role, f"roles are {', '.join(ROLES)}")
+            raise self.source.error(message, tree.role, help=f"roles are {', '.join(ROLES)}")
         value = self.define(tree.name, self.type(tree.type), scope)
         return Input(value, role, tree.mutable)
 
@@ -141,7 +141,7 @@ class _Builder:
     def node(self, tree: NodeTree, scope: _Scope) -> Node:
         operator = self.op(tree.call.op)
         args, kwargs = self.arguments(tree.call, scope)
-        graphs = tuple([(self.name(n.key), self.graph(n.graph, scope)) for n in tree.call.graphs])
+        graphs = self.graphs(tree.call, scope)
         types = [self.type(t) for t in tree.types]
         if len(types) != len(tree.results):
             message = f"{len(tree.results)} results, but types for {len(types)}"
@@ -179,6 +179,15 @@ class _Builder:
             else:
                 args.append(self.arg(item, scope))
         return tuple(args), tuple(kwargs.items())
+
+    def graphs(self, tree: CallTree, scope: _Scope) -> tuple[tuple[str, Graph], ...]:
+        graphs: dict[str, Graph] = {}
+        for nested in tree.graphs:
+            key = self.name(nested.key)
+            if key in graphs:
+                raise self.source.error(f"a second nested graph is called '{key}'", nested.key)
+            graphs[key] = self.graph(nested.graph, scope)
+        return tuple(graphs.items())
 
     def constant(
         self, tree: NodeTree, kwargs: tuple[tuple[str, Arg], ...], types: list[Type]
@@ -242,10 +251,12 @@ class _Builder:
         later = next((t for t in _results(scope.tree) if t == token), None)
         if later is not None:
             message = f"{token} is used before it is defined on line {later.line}"
-            return self.source.error(message, token, "nodes stand in an order they can run in")
+            return self.source.error(message, token, help="nodes stand in an order they can run in")
         if scope.outer is not None and self.value_name(token) in scope.outer.values:
             help = "a nested graph sees its own inputs only; pass the value as an argument"
-            return self.source.error(f"{token} belongs to the graph around this one", token, help)
+            return self.source.error(
+                f"{token} belongs to the graph around this one", token, help=help
+            )
         near = did_you_mean(str(token), [f"%{name}" for name in scope.values])
         return self.source.error(f"undefined value {token}{near}", token)
 
@@ -273,11 +284,12 @@ class _Builder:
         if dtype is None:
             raise self.unknown_dtype(tree.kind)
         shape = tuple([self.size(s) for s in tree.shape or ()])
-        if any(isinstance(size, int) and size < 0 for size in shape):
-            raise self.source.error("a size cannot be negative", tree.kind)
+        for size, written in zip(shape, tree.shape or (), strict=True):
+            if isinstance(size, int) and size < 0:
+                raise self.source.error("a size cannot be negative", *_ends(written))
         strides = None if tree.strides is None else tuple([self.size(s) for s in tree.strides])
         if strides is not None and len(strides) != len(shape):
-            message = f"{len(strides)} strides for {len(shape)} dimensions"
+            message = f"{len(shape)} dimensions, but strides for {len(strides)}"
             raise self.source.error(message, tree.kind)
         device = CPU if tree.device is None else self.device(tree.device, str(tree.device))
         return TensorType(dtype, shape, strides, device)
@@ -289,7 +301,7 @@ class _Builder:
             return self.source.error(message, token)
         near = did_you_mean(name, DTYPES)
         help = None if near else f"dtypes are {', '.join(DTYPES)}"
-        return self.source.error(f"unknown dtype '{name}'{near}", token, help)
+        return self.source.error(f"unknown dtype '{name}'{near}", token, help=help)
 
     def device(self, token: Token, name: str) -> torch.device:
         try:
@@ -298,7 +310,7 @@ class _Builder:
             raise self.source.error(f"unknown device '{name}'", token) from None
 
     def size(self, tree: Sizes) -> Size:
-        tokens = tree.tokens if isinstance(tree, SizeTree) else [tree]
+        tokens = _tokens(tree)
         text = " ".join(tokens)
         found = self.sizes.get(text)
         if found is not None:
@@ -309,14 +321,14 @@ class _Builder:
         try:
             size = parse_size(text, self.symbols)
         except (TextError, ZeroDivisionError, ValueError):
-            raise self.source.error(f"'{text}' is not a size", tokens[0]) from None
+            raise self.source.error("this is not a size", *_ends(tree)) from None
         self.sizes[text] = size
         return size
 
     def unknown_symbol(self, token: Token) -> TextError:
         message = f"unknown symbol '{token}'{did_you_mean(str(token), self.symbols)}"
         known = ", ".join(self.symbols) or "no symbols"
-        return self.source.error(message, token, f"'where' declares {known}")
+        return self.source.error(message, token, help=f"'where' declares {known}")
 
     # --- arguments
 
@@ -351,7 +363,7 @@ class _Builder:
         if name in _TORCH_NAMES:
             raise self.unknown_dtype(token)
         if name in scope.values:
-            raise self.source.error(f"'{name}' is no symbol", token, f"the value is %{name}")
+            raise self.source.error(f"'{name}' is no symbol", token, help=f"the value is %{name}")
         near = did_you_mean(name.lower(), (*self.symbols, *_CONSTANTS, *DTYPES))
         raise self.source.error(f"'{name}' is neither a symbol nor a dtype{near}", token)
 
@@ -382,7 +394,7 @@ class _Builder:
             text: str = json.loads(token[skip:], strict=False)
         except json.JSONDecodeError:
             help = 'escapes are those of JSON: \\" \\\\ \\n \\t \\u0041'
-            raise self.source.error("unknown escape in a string", token, help) from None
+            raise self.source.error("unknown escape in a string", token, help=help) from None
         return text
 
     def name(self, token: Token) -> str:
@@ -405,6 +417,16 @@ def _made(arg: Arg, type: TensorType) -> Constant:
 
 def _results(tree: GraphTree) -> Iterable[Token]:
     return chain.from_iterable(node.results for node in tree.block.nodes)
+
+
+def _tokens(tree: Sizes) -> list[Token]:
+    return tree.tokens if isinstance(tree, SizeTree) else [tree]
+
+
+def _ends(tree: Sizes) -> tuple[Token, Token]:
+    """The first and the last token of a size."""
+    tokens = _tokens(tree)
+    return tokens[0], tokens[-1]
 
 
 def _key(tree: KeywordTree) -> str:

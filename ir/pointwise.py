@@ -4,9 +4,13 @@
 formula leaves open: which values it reads, to which dtype each is converted first, and in which
 type it is computed. Rounding the result to the result's dtype is left to whoever lowers the node.
 
-The formulas are eager's own, operation by operation, so that the same arithmetic gives the same
-bits. An operand where a mask belongs (`select`'s first) means `!= 0`; a mask among numbers counts
-as 0 or 1. `floor`, `ceil`, `round`, `trunc`, `isnan` and `isinf` occur only in floating point.
+The formulas are eager's own, operation by operation, except that no multiply-add is fused where
+eager's compiler does so, and that nothing inside a formula is rounded to a half type. Where eager
+differs for other reasons, the table's test says so, one by one.
+
+A mask occurs only as a whole formula, as `select`'s first argument and in `logical_*`, which also
+take numbers (`!= 0`). `floor`, `ceil`, `round`, `trunc`, `isnan` and `isinf` occur only in floating
+point.
 """
 
 from __future__ import annotations
@@ -53,9 +57,9 @@ class Pointwise:
 class Element:
     """What one element of a node's result is.
 
-    `operands[i]` is what `Operand(i)` reads, converted (rounded) to `operand_dtypes[i]` and then
-    widened to `compute`; arguments that the formula doesn't read are not among them. The value of
-    `expr` is a mask or a number of type `compute`, to be converted to the result's dtype.
+    `operands[i]` is what `Operand(i)` reads, converted (rounded) to `operand_dtypes[i]` and then,
+    unless that is bool, widened to `compute`; arguments that the formula doesn't read are not among
+    them. `expr` is a mask or a number of type `compute`, to be converted to the result's dtype.
     """
 
     expr: Expr
@@ -280,7 +284,7 @@ _ROUNDED: Final[dict[str, Formula]] = {
     # signs
     "aten.copysign.Tensor": primitive("copysign"),
     "aten.copysign.Scalar": primitive("copysign"),
-    "aten.heaviside.default": lambda x, at_zero: f.select(f.eq(x, 0), at_zero, x > 0),
+    "aten.heaviside.default": f.heaviside,
 }
 
 # As `_PLAIN`, where the formula depends on the dtype.

@@ -49,7 +49,7 @@ class Precision:
     ) -> Any:
         """What `target` returns on converted arguments, in whatever precision it comes out."""
         name = node.op.name
-        if name in ATTENTION and args[0].is_cuda:
+        if name in ATTENTION:
             return ATTENTION[name](node, args, kwargs)
         if name in _WIDENING:
             return target(*args[:2], False)

@@ -56,27 +56,23 @@ class _Script:
     def text(self) -> str:
         name = self.fresh(self.graph.name)
         inputs = self.function(name, self.graph, bare=False)
+        parts = [self.head(), *self.functions, self.samples(inputs), _MAIN.format(name=name)]
+        return "\n\n\n".join(parts)
+
+    def head(self) -> str:
+        modules = [m for m in ("math", "operator") if any(f"{m}." in f for f in self.functions)]
+        imports = [f"import {module}" for module in (*modules, "torch")]
         sizes = [
             f"{s.name} = {UNKNOWN_SIZE if s.hint is None else s.hint}" for s in self.graph.symbols
         ]
-        modules = [m for m in ("math", "operator") if any(f"{m}." in f for f in self.functions)]
-        head = [
-            _FIRST_LINE,
-            *(f"import {m}" for m in [*modules, "torch"]),
-            "",
-            "torch.manual_seed(0)",
-        ]
+        seed = ["", "torch.manual_seed(0)"]
+        return "\n".join([_FIRST_LINE, *imports, *seed, *sizes, *self.constants])
+
+    def samples(self, names: list[str]) -> str:
+        """The function that makes inputs called `names`."""
         types = [input.value.type for input in self.graph.inputs]
-        samples = [f"    {n} = {_sample(t)}" for n, t in zip(inputs, types, strict=True)]
-        made = "\n".join(["def inputs():", *samples, f"    return {_tuple(inputs)}"])
-        return "\n\n\n".join(
-            [
-                "\n".join([*head, *sizes, *self.constants]),
-                *self.functions,
-                made,
-                _MAIN.format(name=name),
-            ]
-        )
+        made = [f"    {n} = {_sample(t)}" for n, t in zip(names, types, strict=True)]
+        return "\n".join(["def inputs():", *made, f"    return {_tuple(names)}"])
 
     def function(self, name: str, graph: Graph, *, bare: bool) -> list[str]:
         """Add the function that computes `graph`, and give the names of its inputs.
@@ -203,7 +199,8 @@ class _Code(str):
 _FIRST_LINE: Final = "# Written by Rewright. Needs torch alone; the inputs are random."
 _MAIN: Final = """if __name__ == "__main__":
     for output in {name}(*inputs()):
-        print(output)"""
+        print(output)
+"""
 
 
 def _python(arg: Arg, names: Mapping[Value, str] | None = None) -> str:

@@ -13,7 +13,7 @@ from rewright.ir.constant import Constant
 from rewright.ir.constant_text import number_text, values_text
 from rewright.ir.dims import Dim, Symbol
 from rewright.ir.errors import UnsupportedError
-from rewright.ir.graph import Arg, Graph, Input, Loc, Node, Value
+from rewright.ir.graph import ROLES, Arg, Graph, Input, Loc, Node, Value
 from rewright.ir.types import (
     CPU,
     DTYPE_NAMES,
@@ -135,6 +135,8 @@ def _column(items: list[str], indent: str) -> Iterable[str]:
 
 
 def _input(input: Input) -> str:
+    if input.role not in ROLES:
+        raise UnsupportedError(f"an input's role is one of {ROLES}, not '{input.role}'")
     role = "" if input.role == "input" else f" {input.role}"
     mutable = " mutable" if input.mutable else ""
     return f"{_value(input.value)}: {show_type(input.value.type)}{role}{mutable}"

@@ -30,7 +30,9 @@ class Source:
         # A tab is as wide in the line of carets as in the line it marks only when it is a space.
         return Excerpt(self.file, line + 1, column + 1, shown.replace("\t", " "), min(width, room))
 
-    def error(self, message: str, token: Token, help: str | None = None) -> TextError:
-        """A TextError that marks `token`."""
-        excerpt = self.excerpt(token.start_pos or 0, len(token))
-        return TextError(message, excerpt=excerpt, help=help)
+    def error(
+        self, message: str, token: Token, last: Token | None = None, *, help: str | None = None
+    ) -> TextError:
+        """A TextError that marks `token`, or all from `token` to `last`."""
+        start, end = token.start_pos or 0, (last or token).end_pos or 0
+        return TextError(message, excerpt=self.excerpt(start, end - start), help=help)

@@ -43,6 +43,9 @@ def _mistake(
     return Mistake(frozenset(could.split()), frozenset(found.split()), after, expected, help)
 
 
+# What a word may be taken for where no word can stand.
+_WORD: Final = "NAME KIND ROLE DEVICE_NAME"
+
 # The first that applies speaks.
 MISTAKES: Final = (
     _mistake(
@@ -53,10 +56,12 @@ MISTAKES: Final = (
     ),
     _mistake(
         "VALUE OP RETURN",
-        found="KEY NAME EQUAL",
+        found=f"{_WORD} EQUAL",
         expected="a node",
         help="nodes are written %a = aten.neg.default(%x) : f32[2, 3]",
     ),
+    _mistake("VALUE RETURN", found="KEY", expected="'%' before the name of a value"),
+    _mistake("VALUE", found=_WORD, expected="'%' before the name of a value"),
     _mistake(
         "COLON NAME",
         found="LPAR",
@@ -72,7 +77,7 @@ MISTAKES: Final = (
     ),
     _mistake(
         "COLON",
-        found="COMMA RPAR NAME",
+        found=f"COMMA RPAR {_WORD}",
         expected="':' and a type",
         help="inputs are written %x: f32[2, 3]",
     ),

@@ -228,8 +228,8 @@ _GPUS: Final = (
         cores=58,
         bandwidth=300e9,
         teraflops=_rates(f64=0.47, f32=30.3, f16=121, i8=242.5, f8=242.5),
-        source="NVIDIA L4 datasheet, tensor-core rates halved (it states them with sparsity); f64 is "
-        "1/64 of f32 (Ada architecture whitepaper)",
+        source="NVIDIA L4 datasheet, tensor-core rates halved (it states them with sparsity); f64 "
+        "is 1/64 of f32 (Ada architecture whitepaper)",
     ),
     _gpu(
         "h100",

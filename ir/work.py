@@ -65,9 +65,9 @@ def bytes_written(node: Node) -> Size:
 _WEIGHTS: Final[Mapping[str, int]] = {
     **dict.fromkeys(("div", "reciprocal", "sqrt", "rsqrt"), 4),
     **dict.fromkeys(("div_floor", "div_trunc", "fmod", "remainder"), 8),
-    **dict.fromkeys(("exp", "exp2", "log", "log2", "log10", "sigmoid"), 8),
-    **dict.fromkeys(("expm1", "log1p", "sin", "cos", "tanh", "sinh", "cosh"), 12),
-    **dict.fromkeys(("erf", "erfc", "tan", "asin", "acos", "atan", "atan2"), 16),
+    **dict.fromkeys(("exp", "exp2", "log", "log2", "log10", "erf"), 8),
+    **dict.fromkeys(("expm1", "log1p", "sin", "cos", "sigmoid", "erfc"), 12),
+    **dict.fromkeys(("tanh", "sinh", "cosh", "tan", "asin", "acos", "atan", "atan2"), 16),
     **dict.fromkeys(("asinh", "acosh", "atanh", "erfinv", "hypot", "pow"), 24),
     "lgamma": 48,
 }

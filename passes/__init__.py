@@ -9,6 +9,7 @@ from rewright.passes.base import Env, Pass, passes
 from rewright.passes.canonicalize import Canonicalize
 from rewright.passes.cse import Cse
 from rewright.passes.dce import Dce
+from rewright.passes.decompose import Decompose
 from rewright.passes.fold import Fold
 from rewright.passes.fuse import Fuse
 from rewright.passes.log import Decision, DecisionLog
@@ -16,10 +17,10 @@ from rewright.passes.memory import PlanMemory, peak_bytes
 from rewright.passes.pipeline import Pipeline, PipelineResult, Stage
 from rewright.passes.specs import Bytes
 
-# Fold comes before Cse, which then sees equal constants; what Cse merges, Canonicalize can join.
 DEFAULT = (
+    Decompose(),
     Canonicalize(),
-    Fold(),
+    Fold(),  # before Cse, which then sees equal constants
     Cse(),
     Dce(),
     Fuse(),
@@ -34,6 +35,7 @@ __all__ = [
     "Dce",
     "Decision",
     "DecisionLog",
+    "Decompose",
     "Env",
     "Fold",
     "Fuse",

@@ -15,7 +15,7 @@ from rewright.passes.specs import Spec, parse_specs, read_value, show_spec
 
 if TYPE_CHECKING:
     from rewright.costmodel import CostModel, Tools
-    from rewright.ir import Target
+    from rewright.ir.target import Target
 
 _PASSES: dict[str, type[Pass]] = {}
 

@@ -46,31 +46,28 @@ class Canonicalize(Pass, name="canonicalize", takes="aten", gives="aten"):
     """
 
     def run(self, graph: Graph, env: Env) -> Graph:
-        aliases = Aliases(graph)
-        sweep = Sweep(graph)
-
-        def rewrite(node: Node) -> Change:
-            for rule in RULES.get(node.op.name, ()):
-                change = rule(node, sweep.producer)
-                if change is None or isinstance(change, Node):
-                    result: Change = change
-                elif (why := aliases.obstacle(node.result, change)) is None:
-                    aliases.substitute(node.result, change)
-                    result = (change,)
-                else:
-                    env.log.refuse(self.name, node.name, why)
-                    result = None
-                if result is not None:
-                    return result
-            return None
-
-        sweep.run(rewrite)
+        aliases, sweep = Aliases(graph), Sweep(graph)
+        sweep.run(lambda node: self._rewrite(node, sweep, aliases, env))
         changed = sweep.graph()
         kept, dropped = split_dead(changed)
         if not dropped:
             return graph if changed is graph else self.gave(changed, sweep.renamed())
         gone = dict.fromkeys(names_of(dropped), ())
         return self.gave(changed.with_nodes(kept), {**sweep.renamed(), **gone})
+
+    def _rewrite(self, node: Node, sweep: Sweep, aliases: Aliases, env: Env) -> Change:
+        for rule in RULES.get(node.op.name, ()):
+            change = rule(node, sweep.producer)
+            if isinstance(change, Node):
+                return change
+            if change is None:
+                continue
+            why = aliases.obstacle(node.result, change)
+            if why is None:
+                aliases.substitute(node.result, change)
+                return (change,)
+            env.log.refuse(self.name, node.name, why)
+        return None
 
 
 def nothing_changes(node: Node, producer: Producer) -> Value | None:

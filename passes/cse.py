@@ -33,25 +33,27 @@ class Cse(Pass, name="cse", takes="aten", gives="aten"):
     """
 
     def run(self, graph: Graph, env: Env) -> Graph:
-        aliases = Aliases(graph)
+        aliases, sweep = Aliases(graph), Sweep(graph)
         first: dict[Hashable, Node] = {}
-        sweep = Sweep(graph)
-
-        def merge(node: Node) -> tuple[Value, ...] | None:
-            twin = first.setdefault(node_key(node, _name), node) if node.results else node
-            if twin is node:
-                return None
-            why = obstacle(node, twin, aliases)
-            if why is not None:
-                env.log.refuse(self.name, node.name, why)
-                return None
-            for old, new in zip(node.results, twin.results, strict=True):
-                aliases.substitute(old, new)
-            return twin.results
-
-        sweep.run(merge)
+        sweep.run(lambda node: self._merge(node, first, aliases, env))
         changed = sweep.graph()
         return graph if changed is graph else self.gave(changed, sweep.renamed())
+
+    def _merge(
+        self, node: Node, first: dict[Hashable, Node], aliases: Aliases, env: Env
+    ) -> tuple[Value, ...] | None:
+        if not node.results:
+            return None
+        twin = first.setdefault(node_key(node, _name), node)
+        if twin is node:
+            return None
+        why = obstacle(node, twin, aliases)
+        if why is not None:
+            env.log.refuse(self.name, node.name, why)
+            return None
+        for old, new in zip(node.results, twin.results, strict=True):
+            aliases.substitute(old, new)
+        return twin.results
 
 
 def obstacle(node: Node, twin: Node, aliases: Aliases) -> str | None:

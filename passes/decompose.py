@@ -29,11 +29,12 @@ from rewright.ir import (
     map_leaves,
     map_values,
     op,
+    ordered,
 )
 from rewright.passes.base import Env, Pass
 from rewright.passes.dce import split_dead
 
-Table = Mapping[torch._ops.OpOverload, Callable[..., Any]]
+Table = Mapping[torch._ops.OperatorBase, Callable[..., Any]]
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,18 @@ class Decompose(Pass, name="decompose", takes="aten", gives="aten"):
     """Take composite operators apart that have no kernel of their own.
 
     before:
-        graph f(%x: f32[2, 3]) {
-          %a = aten.hardswish.default(%x) : f32[2, 3]
-          return %a
+        graph f(%x: f32[2, 4], %w: f32[5, 4], %b: f32[5]) {
+          %y = aten.linear.default(%x, %w, %b) : f32[2, 5]
+          return %y
         }
     after:
-        graph f(%x: f32[2, 3]) {
-          return %x
+        graph f(%x: f32[2, 4], %w: f32[5, 4], %b: f32[5]) {
+          %y_permute = aten.permute.default(%w, [1, 0]) : f32[4, 5] strides [1, 4]
+          %y = aten.addmm.default(%b, %x, %y_permute) : f32[2, 5]
+          return %y
         }
 
-    Refuses: nodes with symbolic sizes; decompositions whose results have other strides.
+    Refuses: nodes with symbolic sizes or effects; decompositions whose results have other strides.
     """
 
     def run(self, graph: Graph, env: Env) -> Graph:
@@ -72,6 +75,9 @@ class Decompose(Pass, name="decompose", takes="aten", gives="aten"):
     ) -> Graph | None:
         """What the node is made of; None when it stays whole."""
         if node.op.target not in table:
+            return None
+        if ordered(node):
+            env.log.refuse(self.name, node.name, f"{node.op} has an effect and stays whole")
             return None
         if not _is_static(node):
             env.log.refuse(self.name, node.name, f"{node.op} with symbolic sizes stays whole")
@@ -106,7 +112,7 @@ def _trace(alone: Graph, table: Table) -> Graph | str:
 
     (node,) = alone.nodes
 
-    def call(*tensors: torch.Tensor) -> object:
+    def call(*tensors: torch.Tensor) -> list[object]:
         given = dict(zip((i.value for i in alone.inputs), tensors, strict=True))
         args, kwargs = _filled(node, given)
         assert node.op.target is not None
@@ -116,17 +122,22 @@ def _trace(alone: Graph, table: Table) -> Graph | str:
     with FakeTensorMode():
         inputs = [_like(i.value.tensor) for i in alone.inputs]
         try:
-            module = make_fx(call, decomposition_table=dict(table))(*inputs)
+            module = make_fx(call, decomposition_table=table)(*inputs)  # type: ignore[arg-type]
             body = from_fx(module, name="body")
         except (RewrightError, RuntimeError) as error:
             return f"{node.op} stays whole, its decomposition fails: {error}"
-    body = body.with_nodes(split_dead(body)[0])
-    types = [value.type for value in body.outputs if isinstance(value, Value)]
+    why = _misfit(node, body)
+    return body.with_nodes(split_dead(body)[0]) if why is None else why
+
+
+def _misfit(node: Node, body: Graph) -> str | None:
+    """Why the traced body does not stand for the node."""
     if any(inner.op is node.op for inner in body.nodes):
         return f"{node.op} stays whole, its decomposition contains itself"
+    types = [value.type for value in body.outputs if isinstance(value, Value)]
     if types != [value.type for value in node.results]:
         return f"{node.op} stays whole, its decomposition gives other types"
-    return body
+    return None
 
 
 def _filled(

@@ -71,13 +71,15 @@ class Pipeline:
         each; `snapshots` names the passes after which to keep the graph."""
         # A caller in the middle of tracing has torch make fake tensors; passes want real ones.
         with unset_fake_temporarily():
-            return self._run(graph, env, check or os.environ.get("REWRIGHT_CHECK") == "1", snapshots)
+            return self._run(
+                graph, env, check or os.environ.get("REWRIGHT_CHECK") == "1", snapshots
+            )
 
     def _run(
         self, graph: Graph, env: Env, check: bool, snapshots: Container[str] | None
     ) -> PipelineResult:
         if check and self.passes:
-            _verify(graph, self.passes[0].takes, None)
+            _verify(graph, self.passes[0].takes)
         stages: list[Stage] = []
         for step in self.passes:
             before = graph
@@ -85,7 +87,7 @@ class Pipeline:
             graph = step.run(before, env)
             seconds = time.perf_counter() - start
             if check:
-                _verify(graph, step.gives, step)
+                _verify_step(before, graph, step)
             graph = _timed(graph, len(before.history), step, seconds)
             snapshot = graph if snapshots is not None and step.name in snapshots else None
             counts = len(before.nodes), len(graph.nodes)
@@ -93,17 +95,23 @@ class Pipeline:
         return PipelineResult(graph, tuple(stages))
 
 
-def _verify(graph: Graph, level: str, culprit: Pass | None) -> None:
+def _verify(graph: Graph, level: str) -> None:
     from rewright.ir.check import check
 
+    check(graph, level)
+
+
+def _verify_step(before: Graph, after: Graph, step: Pass) -> None:
+    """Raises CheckError in the name of the pass that broke the graph."""
+    from rewright.ir.check import check_effects
+
     try:
-        check(graph, level)
+        _verify(after, step.gives)
+        check_effects(before, after)
     except CheckError as error:
-        if culprit is None:
-            raise
         raise CheckError(
-            f"left a graph that breaks the {level} level: {error.message}",
-            who=str(culprit),
+            f"left a graph that breaks the {step.gives} level: {error.message}",
+            who=str(step),
             excerpt=error.excerpt,
             help=error.help,
         ) from error

@@ -22,10 +22,11 @@ from pathlib import Path
 import torch
 
 from rewright.costmodel import Roofline
-from rewright.ir import Graph, RewrightError, Target, TensorType
+from rewright.ir import Graph, RewrightError, TensorType
 from rewright.ir.interpret import interpret
 from rewright.ir.parse import parse
 from rewright.ir.show import show
+from rewright.ir.target import Target
 from rewright.passes import Env, Pipeline
 
 _HEADING = re.compile(r"^# ---- (.*)$", re.MULTILINE)
@@ -78,7 +79,7 @@ def read_case(path: Path) -> Case:
 
 def case_env() -> Env:
     """What passes get in tests: the estimates of a known machine, and nothing to measure with."""
-    target = Target.parse("cuda:sm_80")
+    target = Target.parse("cpu:avx2")
     return Env(Roofline(target), target)
 
 

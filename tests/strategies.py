@@ -1,8 +1,8 @@
 """Random graphs for hypothesis: well typed, of ATen operators that run, small.
 
 `graphs()` draws them; `values_for(graph)` makes inputs to run one on; `literals()` draws any
-argument that the text form can hold. Types come from running each operator, so a drawn graph says of dtypes, sizes and strides what torch
-does.
+argument that the text form can hold. Types come from running each operator, so that a drawn graph
+says of dtypes, sizes and strides what torch does.
 """
 
 from __future__ import annotations
@@ -134,10 +134,11 @@ def sizes() -> SearchStrategy[Size]:
 
 
 def _arithmetic(sign: str, a: Size, b: Size) -> Size:
-    if sign in "/%" and not (isinstance(b, int) and b > 0):
+    if sign in "+-*":
+        return a + b if sign == "+" else a - b if sign == "-" else a * b
+    if isinstance(a, int) or not isinstance(b, int) or b <= 0:
         return a
-    table = {"+": lambda: a + b, "-": lambda: a - b, "*": lambda: a * b}
-    return table.get(sign, (lambda: a // b) if sign == "/" else (lambda: a % b))()
+    return a // b if sign == "/" else a % b
 
 
 # --- steps --------------------------------------------------------------------------------------
@@ -362,7 +363,9 @@ def _finish(sketch: Sketch) -> Graph:
     last = results[-1:] or sketch.inputs[:1]
     outputs = dict.fromkeys((*last, *(sketch.draw(others) if others is not None else [])))
     pairs = [(i, v) for i, v in itertools.product(sketch.inputs, results) if i.type == v.type]
-    updates = (sketch.draw(st.sampled_from(pairs)),) if pairs and sketch.draw(st.booleans()) else ()
+    updates: tuple[tuple[Value, Value], ...] = ()
+    if sketch.draw(st.booleans()) and pairs:
+        updates = (sketch.draw(st.sampled_from(pairs)),)
     written = {target for target, _ in updates}
     inputs = [
         Input(v, "param" if v.name.startswith("w") else "input", v in written)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
+from random import Random
 
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from rewright.ir import Constant, Graph, Input, Node, TensorType, Value, freeze,
 from rewright.ir.interpret import interpret
 from rewright.passes import Pipeline
 from run_case import case_env, random_inputs
+from strategies import graphs, values_for
 
 Choice = Callable[[int], int]
 CLEAN_UP = Pipeline.parse("canonicalize,fold,cse,dce")
@@ -42,11 +44,11 @@ def calls(
     yield "aten._unsafe_view.default", (shapes[choose(len(shapes))],), {}
     yield "aten.reshape.default", (shapes[choose(len(shapes))],), {}
     yield "aten.unsqueeze.default", (choose(x.rank + 1),), {}
-    yield "aten.squeeze.dim", (choose(x.rank),), {}
-    yield "aten.transpose.int", (choose(x.rank), choose(x.rank)), {}
+    yield "aten.squeeze.dim", (choose(max(x.rank, 1)),), {}
+    yield "aten.transpose.int", (choose(max(x.rank, 1)), choose(max(x.rank, 1))), {}
     yield "aten.permute.default", (tuple(reversed(range(x.rank))),), {}
     yield "aten.expand.default", (x.shape,), {}
-    yield "aten.slice.Tensor", (choose(x.rank), 0, 9), {}
+    yield "aten.slice.Tensor", (choose(max(x.rank, 1)), 0, 9), {}
     yield "aten.mul.Tensor", (), {}
 
 
@@ -68,13 +70,9 @@ def meta(arg: object) -> object:
     return torch.empty_strided(type.shape, type.layout, dtype=type.dtype, device="meta")  # type: ignore[arg-type]
 
 
-def random_graph(numbers: Sequence[int]) -> Graph:
-    """Three inputs, two constants, a node for some of the numbers, and two to four of all values returned."""
-    stream = iter([*numbers, *[0] * 4000])
-
-    def choose(count: int) -> int:
-        return next(stream) % max(count, 1)
-
+def random_graph(seed: int) -> Graph:
+    """Three inputs, two constants, up to thirty nodes, mostly in chains; some values returned."""
+    choose = Random(seed).randrange
     types = TensorType(torch.float32, (2, 3)), TensorType(torch.float16, (3, 2), (1, 3))
     values = [Value(f"x{i}", t) for i, t in enumerate((*types, types[0]))]
     inputs = tuple(Input(v) for v in values)
@@ -85,8 +83,8 @@ def random_graph(numbers: Sequence[int]) -> Graph:
         Node(op("rw.constant"), (), (("value", constant),), (table,)),
     ]
     values += [number, table]
-    for _ in range(len(numbers) // 3):
-        value = values[-1 - choose(min(len(values), 4))]
+    for _ in range(30):
+        value = values[-1 - min(choose(len(values)), choose(6))]
         other = values[choose(len(values))]
         options = list(calls(value.tensor, choose))
         name, rest, kwargs = options[choose(len(options))]
@@ -97,7 +95,7 @@ def random_graph(numbers: Sequence[int]) -> Graph:
         values.append(Value(f"v{len(nodes)}", type))
         frozen = tuple((key, freeze(kwarg)) for key, kwarg in kwargs.items())
         nodes.append(Node(op(name), tuple(freeze(a) for a in args), frozen, (values[-1],)))
-    outputs = tuple(values[-1 - choose(min(len(values), 6))] for _ in range(2 + choose(3)))
+    outputs = tuple(values[choose(len(values))] for _ in range(2 + choose(4)))
     return Graph("f", inputs, tuple(nodes), tuple(dict.fromkeys(outputs)))
 
 
@@ -112,22 +110,37 @@ def outcome(graph: Graph) -> tuple[list[torch.Tensor], set[tuple[int, int]]]:
     return outputs, shared
 
 
-@given(st.lists(st.integers(0, 1 << 16), min_size=3, max_size=90))
+def strides(tensor: torch.Tensor) -> list[int]:
+    """Those that reach something: torch's own kernels disagree on dimensions of size one."""
+    return [s for s, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1]
+
+
+@given(st.integers(0, 1 << 32))
 @settings(max_examples=300)
-def test_clean_up_is_exact_and_keeps_storage_apart(numbers: list[int]) -> None:
-    before = random_graph(numbers)
+def test_clean_up_is_exact_and_keeps_storage_apart(seed: int) -> None:
+    before = random_graph(seed)
     after = CLEAN_UP.run(before, case_env()).graph
     expected, shared_before = outcome(before)
     found, shared_after = outcome(after)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype
-        assert one.stride() == other.stride()
+        assert strides(one) == strides(other)
         assert torch.equal(one, other)
     assert shared_after <= shared_before
 
 
-@given(st.lists(st.integers(0, 1 << 16), min_size=3, max_size=90))
+@given(st.integers(0, 1 << 32))
 @settings(max_examples=100)
-def test_a_second_run_finds_nothing(numbers: list[int]) -> None:
-    once = CLEAN_UP.run(random_graph(numbers), case_env()).graph
+def test_a_second_run_finds_nothing(seed: int) -> None:
+    once = CLEAN_UP.run(random_graph(seed), case_env()).graph
     assert CLEAN_UP.run(once, case_env()).graph == once
+
+
+@given(graphs(regions=False))
+@settings(max_examples=100)
+def test_clean_up_is_exact_on_graphs_of_arithmetic(before: Graph) -> None:
+    after = CLEAN_UP.run(before, case_env()).graph
+    pairs = zip(
+        interpret(after, values_for(before)), interpret(before, values_for(before)), strict=True
+    )
+    assert all(torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0)) for one, other in pairs)

@@ -49,6 +49,14 @@ class Break(Pass, name="test-break", takes="aten", gives="fused"):
         return graph.with_nodes(graph.nodes[1:])
 
 
+@dataclass(frozen=True)
+class Forget(Pass, name="test-forget", takes="aten", gives="aten"):
+    """A pass that drops what draws random numbers."""
+
+    def run(self, graph: Graph, env: Env) -> Graph:
+        return graph.with_nodes(n for n in graph.nodes if "rand" not in n.op.name)
+
+
 # --- specs
 
 
@@ -152,6 +160,12 @@ def test_a_run_keeps_stages_history_and_snapshots() -> None:
 def test_a_check_names_the_pass_that_broke_the_graph() -> None:
     with pytest.raises(CheckError, match=re.escape("[test-break] left a graph that breaks")):
         Pipeline.parse("test-break").run(parse(GRAPH), case_env(), check=True)
+
+
+def test_a_check_names_the_pass_that_lost_an_effect() -> None:
+    graph = parse("graph f(%x: f32[4]) { %a = aten.rand_like.default(%x) : f32[4] return %x }")
+    with pytest.raises(CheckError, match=r"\[test-forget\].*nodes with the effect rng"):
+        Pipeline.parse("test-forget").run(graph, case_env(), check=True)
 
 
 def test_the_environment_turns_checks_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,6 @@ from rewright.codegen.cache import Cache, default_cache, digest, private_folder
 from rewright.ir.errors import ToolchainError
 
 FOLDER: Final = Path(__file__).parent
-HEADERS: Final = ("simd.h", "loops.h")
 COMPILERS: Final = ("c++", "g++", "clang++")
 
 # Nothing here may change a value: no contraction, no reassociation, integers wrap around.
@@ -91,7 +90,7 @@ def _key(source: str, tools: Toolchain) -> str:
 
 @cache
 def _headers() -> str:
-    return "".join((FOLDER / name).read_text() for name in HEADERS)
+    return "".join(path.name + path.read_text() for path in sorted(FOLDER.glob("*.h")))
 
 
 # --- compiling ----------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ struct Whole {
 template <class Body>
 struct Work {
   Body body;
-  int64_t units;
+  i64 units;
   bool alone;
 };
 
@@ -33,19 +33,19 @@ struct Work {
 template <class Body>
 __attribute__((noinline, flatten)) void share(void* data) {
   const Work<Body> work = *static_cast<const Work<Body>*>(data);
-  const int64_t threads = work.alone ? 1 : omp_get_num_threads();
-  const int64_t me = work.alone ? 0 : omp_get_thread_num();
-  const int64_t begin = work.units * me / threads, end = work.units * (me + 1) / threads;
+  const i64 threads = work.alone ? 1 : omp_get_num_threads();
+  const i64 me = work.alone ? 0 : omp_get_thread_num();
+  const i64 begin = work.units * me / threads, end = work.units * (me + 1) / threads;
   if (begin < end) work.body(begin, end);
 }
 
 // body(begin, end) over [0, units), cut into one share a thread where each gets `grain` units.
 template <class Body>
-void parallel_units(int64_t units, int64_t grain, Body body) {
+void parallel_units(i64 units, i64 grain, Body body) {
   Work<Body> work{body, units, true};
-  int64_t threads = units / grain;
+  i64 threads = units / grain;
   if (threads > 1) {
-    const int64_t most = omp_get_max_threads();
+    const i64 most = omp_get_max_threads();
     threads = threads < most ? threads : most;
   }
   work.alone = threads <= 1;
@@ -58,21 +58,21 @@ void parallel_units(int64_t units, int64_t grain, Body body) {
 
 // body(begin, end) over [0, count), cut at multiples of `unit`.
 template <class Body>
-void parallel(int64_t count, int64_t unit, int64_t grain, Body body) {
-  parallel_units((count + unit - 1) / unit, grain, [=](int64_t first, int64_t last) {
-    const int64_t end = last * unit;
+void parallel(i64 count, i64 unit, i64 grain, Body body) {
+  parallel_units((count + unit - 1) / unit, grain, [=](i64 first, i64 last) {
+    const i64 end = last * unit;
     body(first * unit, end < count ? end : count);
   });
 }
 
 // body(row, begin, end) over rows of `length` elements; threads may share a row.
 template <class Body>
-void parallel_rows(int64_t rows, int64_t length, int64_t unit, int64_t grain, Body body) {
-  const int64_t each = (length + unit - 1) / unit;
-  parallel_units(rows * each, grain, [=](int64_t first, int64_t last) {
-    for (int64_t at = first; at < last;) {
-      const int64_t row = at / each, begin = at - row * each;
-      const int64_t rest = last - row * each, stop = rest < each ? rest : each;
+void parallel_rows(i64 rows, i64 length, i64 unit, i64 grain, Body body) {
+  const i64 each = (length + unit - 1) / unit;
+  parallel_units(rows * each, grain, [=](i64 first, i64 last) {
+    for (i64 at = first; at < last;) {
+      const i64 row = at / each, begin = at - row * each;
+      const i64 rest = last - row * each, stop = rest < each ? rest : each;
       body(row, begin * unit, stop * unit < length ? stop * unit : length);
       at = row * each + stop;
     }
@@ -81,22 +81,22 @@ void parallel_rows(int64_t rows, int64_t length, int64_t unit, int64_t grain, Bo
 
 // The same for kernels too small to share.
 template <class Body>
-__attribute__((flatten)) void serial(int64_t count, Body body) {
+__attribute__((flatten)) void serial(i64 count, Body body) {
   if (count > 0) body(0, count);
 }
 
 template <class Body>
-__attribute__((flatten)) void serial_rows(int64_t rows, int64_t length, Body body) {
+__attribute__((flatten)) void serial_rows(i64 rows, i64 length, Body body) {
   if (length <= 0) return;
-  for (int64_t row = 0; row < rows; ++row) body(row, 0, length);
+  for (i64 row = 0; row < rows; ++row) body(row, 0, length);
 }
 
 // --- steps ---------------------------------------------------------------------------------------
 
 // body(i, n) over [begin, end). Multiple: what both ends are known to be multiples of (16 or 1).
 template <int Multiple, class Body>
-inline void steps(int64_t begin, int64_t end, Body body) {
-  int64_t i = begin;
+inline void steps(i64 begin, i64 end, Body body) {
+  i64 i = begin;
   for (; i + W <= end; i += W) body(i, Whole{});
   if constexpr (Multiple % W != 0) {
     if (i < end) body(i, static_cast<int>(end - i));
@@ -110,8 +110,8 @@ struct Width {
 
 // body(i, width, n) over [begin, end) in strips of four steps where they fit, else of one.
 template <int Multiple, class Body>
-inline void strips(int64_t begin, int64_t end, Body body) {
-  int64_t i = begin;
+inline void strips(i64 begin, i64 end, Body body) {
+  i64 i = begin;
   for (; i + 4 * W <= end; i += 4 * W) body(i, Width<4>{}, Whole{});
   if constexpr (Multiple % (4 * W) != 0) {
     for (; i + W <= end; i += W) body(i, Width<1>{}, Whole{});
@@ -126,59 +126,57 @@ inline void strips(int64_t begin, int64_t end, Body body) {
 // The order in which a reduction adds up is part of its meaning: it depends on nothing but the
 // number of elements. Blocks of 4096 are combined in sequence, by however many threads.
 
-constexpr int64_t BLOCK = 4096;
+constexpr i64 BLOCK = 4096;
 
-inline i32v first_lanes(int n) { return lt(iota<i32v>(), splat<i32v>(n)); }
-
-extern "C" void* aligned_alloc(size_t, size_t);
-extern "C" void free(void*);
+extern "C" void* aligned_alloc(u64, u64) noexcept;
+extern "C" void free(void*) noexcept;
 
 // A reduction along the lanes: element j of a block goes to lane j % 16 of accumulator j / 16 % 4
 // while 64 are left, then to accumulator 0; then (0+1)+(2+3), then the lanes by halves.
-template <class V, class How>
+template <class T, class How>
 struct AlongLanes {
-  using Block = V;
-  V lanes[4];
-  V total = How::template none<V>();
+  using Block = V<T>;
+  V<T> lanes[4];
+  V<T> total = How::template none<T>();
   Block* results = nullptr;
 
   struct Slot {
-    V& value;
-    void take(V x, Whole) { value = How::of(value, x); }
-    void take(V x, int n) { value = select(first_lanes(n), How::of(value, x), value); }
+    V<T>& value;
+    void take(V<T> x, Whole) { value = How::of(value, x); }
+    void take(V<T> x, int n) { value = select(first(n), How::of(value, x), value); }
   };
 
-  Slot slot(int64_t i) { return Slot{lanes[i]}; }
+  Slot slot(i64 i) { return Slot{lanes[i]}; }
 
   void open() {
-    for (V& each : lanes) each = How::template none<V>();
+    for (V<T>& each : lanes) each = How::template none<T>();
   }
 
   Block close() const {
-    return How::across(How::of(How::of(lanes[0], lanes[1]), How::of(lanes[2], lanes[3])));
+    return splat(How::across(How::of(How::of(lanes[0], lanes[1]), How::of(lanes[2], lanes[3]))));
   }
 
   void combine(const Block& block, bool first) { total = first ? block : How::of(total, block); }
 };
 
 // Reductions in every lane of Count vectors by themselves: elements one after the other.
-template <class V, class How, int Count>
+template <class T, class How, int Count>
 struct OneByOne {
   struct Block {
-    V of[Count];
+    V<T> of[Count];
   };
   Block value;
-  V total[Count];
+  V<T> total[Count];
   Block* results = nullptr;
 
   OneByOne() {
-    for (V& each : total) each = How::template none<V>();
+    for (V<T>& each : total) each = How::template none<T>();
   }
 
-  void take(int u, V x) { value.of[u] = How::of(value.of[u], x); }
+  void take(int u, V<T> x) { value.of[u] = How::of(value.of[u], x); }
 
   void open() {
-    for (V& each : value.of) each = How::template none<V>();
+    for (V<T>& each : value.of) each = How::template none<T>();
   }
 
   Block close() const { return value; }
@@ -191,16 +189,16 @@ struct OneByOne {
 };
 
 template <class Each>
-typename Each::Block* new_results(int64_t number) {
+typename Each::Block* new_results(i64 number) {
   using Block = typename Each::Block;
   return static_cast<Block*>(aligned_alloc(64, (number * sizeof(Block) + 63) / 64 * 64));
 }
 
 // block(begin, end, each...) for every block of [0, count); `each` are the reductions it feeds.
 template <class Block, class... Each>
-inline void blocks(int64_t count, const Block& block, Each&... each) {
-  for (int64_t begin = 0; begin < count; begin += BLOCK) {
-    const int64_t end = begin + BLOCK < count ? begin + BLOCK : count;
+inline void blocks(i64 count, const Block& block, Each&... each) {
+  for (i64 begin = 0; begin < count; begin += BLOCK) {
+    const i64 end = begin + BLOCK < count ? begin + BLOCK : count;
     (each.open(), ...);
     block(begin, end, each...);
     (each.combine(each.close(), begin == 0), ...);
@@ -209,9 +207,9 @@ inline void blocks(int64_t count, const Block& block, Each&... each) {
 
 template <class Block, class... Own>
 inline void share_of_blocks(
-    int64_t first, int64_t last, int64_t count, const Block& block, Own... own) {
-  for (int64_t i = first; i < last; ++i) {
-    const int64_t begin = i * BLOCK, end = begin + BLOCK < count ? begin + BLOCK : count;
+    i64 first, i64 last, i64 count, const Block& block, Own... own) {
+  for (i64 i = first; i < last; ++i) {
+    const i64 begin = i * BLOCK, end = begin + BLOCK < count ? begin + BLOCK : count;
     (own.open(), ...);
     block(begin, end, own...);
     ((own.results[i] = own.close()), ...);
@@ -220,22 +218,22 @@ inline void share_of_blocks(
 
 // The same with the blocks shared by threads; results still meet in sequence.
 template <class Block, class... Each>
-void parallel_blocks(int64_t count, int64_t grain, Block block, Each&... each) {
-  const int64_t number = (count + BLOCK - 1) / BLOCK;
+void parallel_blocks(i64 count, i64 grain, Block block, Each&... each) {
+  const i64 number = (count + BLOCK - 1) / BLOCK;
   ((each.results = new_results<Each>(number)), ...);
-  parallel_units(number, grain, [=](int64_t first, int64_t last) {
+  parallel_units(number, grain, [=](i64 first, i64 last) {
     share_of_blocks(first, last, count, block, each...);
   });
-  for (int64_t i = 0; i < number; ++i) (each.combine(each.results[i], i == 0), ...);
+  for (i64 i = 0; i < number; ++i) (each.combine(each.results[i], i == 0), ...);
   (free(each.results), ...);
 }
 
 // body(j, n, slots...) over one block. Costly bodies are printed once, others four in a row.
 template <int Multiple, bool Costly, class Body, class... Each>
-inline void along_block(int64_t begin, int64_t end, const Body& body, Each&... each) {
-  int64_t j = begin;
+inline void along_block(i64 begin, i64 end, const Body& body, Each&... each) {
+  i64 j = begin;
   if constexpr (Costly) {
-    const int64_t groups = begin + (end - begin) / (4 * W) * (4 * W);
+    const i64 groups = begin + (end - begin) / (4 * W) * (4 * W);
     for (; j + W <= end; j += W) body(j, Whole{}, each.slot(j < groups ? j / W % 4 : 0)...);
   } else {
     for (; j + 4 * W <= end; j += 4 * W) {
@@ -255,40 +253,161 @@ inline void along_block(int64_t begin, int64_t end, const Body& body, Each&... e
 
 // body(j, n, slots...) over a row of `count` elements that reductions along the lanes add up.
 template <int Multiple, bool Costly, class Body, class... Each>
-inline void reduce(int64_t count, Body body, Each&... each) {
-  blocks(count, [&](int64_t begin, int64_t end, auto&... own) {
+inline void reduce(i64 count, Body body, Each&... each) {
+  blocks(count, [&](i64 begin, i64 end, auto&... own) {
     along_block<Multiple, Costly>(begin, end, body, own...);
   }, each...);
 }
 
 template <int Multiple, bool Costly, class Body, class... Each>
-inline void parallel_reduce(int64_t count, int64_t grain, Body body, Each&... each) {
-  parallel_blocks(count, grain, [=](int64_t begin, int64_t end, auto&... own) {
+inline void parallel_reduce(i64 count, i64 grain, Body body, Each&... each) {
+  parallel_blocks(count, grain, [=](i64 begin, i64 end, auto&... own) {
     along_block<Multiple, Costly>(begin, end, body, own...);
   }, each...);
 }
 
 // body(c, reductions...) over `count` elements, one after the other.
 template <class Body, class... Each>
-inline void sequence(int64_t count, Body body, Each&... each) {
-  blocks(count, [&](int64_t begin, int64_t end, auto&... own) {
-    for (int64_t c = begin; c < end; ++c) body(c, own...);
+inline void sequence(i64 count, Body body, Each&... each) {
+  blocks(count, [&](i64 begin, i64 end, auto&... own) {
+    for (i64 c = begin; c < end; ++c) body(c, own...);
   }, each...);
 }
 
 template <class Body, class... Each>
-inline void parallel_sequence(int64_t count, int64_t grain, Body body, Each&... each) {
-  parallel_blocks(count, grain, [=](int64_t begin, int64_t end, auto&... own) {
-    for (int64_t c = begin; c < end; ++c) body(c, own...);
+inline void parallel_sequence(i64 count, i64 grain, Body body, Each&... each) {
+  parallel_blocks(count, grain, [=](i64 begin, i64 end, auto&... own) {
+    for (i64 c = begin; c < end; ++c) body(c, own...);
   }, each...);
 }
 
+// How a reduction combines two values, what it starts from, and how lanes meet.
 struct Add {
-  template <class V> static V none() { return splat<V>(0); }
-  template <class V> static V of(V a, V b) { return add(a, b); }
-  template <class V> static V across(V a) { return splat<V>(hsum(a)); }
+  template <class T> static V<T> none() { return splat<T>(0); }
+  template <class T> static V<T> of(V<T> a, V<T> b) { return add(a, b); }
+  template <class T> static T across(V<T> a) { return hsum(a); }
+};
+
+struct Mul {
+  template <class T> static V<T> none() { return splat<T>(1); }
+  template <class T> static V<T> of(V<T> a, V<T> b) { return mul(a, b); }
+  template <class T> static T across(V<T> a) { return hprod(a); }
+};
+
+constexpr f32 largest(f32) { return __builtin_inff(); }
+constexpr f64 largest(f64) { return __builtin_inf(); }
+constexpr i32 largest(i32) { return 0x7fffffff; }
+constexpr i64 largest(i64) { return 0x7fffffffffffffff; }
+constexpr f32 least_number(f32) { return -__builtin_inff(); }
+constexpr f64 least_number(f64) { return -__builtin_inf(); }
+constexpr i32 least_number(i32) { return -0x7fffffff - 1; }
+constexpr i64 least_number(i64) { return -0x7fffffffffffffff - 1; }
+
+struct Max {
+  template <class T> static V<T> none() { return splat<T>(least_number(T())); }
+  template <class T> static V<T> of(V<T> a, V<T> b) { return maximum(a, b); }
+  template <class T> static T across(V<T> a) { return hmax(a); }
+};
+
+struct Min {
+  template <class T> static V<T> none() { return splat<T>(largest(T())); }
+  template <class T> static V<T> of(V<T> a, V<T> b) { return minimum(a, b); }
+  template <class T> static T across(V<T> a) { return hmin(a); }
+};
+
+struct Any {
+  template <class T> static mask none() { return splat(false); }
+  static mask of(mask a, mask b) { return logical_or(a, b); }
+  static bool across(mask a) { return hany(a); }
+};
+
+struct All {
+  template <class T> static mask none() { return splat(true); }
+  static mask of(mask a, mask b) { return logical_and(a, b); }
+  static bool across(mask a) { return hall(a); }
 };
 
 // --- access --------------------------------------------------------------------------------------
 
+template <class T> inline auto load(const T* from, Whole) { return load(from); }
+template <class T> inline auto load(const T* from, int n) { return load_part(from, n); }
+template <class T> inline void store(T* to, compute<T> x, Whole) { store(to, x); }
+template <class T> inline void store(T* to, compute<T> x, int n) { store_part(to, x, n); }
+
+// One element in every lane.
+template <class T> inline compute<T> broadcast(const T* from) {
+  const auto all = *reinterpret_cast<const typename storage<T>::Raw*>(from) - typename raw_lanes<T>::type{};
+  RW_EACH(typename storage<T>::Lane, storage<T>::unpack(all))
+}
+
+// Lane l from or to base[index(l)], for the first n lanes.
+template <class T, class Index> inline auto load_each(const T* base, int n, Index index) {
+  T picked[W] = {};
+  for (i64 l = 0; l < n; ++l) picked[l] = base[index(l)];
+  return load(picked);
+}
+
+template <class T, class Index>
+inline void store_each(T* base, compute<T> x, int n, Index index) {
+  T picked[W];
+  store(picked, x);
+  for (i64 l = 0; l < n; ++l) base[index(l)] = picked[l];
+}
+
+// Lane l from base[index(l)] where inside(l); elsewhere memory is not touched and the lane is zero.
+template <class T, class Index, class Inside>
+inline auto load_where(const T* base, int n, Index index, Inside inside) {
+  T picked[W] = {};
+  for (i64 l = 0; l < n; ++l) {
+    if (inside(l)) picked[l] = base[index(l)];
+  }
+  return load(picked);
+}
+
+// Lanes [low, high) from memory, the others zero.
+template <class T, class N> inline auto load_window(const T* from, i64 low, i64 high, N n) {
+  if (low <= 0 && n <= high) return load(from, n);
+  T picked[W] = {};
+  const i64 end = high < n ? high : static_cast<i64>(n);
+  for (i64 l = low < 0 ? 0 : low; l < end; ++l) picked[l] = from[l];
+  return load(picked);
+}
+
+// --- index expressions as values -----------------------------------------------------------------
+
+inline bool within(i64 at, i64 low, i64 high) { return low <= at && at < high; }
+
+template <class Inside> inline mask mask_each(Inside inside) {
+  bool each[W];
+  for (i64 l = 0; l < W; ++l) each[l] = inside(l);
+  return load(each);
+}
+
+// Lanes [low, high).
+inline mask window(i64 low, i64 high) {
+  const int from = static_cast<int>(low < 0 ? 0 : low > W ? W : low);
+  const int end = static_cast<int>(high < 0 ? 0 : high > W ? W : high);
+  return logical_and(first(end), logical_not(first(from)));
+}
+
+// start, start + step, ...
+inline i64v positions(i64 start, i64 step) {
+  return add(splat<i64>(start), mul(iota<i64>(0), splat<i64>(step)));
+}
+
+template <class Index> inline i64v positions_each(Index index) {
+  i64 each[W];
+  for (i64 l = 0; l < W; ++l) each[l] = index(l);
+  return load(each);
+}
+
+// Arithmetic of sizes, with Python's rounding.
+inline i64 size_div(i64 a, i64 b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
+inline i64 size_mod(i64 a, i64 b) { return a - size_div(a, b) * b; }
+inline i64 size_max(i64 a, i64 b) { return a > b ? a : b; }
+inline i64 size_min(i64 a, i64 b) { return a < b ? a : b; }
+inline i64 size_pow(i64 a, i64 n) { return n <= 0 ? 1 : a * size_pow(a, n - 1); }
+
 }  // namespace rw
+
+#define KERNEL extern "C" __attribute__((visibility("default")))

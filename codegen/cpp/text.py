@@ -14,17 +14,22 @@ import torch
 from rewright.ir import Dim, Size
 from rewright.ir.expr import PRIMITIVES
 
-# What an element of each dtype is in memory.
+# What an element of each dtype is in memory, as a type of simd.h. That of a compute type is also
+# what a lane holds.
 STORAGE: Final[dict[torch.dtype, str]] = {
-    torch.float64: "double",
-    torch.float32: "float",
-    torch.float16: "half",
-    torch.bfloat16: "bfloat16",
-    torch.int64: "int64_t",
-    torch.int32: "int32_t",
-    torch.int16: "int16_t",
-    torch.int8: "int8_t",
-    torch.uint8: "uint8_t",
+    torch.float64: "f64",
+    torch.float32: "f32",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.float8_e4m3fn: "f8e4m3fn",
+    torch.float8_e5m2: "f8e5m2",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+    torch.uint32: "u32",
+    torch.uint16: "u16",
+    torch.uint8: "u8",
     torch.bool: "bool",
 }
 
@@ -34,7 +39,7 @@ VECTOR: Final[dict[torch.dtype, str]] = {
     torch.float32: "f32v",
     torch.int64: "i64v",
     torch.int32: "i32v",
-    torch.bool: "i32v",
+    torch.bool: "mask",
 }
 
 _KEYWORDS: Final = (
@@ -45,11 +50,13 @@ _KEYWORDS: Final = (
     " throw true try typedef typeid typename union unsigned using virtual void volatile while xor"
 ).split()
 _OWN: Final = (
-    "p s rw W n j r u v begin end width load store splat gather iota cast parallel serial steps"
-    " strips reduce sequence blocks Whole half bfloat16 first_lanes int8_t int16_t int32_t int64_t"
-    " uint8_t size_t main std"
+    "p s r u l n rw begin end width main load load_part load_strided load_each load_window load_where"
+    " store store_part store_strided store_each broadcast splat cast round_to positions"
+    " positions_each window mask_each within parallel parallel_rows serial serial_rows steps strips"
+    " reduce parallel_reduce sequence parallel_sequence size_div size_mod size_pow size_max size_min"
 ).split()
-_RESERVED: Final = frozenset((*_KEYWORDS, *_OWN, *PRIMITIVES, *VECTOR.values()))
+_TYPES: Final = (*STORAGE.values(), *VECTOR.values())
+_RESERVED: Final = frozenset((*_KEYWORDS, *_OWN, *_TYPES, *PRIMITIVES))
 
 # Names that emitters make: scalars t0, axes a0 a1oi, indices i0, and what is built on them.
 _MADE: Final = re.compile(r"([taci]\d+[oi]*(_.*)?|.*__.*|_.*|[A-Z].*)")
@@ -74,9 +81,9 @@ def identifiers(names: Iterable[str]) -> dict[str, str]:
 
 
 def size_text(size: Size) -> str:
-    """An int64 expression, ready to stand in a sum. Symbols are variables of the kernel."""
+    """An i64 expression, ready to stand in a sum. Symbols are variables of the kernel."""
     if isinstance(size, int):
-        return str(size) if abs(size) < 1 << 31 else f"{size}LL"
+        return str(size) if abs(size) < 1 << 31 else f"{size}L"
     return _size(ast.parse(size.text, mode="eval").body)
 
 
@@ -92,9 +99,9 @@ _SIZE_OPERATORS: Final[Mapping[type[ast.operator], str]] = {
     ast.Mult: " * ",
 }
 _SIZE_FUNCTIONS: Final[Mapping[type[ast.operator], str]] = {
-    ast.FloorDiv: "div_floor",
-    ast.Mod: "modulo",
-    ast.Pow: "power",
+    ast.FloorDiv: "size_div",
+    ast.Mod: "size_mod",
+    ast.Pow: "size_pow",
 }
 
 
@@ -116,7 +123,7 @@ def _size(tree: ast.expr) -> str:
         case ast.Call(func=ast.Name(id=name), args=[first, *rest]):
             text = _size(first)
             for arg in rest:
-                text = f"{'larger' if name == 'max' else 'smaller'}({text}, {_size(arg)})"
+                text = f"{'size_max' if name == 'max' else 'size_min'}({text}, {_size(arg)})"
             return text
     raise AssertionError(f"no size is written like {ast.dump(tree)}")
 
@@ -169,5 +176,5 @@ def _int_text(value: int, dtype: torch.dtype) -> str:
     bits = 8 * dtype.itemsize
     wrapped = (value + (1 << (bits - 1))) % (1 << bits) - (1 << (bits - 1))
     if wrapped == -(1 << (bits - 1)):
-        return f"({wrapped + 1}{'LL' if bits == 64 else ''} - 1)"
+        return f"({wrapped + 1}{'L' if bits == 64 else ''} - 1)"
     return size_text(wrapped)

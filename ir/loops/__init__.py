@@ -21,6 +21,7 @@ from rewright.ir.loops.nest import (
     Store,
     Term,
     Within,
+    indices_of,
     subterms,
 )
 from rewright.ir.loops.operators import OPERATORS, reduced_dims
@@ -49,6 +50,7 @@ __all__ = [
     "Store",
     "Term",
     "Within",
+    "indices_of",
     "lower",
     "order_of",
     "reduced_dims",

@@ -16,8 +16,18 @@ from rewright.ir.errors import UnsupportedError
 from rewright.ir.graph import Graph, Node, Value
 from rewright.ir.loops.affine import Affine, Axis, NeedSplit, axis_index, delinearize, linear
 from rewright.ir.loops.merge import merge_axes
-from rewright.ir.loops.nest import Apply, Buffer, Let, Nest, Order, Ref, Stage, Statement, Store
-from rewright.ir.loops.nest import subterms
+from rewright.ir.loops.nest import (
+    Apply,
+    Buffer,
+    Let,
+    Nest,
+    Order,
+    Ref,
+    Stage,
+    Statement,
+    Store,
+    subterms,
+)
 from rewright.ir.loops.operators import reduced_dims
 from rewright.ir.loops.scope import Defined, Scope
 from rewright.ir.ops import Kind
@@ -95,9 +105,7 @@ def _split(axes: Sequence[tuple[Axis, bool]], cut: NeedSplit) -> list[tuple[Axis
     return result
 
 
-def _lower(
-    region: Graph, name: str, space: Space, axes: Sequence[tuple[Axis, bool]]
-) -> Nest:
+def _lower(region: Graph, name: str, space: Space, axes: Sequence[tuple[Axis, bool]]) -> Nest:
     moving = [(a, reduced) for a, reduced in axes if a.size != 1]
     columns = frozenset(a.name for a, reduced in moving if reduced)
     scope = Scope(region, [a for a, _ in moving], columns)

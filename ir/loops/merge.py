@@ -36,7 +36,10 @@ def merge_axes(nest: Nest) -> Nest:
     rows, gone = _merge(rows, indices)
     cols, gone_cols = _merge(list(nest.cols), indices)
     gone |= gone_cols
-    change: Change = lambda at: Affine(tuple(t for t in at.terms if t[0] not in gone), at.offset)
+
+    def change(at: Affine) -> Affine:
+        return Affine(tuple(t for t in at.terms if t[0] not in gone), at.offset)
+
     stages = tuple(
         Stage(s.per, tuple(_map_statement(x, change) for x in s.body)) for s in nest.stages
     )
@@ -68,8 +71,7 @@ def _merge(axes: Sequence[Axis], indices: Sequence[Affine]) -> tuple[list[Axis],
 
 def _mergeable(outer: Axis, inner: Axis, indices: Sequence[Affine]) -> bool:
     return all(
-        equal(at.coefficient(outer.name), at.coefficient(inner.name) * inner.size)
-        for at in indices
+        equal(at.coefficient(outer.name), at.coefficient(inner.name) * inner.size) for at in indices
     )
 
 

@@ -137,9 +137,7 @@ def _log_softmax(scope: Scope, node: Node, value: Value, index: Index, guards: G
     return scope.apply("sub", scope.apply("sub", here, top), scope.apply("log", total))
 
 
-def _softmax_backward(
-    scope: Scope, node: Node, value: Value, index: Index, guards: Guards
-) -> Term:
+def _softmax_backward(scope: Scope, node: Node, value: Value, index: Index, guards: Guards) -> Term:
     """out * (grad - sum(grad * out)); log-softmax: grad - exp(out) * sum(grad)."""
     dtype = compute_dtype(value.tensor.dtype)
     full = _full_index(scope, node, index, guards)
@@ -322,9 +320,7 @@ def _embedded_slice(
     return _window(scope, source, other, inner, guards, own)
 
 
-def _select_backward(
-    scope: Scope, node: Node, value: Value, index: Index, guards: Guards
-) -> Term:
+def _select_backward(scope: Scope, node: Node, value: Value, index: Index, guards: Guards) -> Term:
     source = node.operands[0]
     dim = _positive(node.args[2], len(index))
     return _embedded_select(scope, node.args[3], source, dim, _zero(value), index, guards)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
@@ -21,13 +22,13 @@ from rewright.ir.loops.nest import (
     Apply,
     Convert,
     Inside,
+    Let,
     Load,
     Number,
     Position,
     Reduce,
     Ref,
     Round,
-    Let,
     Term,
     Within,
     subterms,
@@ -112,7 +113,7 @@ class Scope:
                 raise UnsupportedError(f"{node.op} reads a scalar known only at run time")
             inner = broadcast(index, shape, operand.type.shape)
             read = to_storage(self.at(operand, inner, guards), operand.type.dtype, dtype)
-            scalars.append(convert(read, element.compute))
+            scalars.append(read if dtype is torch.bool else convert(read, element.compute))
         return self.result(node.result, self.build(element.expr, scalars, element.compute))
 
     def build(self, expr: Expr, operands: Sequence[Term], dtype: torch.dtype) -> Term:
@@ -151,6 +152,8 @@ class Scope:
         """A primitive of named operands; the result is a mask for predicates."""
         named = tuple(a if isinstance(a, Number) else self.let(a) for a in args)
         value = named[-1].dtype if name == "select" else named[0].dtype
+        if value == torch.bool:
+            name = _ON_MASKS.get(name, name)
         dtype = torch.bool if name in PREDICATES else value
         return self.let(Apply(name, named, dtype))
 
@@ -198,6 +201,19 @@ class Scope:
             if isinstance(part, (Load, Inside)):
                 per_column |= any(g.at.reads(self.columns) for g in part.guards)
         return per_column, depth
+
+
+# On truth values these mean the same, and only the right-hand ones exist for masks.
+_ON_MASKS: Final = {
+    "add": "logical_or",
+    "maximum": "logical_or",
+    "bit_or": "logical_or",
+    "mul": "logical_and",
+    "minimum": "logical_and",
+    "bit_and": "logical_and",
+    "bit_xor": "logical_xor",
+    "bit_not": "logical_not",
+}
 
 
 def to_storage(term: Term, dtype: torch.dtype, storage: torch.dtype) -> Term:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,9 +30,9 @@ class Fuse(Pass, name="fuse", takes="aten", gives="fused"):
           return %b
         } : f32[4, 8]
 
-    `max_ops` bounds the nodes of a region (0: no regions, everything runs as ATen); `horizontal` also joins independent nodes that read
-    the same value. Refuses: nodes without a loop form, groups whose merging would make a cycle,
-    iteration spaces that differ.
+    `max_ops` bounds the nodes of a region (0: no regions, everything runs as ATen); `horizontal`
+    also joins independent nodes that read the same value. Refuses: nodes without a loop form,
+    groups whose merging would make a cycle, iteration spaces that differ.
     """
 
     max_ops: int = 64
@@ -65,9 +66,7 @@ class _Plan:
             self.groups.visit(i)
             if is_free(node) or not self._admit(i, node):
                 continue
-            sources = sorted(
-                self._sources(node), key=lambda v: (-v.tensor.nbytes_hint, v.name)
-            )
+            sources = sorted(self._sources(node), key=lambda v: (-v.tensor.nbytes_hint, v.name))
             for value in sources:
                 self._try(self.number[value], i, value, i + 1)
 
@@ -80,7 +79,7 @@ class _Plan:
                 for value in self.graph.nodes[node].operands:
                     shared.setdefault(self._root(value), []).append(node)
         for value, nodes in shared.items():
-            for first, second in zip(nodes, nodes[1:], strict=False):
+            for first, second in itertools.pairwise(nodes):
                 self._try(first, second, value, total)
 
     def _admit(self, i: int, node: Node) -> bool:
@@ -122,9 +121,7 @@ class _Plan:
         assert domain is not None
         self.domains[self.groups.merge(a, b, visited)] = domain
         size = value.tensor.nbytes_hint
-        self.env.log.decide(
-            "fuse", subject, f"joins %{value.name}: {_bytes(size)} read once less"
-        )
+        self.env.log.decide("fuse", subject, f"joins %{value.name}: {_bytes(size)} read once less")
 
     def _obstacle(self, a: int, b: int, visited: int) -> str | None:
         members = self.groups.members

@@ -1,0 +1,73 @@
+"""Loop nests as one C++ translation unit, a function a kernel, written to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from rewright.codegen.cpp.columns import columns
+from rewright.codegen.cpp.elements import elements
+from rewright.codegen.cpp.kernel import Kernel
+from rewright.codegen.cpp.lanes import lanes
+from rewright.codegen.schedule import schedule
+from rewright.ir.loops import Axis, Let, Nest, Reduce
+
+LINE: Final = 100
+STYLES: Final = {"elements": elements, "lanes": lanes, "columns": columns}
+
+
+def emit(nests: Sequence[Nest], symbols: Sequence[str] = (), *, graph: str = "") -> str:
+    """The source of a unit in which `nest.name` is a function of C for each of `nests`:
+
+    `void name(void* const* p, const i64* s)`, where `p` points to the nest's inputs, then its
+    outputs, and `s` holds the sizes of `symbols`, in order. `graph` is for the heading only.
+    """
+    head = [
+        f"// {len(nests)} kernels{f' of graph {graph}' if graph else ''}.",
+        '#include "loops.h"',
+        "",
+        "using namespace rw;",
+    ]
+    return "\n\n".join(["\n".join(head), *(_kernel(nest, symbols) for nest in nests)]) + "\n"
+
+
+def _kernel(nest: Nest, symbols: Sequence[str]) -> str:
+    plan = schedule(nest)
+    kernel = Kernel.of(nest, plan)
+    body = STYLES[plan.style](kernel)
+    lines = [*kernel.pointers(), *_sizes(symbols, body), *body]
+    signature = f"KERNEL void {nest.name}(void* const* p, const i64* s) {{"
+    return "\n".join([*_heading(nest), signature, *(f"  {line}" for line in lines), "}"])
+
+
+def _sizes(symbols: Sequence[str], body: Iterable[str]) -> list[str]:
+    """The symbols that the body reads."""
+    import re
+
+    words = set(re.findall(r"\w+", "\n".join(body)))
+    return [
+        f"const i64 {name} = s[{place}];"
+        for place, name in enumerate(symbols)
+        if name in words
+    ]
+
+
+def _heading(nest: Nest) -> list[str]:
+    """What the kernel computes: its nodes and the space it runs over."""
+    origins = dict.fromkeys(
+        s.origin for s in nest.statements() if isinstance(s, (Let, Reduce)) and s.origin
+    )
+    space = f"rows [{_extent(nest.rows)}]"
+    if nest.order is not None:
+        space += f", reduced [{_extent(nest.cols)}] in {nest.order.style}"
+    return [*_wrapped(f"{', '.join(origins) or 'a copy'}"), f"// {space}"]
+
+
+def _extent(axes: Sequence[Axis]) -> str:
+    return ", ".join(f"{a.name}: {a.size}" for a in axes)
+
+
+def _wrapped(text: str) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, LINE, initial_indent="// ", subsequent_indent="// ")

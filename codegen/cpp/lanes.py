@@ -1,0 +1,153 @@
+"""Kernels whose reductions run along the lanes: each row is swept once a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rewright.codegen.cpp.index import Block, Place, counter
+from rewright.codegen.cpp.kernel import Kernel, count_of, how, indented, multiple, reads
+from rewright.codegen.cpp.text import STORAGE, VECTOR, size_text
+from rewright.codegen.schedule import is_costly
+from rewright.ir.loops import Let, Reduce, Stage, Statement, Store
+
+
+@dataclass
+class Sweeps:
+    """A row in the making. `scratch` holds kept scalars that are already stored."""
+
+    kernel: Kernel
+    row: Block
+    scratch: set[str] = field(default_factory=set)
+
+    def add(self, stage: Stage) -> None:
+        if stage.per == "column":
+            self.row.lines += self._sweep(stage)
+            return
+        printer = self.kernel.printer(Place(self.row))
+        for statement in stage.body:
+            if isinstance(statement, Store):
+                self.row.lines.append(printer.store(statement))
+            elif isinstance(statement, Let):
+                self.row.lines.append(printer.let(statement))
+
+    def _sweep(self, stage: Stage) -> list[str]:
+        """One pass over the columns."""
+        nest = self.kernel.nest
+        block = self.kernel.block(counter("j", nest.cols), self.row)
+        body = needed(stage.body, self.scratch)
+        for statement in body:
+            block.lines += self._statement(statement, block)
+        reductions = [s for s in body if isinstance(s, Reduce)]
+        if reductions:
+            return self._reduce(block, reductions, is_costly(body))
+        return self._steps(block)
+
+    def _statement(self, statement: Statement, block: Block) -> list[str]:
+        assert block.counter is not None
+        printer = self.kernel.printer(Place(block, block.counter))
+        if isinstance(statement, Store):
+            return [printer.store(statement)]
+        if isinstance(statement, Reduce):
+            return [f"{_accumulator(statement)}.take({printer.term(statement.term)}, n);"]
+        name, at = statement.name, f"{statement.name}_row + {block.counter.name}"
+        if name in self.scratch:
+            return [f"const {VECTOR[statement.term.dtype]} {name} = load({at}, n);"]
+        if name not in self.kernel.nest.kept:
+            return [printer.let(statement)]
+        self.scratch.add(name)
+        return [printer.let(statement), f"store({at}, {name}, n);"]
+
+    def _reduce(self, block: Block, reductions: Sequence[Reduce], costly: bool) -> list[str]:
+        plan, columns = self.kernel.plan, count_of(self.kernel.nest.cols)
+        assert block.counter is not None
+        names = [_accumulator(r) for r in reductions]
+        facts = f"<{multiple(columns)}, {'true' if costly else 'false'}>"
+        slots = "".join(f", auto {name}" for name in names)
+        body = f"(i64 {block.counter.name}, auto n{slots}) {{"
+        if plan.shared == "blocks":
+            opening = f"parallel_reduce{facts}({size_text(columns)}, {plan.grain}, [=]{body}"
+        else:
+            opening = f"reduce{facts}({size_text(columns)}, [&]{body}"
+        return [
+            *(f"AlongLanes<{how(r)}> {_accumulator(r)};" for r in reductions),
+            opening,
+            *indented(block.text()),
+            f"}}, {', '.join(names)});",
+            *(f"const {_vector(r)} {r.name} = {_accumulator(r)}.total;" for r in reductions),
+        ]
+
+    def _steps(self, block: Block) -> list[str]:
+        plan, columns = self.kernel.plan, count_of(self.kernel.nest.cols)
+        assert block.counter is not None
+        facts, body = multiple(columns), f"[&](i64 {block.counter.name}, auto n) {{"
+        if plan.shared != "blocks":
+            opening = f"steps<{facts}>(0, {size_text(columns)}, {body}"
+            return [opening, *indented(block.text()), "});"]
+        opening = f"parallel({size_text(columns)}, {plan.unit}, {plan.grain}, "
+        return [
+            f"{opening}[=](i64 begin, i64 end) {{",
+            f"  steps<{facts}>(begin, end, {body}",
+            *indented(indented(block.text())),
+            "  });",
+            "});",
+        ]
+
+
+def lanes(kernel: Kernel) -> list[str]:
+    """The body of the kernel."""
+    nest, plan = kernel.nest, kernel.plan
+    row = kernel.block(counter("r", nest.rows) if nest.rows else None)
+    sweeps = Sweeps(kernel, row)
+    for stage in nest.stages:
+        sweeps.add(stage)
+    count, name = size_text(count_of(nest.rows)), row.counter.name if row.counter else "r"
+    scratch = _scratch(kernel)
+    if plan.shared == "blocks":
+        loop = f"for (i64 {name} = 0; {name} < {count}; ++{name}) {{"
+        return [*scratch, loop, *indented(row.text()), "}"]
+    opening = f"parallel({count}, 1, {plan.grain}, " if plan.shared == "rows" else f"serial({count}, "
+    return [
+        f"{opening}[=](i64 begin, i64 end) {{",
+        *indented(scratch),
+        f"  for (i64 {name} = begin; {name} < end; ++{name}) {{",
+        *indented(indented(row.text())),
+        "  }",
+        "});",
+    ]
+
+
+def needed(body: Sequence[Statement], stored: set[str]) -> list[Statement]:
+    """The statements that a stage needs when `stored` scalars are only read back."""
+    wanted: set[str] = set()
+    found: list[Statement] = []
+    for statement in reversed(body):
+        if isinstance(statement, Let) and statement.name not in wanted:
+            continue
+        found.append(statement)
+        if not (isinstance(statement, Let) and statement.name in stored):
+            wanted.update(reads(statement))
+    return found[::-1]
+
+
+def _scratch(kernel: Kernel) -> list[str]:
+    """Arrays for what is kept from one sweep of a row to the next."""
+    dtypes = {s.name: s.term.dtype for s in kernel.nest.statements() if isinstance(s, Let)}
+    count = size_text(count_of(kernel.nest.cols))
+    lines = []
+    for name in kernel.nest.kept:
+        type = STORAGE[dtypes[name]]
+        if kernel.plan.shared == "blocks":  # threads share the array, not copies of it
+            lines.append(f"alignas(64) {type} {name}_kept[{count}];")
+            lines.append(f"{type}* const {name}_row = {name}_kept;")
+        else:
+            lines.append(f"alignas(64) {type} {name}_row[{count}];")
+    return lines
+
+
+def _accumulator(reduction: Reduce) -> str:
+    return f"{reduction.name}_{reduction.how}"
+
+
+def _vector(reduction: Reduce) -> str:
+    return VECTOR[reduction.term.dtype]

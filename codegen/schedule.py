@@ -1,0 +1,111 @@
+"""How a loop nest runs, as data: what the lanes run along, and what threads share.
+
+Nothing here changes a value: the order of reductions is part of the nest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from rewright.ir import Size, hint, product
+from rewright.ir.loops import Apply, Axis, Load, Nest, Reduce, Stage, Statement, Store, subterms
+
+# Nanoseconds an element costs one core: a load or store, a simple primitive, and a costly one.
+ACCESS: Final = 0.08
+SIMPLE: Final = 0.02
+COSTLY: Final = 0.5
+SIMPLE_PRIMITIVES: Final = frozenset(
+    ("add", "sub", "mul", "neg", "abs", "maximum", "minimum", "select", "sqrt", "reciprocal")
+    + ("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "floor")
+)
+
+# What a thread has to do before it is worth waking, in nanoseconds.
+SHARE: Final = 5_000.0
+
+# Reductions of fewer rows than this are shared by blocks of a row, when those are several.
+FEW_ROWS: Final = 8
+LANES: Final = 16
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """`style`: "elements" (no reduction), "lanes" (lanes run along reduced axes) or "columns"
+    (every lane has a row of its own).
+
+    `outer` are the row axes around `vector`, the row axis that the lanes run along (None in
+    "lanes", and where there are no rows). Threads share `shared`: "rows", "blocks" of each row's
+    reduction, or "nothing". Work is handed out in units of `unit` elements along the lanes (rows
+    in "lanes"), at least `grain` units a thread.
+    """
+
+    style: str
+    outer: tuple[Axis, ...]
+    vector: Axis | None
+    shared: str
+    unit: int
+    grain: int
+
+
+def schedule(nest: Nest) -> Schedule:
+    style = nest.order.style if nest.order is not None else "elements"
+    vector = nest.rows[-1] if nest.rows and style != "lanes" else None
+    outer = tuple(axis for axis in nest.rows if axis != vector)
+    shared = _shared(nest, style)
+    unit, cost = _unit(nest, style, shared)
+    return Schedule(style, outer, vector, shared, unit, max(1, round(SHARE / max(cost, 1.0))))
+
+
+def _shared(nest: Nest, style: str) -> str:
+    if nanoseconds(nest) < 2 * SHARE and all(isinstance(a.size, int) for a in nest.axes):
+        return "nothing"
+    if style == "elements":
+        return "rows"
+    rows, columns = hint(_count(nest.rows)), hint(_count(nest.cols))
+    vectors = rows if style == "lanes" else rows // (4 * LANES)
+    block = nest.order.block if nest.order is not None else columns
+    return "blocks" if vectors < FEW_ROWS and columns >= 2 * block else "rows"
+
+
+def _unit(nest: Nest, style: str, shared: str) -> tuple[int, float]:
+    """(elements in a unit of work, nanoseconds it takes)."""
+    each = nanoseconds(nest) / max(1, hint(_count(nest.axes)))
+    columns = max(1, hint(_count(nest.cols)))
+    if shared == "blocks":
+        block = nest.order.block if nest.order is not None else 1
+        return block, each * block * (1 if style == "lanes" else 4 * LANES)
+    if style == "lanes":
+        return 1, each * columns
+    return 4 * LANES, each * columns * 4 * LANES
+
+
+def nanoseconds(nest: Nest) -> float:
+    """A rough time for one core, at the hints of its sizes."""
+    rows, elements = hint(_count(nest.rows)), hint(_count(nest.axes))
+    return sum(_cost(stage) * (rows if stage.per == "row" else elements) for stage in nest.stages)
+
+
+def _cost(stage: Stage) -> float:
+    return sum(_statement_cost(s) for s in stage.body)
+
+
+def _statement_cost(statement: Statement) -> float:
+    if isinstance(statement, Store):
+        return ACCESS
+    cost = SIMPLE if isinstance(statement, Reduce) else 0.0
+    for term in subterms(statement.term):
+        if isinstance(term, Load):
+            cost += ACCESS
+        elif isinstance(term, Apply):
+            cost += SIMPLE if term.name in SIMPLE_PRIMITIVES else COSTLY
+    return cost
+
+
+def is_costly(statements: Iterable[Statement]) -> bool:
+    """True when a body is too large to be repeated for instruction-level parallelism."""
+    return sum(_statement_cost(s) for s in statements) >= COSTLY
+
+
+def _count(axes: Iterable[Axis]) -> Size:
+    return product(a.size for a in axes)

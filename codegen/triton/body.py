@@ -1,0 +1,182 @@
+"""The body of a Triton kernel: positions and masks of its blocks, then the nest's statements."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from rewright.codegen.triton.blocks import Blocks
+from rewright.codegen.triton.indices import Indices, Text
+from rewright.codegen.triton.primitives import TYPES
+from rewright.codegen.triton.reductions import reduction
+from rewright.codegen.triton.terms import Terms, literal
+from rewright.ir import divisible, product
+from rewright.ir.loops import Axis, Let, Nest, Reduce, Stage, Statement, Store
+
+
+class Body:
+    """Lines of one kernel, grown statement by statement.
+
+    `inputs` and `outputs` give each buffer's parameter; `widen` is a method call that gives
+    positions the type of indices, empty where 32 bits do.
+    """
+
+    def __init__(
+        self,
+        nest: Nest,
+        blocks: Blocks,
+        inputs: Mapping[str, str],
+        outputs: Mapping[str, str],
+        widen: str,
+    ) -> None:
+        self.nest, self.blocks, self.widen = nest, blocks, widen
+        self.outputs = outputs
+        self.lines: list[str] = []
+        self._margin = ""
+        self._origin = ""
+        axes = {"row": nest.rows, "col": nest.cols}
+        self.masks: dict[str, str] = {}
+        self.indices = Indices(
+            dim_of={a.name: dim for dim, group in axes.items() for a in group},
+            counts={a.name: a.size for a in nest.axes},
+            position={dim: group[0].name if len(group) == 1 else dim for dim, group in axes.items()},
+            masks=self.masks,
+        )
+        self.terms = Terms(self.indices, inputs, {b.name: b.type.dtype for b in nest.inputs})
+
+    def write(self) -> None:
+        self._rows()
+        if self.blocks.style == "kept":
+            self._position("col", f"tl.arange(0, COLS)[None, :]{self.widen}")
+        for stage in self.nest.stages:
+            if self.blocks.style == "looped" and stage.per == "column":
+                self._loop(stage)
+            else:
+                self._stage(stage)
+
+    # --- positions --------------------------------------------------------------------------
+
+    def _rows(self) -> None:
+        down = "" if self.blocks.style == "pointwise" else "[:, None]"
+        self._position("row", f"tl.program_id(0){self.widen} * ROWS + tl.arange(0, ROWS){down}")
+
+    def _position(self, dim: str, block: str) -> None:
+        """Where the program's block is along a dimension, axis by axis, and what of it exists."""
+        axes = self.nest.rows if dim == "row" else self.nest.cols
+        width = self.blocks.rows if dim == "row" else self.blocks.cols
+        position, count = self.indices.position[dim], product(a.size for a in axes)
+        self._line(f"{position} = {block}")
+        if count == 0 or not divisible(count, width):
+            self.masks[dim] = f"in_{dim}s"
+            self._line(f"in_{dim}s = {position} < {self.indices.size(count)}")
+        if len(axes) > 1:
+            self._unravel(position, axes)
+
+    def _unravel(self, position: str, axes: Sequence[Axis]) -> None:
+        rest = position
+        for axis in reversed(axes[1:]):
+            size = self.indices.size(axis.size)
+            self._line(f"{axis.name} = {rest} % {size}")
+            outer = axes[0].name if axis is axes[1] else f"{position}_rest"
+            self._line(f"{outer} = {rest} // {size}")
+            rest = outer
+
+    # --- stages -----------------------------------------------------------------------------
+
+    def _stage(self, stage: Stage) -> None:
+        for statement in stage.body:
+            if isinstance(statement, Store):
+                self._store(statement)
+            elif statement.name not in self.terms.dims:  # else it is still in registers
+                self._define(statement)
+
+    def _define(self, statement: Let | Reduce) -> None:
+        if isinstance(statement, Let):
+            self._let(statement, self.terms.text(statement.term))
+        elif self.nest.cols:
+            self._let(statement, self._across(statement, self._block(statement)))
+        else:
+            self._let(statement, self._returned(statement, self._operand(statement)))
+
+    def _let(self, statement: Let | Reduce, text: Text) -> None:
+        self.terms.dims[statement.name] = text.dims
+        self._line(f"{statement.name} = {text.text}", statement.origin)
+
+    def _store(self, store: Store) -> None:
+        value = self.terms.text(store.value)
+        index = self.indices.index(store.at)
+        # After a reduction even a single value is a block of one row.
+        dims = value.dims | ({"row"} if self.nest.order else set())
+        index = self.indices.spread(index, frozenset(dims))
+        place = f"{self.outputs[store.buffer]} + {index.closed}"
+        mask = self.indices.mask(index.dims)
+        self._line(f"tl.store({place}, {value.text}{mask})", f"-> {store.buffer}")
+
+    # --- reductions -------------------------------------------------------------------------
+
+    def _loop(self, stage: Stage) -> None:
+        """A column stage in steps of COLS; reductions keep a block of partial results."""
+        reduces = [s for s in stage.body if isinstance(s, Reduce)]
+        for reduce in reduces:
+            dtype = _combined_in(reduce)
+            neutral = literal(reduction(reduce.how, dtype).neutral, dtype)
+            block = f"tl.full((ROWS, COLS), {neutral}, {TYPES[dtype]})"
+            self._line(f"{reduce.name}_parts = {block}", reduce.origin)
+        count = self.indices.size(product(a.size for a in self.nest.cols))
+        self._line(f"for start in range(0, {count}, COLS):")
+        self._margin = "    "
+        step = "start + tl.arange(0, COLS)[None, :]"
+        self._position("col", f"({step}){self.widen}" if self.widen else step)
+        for statement in stage.body:
+            self._in_loop(statement)
+        self._margin = ""
+        for reduce in reduces:
+            parts = Text(f"{reduce.name}_parts", frozenset({"row", "col"}))
+            self._let(reduce, self._across(reduce, parts))
+
+    def _in_loop(self, statement: Statement) -> None:
+        if isinstance(statement, Reduce):
+            parts = f"{statement.name}_parts"
+            how = reduction(statement.how, _combined_in(statement))
+            self._line(f"{parts} = {how.of.format(parts, self._block(statement).closed)}")
+        elif isinstance(statement, Let):
+            self._define(statement)
+        else:
+            self._store(statement)
+
+    def _block(self, reduce: Reduce) -> Text:
+        """What is reduced as a block along the columns, neutral where no column is."""
+        text, dtype = self._operand(reduce), _combined_in(reduce)
+        dims = text.dims | {"col"}
+        if "col" in self.masks:
+            neutral = literal(reduction(reduce.how, dtype).neutral, dtype)
+            return Text(f"tl.where({self.masks['col']}, {text.text}, {neutral})", dims)
+        if "col" in text.dims:
+            return text
+        return Text(f"tl.broadcast_to({text.text}, (ROWS, COLS))", dims)
+
+    def _operand(self, reduce: Reduce) -> Text:
+        return self.terms.as_type(reduce.term, _combined_in(reduce))
+
+    def _across(self, reduce: Reduce, block: Text) -> Text:
+        across = reduction(reduce.how, _combined_in(reduce)).across.format(block.text)
+        return self._returned(reduce, Text(across, frozenset({"row"})))
+
+    def _returned(self, reduce: Reduce, text: Text) -> Text:
+        if _combined_in(reduce) == reduce.term.dtype:
+            return text
+        return Text(f"{text.closed}.to({TYPES[reduce.term.dtype]})", text.dims)
+
+    # --- lines ------------------------------------------------------------------------------
+
+    def _line(self, text: str, origin: str = "") -> None:
+        """A line, with the IR node it belongs to where that is another one than before."""
+        comment = f"  # {origin}" if origin and origin != self._origin else ""
+        self._origin = origin or self._origin
+        self.lines.append(f"{self._margin}{text}{comment}")
+
+
+def _combined_in(reduce: Reduce) -> torch.dtype:
+    """`any` and `all` of numbers are of their truth."""
+    return torch.bool if reduce.how in ("any", "all") else reduce.term.dtype

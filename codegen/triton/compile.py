@@ -1,0 +1,94 @@
+"""Kernels as cubins, built without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rewright.codegen.triton.kernel import LARGEST_NARROW, Parameter, TritonKernel
+from rewright.codegen.triton.launch import module_of
+from rewright.ir import ToolchainError, divisible, evaluate
+
+# Triton loads 128 bits at once only where pointers and row lengths are multiples of it.
+ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """`cubin` holds the entry `name`, for blocks of `warps` warps and `shared` bytes of shared
+    memory. It takes `TritonKernel.parameters`, then pointers to global and to profiling scratch
+    memory (null). Pointers must be multiples of 16 bytes, and so must be the sizes (in `divisible`)
+    that were at compile time."""
+
+    name: str
+    arch: int
+    cubin: bytes
+    ptx: str
+    warps: int
+    shared: int
+    divisible: tuple[str, ...]
+
+
+def compile_for(
+    kernel: TritonKernel, arch: int, sizes: Mapping[str, int] | None = None
+) -> CompiledKernel:
+    """Build `kernel` for compute capability `arch` (80, 90, 100).
+
+    `sizes` gives values of the symbols to specialize for, as a launch with them would: which sizes
+    are multiples of 16, and whether indices need 64 bits. Raises ToolchainError when Triton
+    interprets, or fails.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    if triton.knobs.runtime.interpret:
+        raise ToolchainError("Triton compiles nothing while TRITON_INTERPRET is set")
+    function = getattr(module_of(kernel.name, kernel.source), kernel.name)
+    aligned = [p.name for p in kernel.parameters if _is_aligned(p, sizes)]
+    places = {p.name: place for place, p in enumerate(kernel.parameters)}
+    source = ASTSource(
+        function,
+        signature=_signature(kernel, sizes),
+        constexprs=_constants(kernel, sizes),
+        attrs={(places[name],): [["tt.divisibility", ALIGNMENT]] for name in aligned},
+    )
+    try:
+        built = triton.compile(source, GPUTarget("cuda", arch, 32), options=dict(kernel.options))
+    except (RuntimeError, triton.errors.TritonError) as error:
+        raise ToolchainError(f"Triton does not compile {kernel.name} for sm_{arch}: {error}") from error
+    return CompiledKernel(
+        name=built.metadata.name,
+        arch=arch,
+        cubin=built.asm["cubin"],
+        ptx=built.asm["ptx"],
+        warps=built.metadata.num_warps,
+        shared=built.metadata.shared,
+        divisible=tuple(p.name for p in kernel.parameters if p.size is not None and p.name in aligned),
+    )
+
+
+def _is_aligned(parameter: Parameter, sizes: Mapping[str, int] | None) -> bool:
+    if parameter.size is None:
+        return True
+    if sizes is None:
+        return divisible(parameter.size, ALIGNMENT)
+    return evaluate(parameter.size, sizes) % ALIGNMENT == 0
+
+
+def _signature(kernel: TritonKernel, sizes: Mapping[str, int] | None) -> dict[str, str]:
+    found = {}
+    for p in kernel.parameters:
+        far = p.size is not None and sizes is not None and evaluate(p.size, sizes) >= 2**31
+        found[p.name] = p.type or ("i64" if far else "i32")
+    return found | dict.fromkeys(_constants(kernel, sizes), "constexpr")
+
+
+def _constants(kernel: TritonKernel, sizes: Mapping[str, int] | None) -> dict[str, object]:
+    import triton.language as tl
+
+    constants: dict[str, object] = dict(kernel.constants)
+    if kernel.extents:
+        far = sizes is not None and any(evaluate(e, sizes) > LARGEST_NARROW for e in kernel.extents)
+        constants["INDEX"] = tl.int64 if far else tl.int32
+    return constants

@@ -1,0 +1,63 @@
+"""What passes may ask: a cost model, and tools that run things. `Env` hands them both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from rewright.costmodel.estimate import Estimate, show_seconds, total
+from rewright.costmodel.timings import Timings
+from rewright.ir import Graph, Node
+from rewright.ir.target import Target
+from rewright.ir.work import is_call
+
+# Calls that the explanation of a whole graph's time names.
+NAMED_CALLS = 3
+
+
+class CostModel(Protocol):
+    """How long nodes take on one target, sizes at their hints.
+
+    A node is one call: an operator that ATen runs, or a region, which carries its body. Views and
+    other nodes that call nothing cost nothing.
+    """
+
+    @property
+    def target(self) -> Target: ...
+
+    def estimate(self, nodes: Sequence[Node]) -> list[Estimate]:
+        """One estimate a node; never None: what the model does not know makes it wide."""
+        ...
+
+    def compare(self, a: Sequence[Node], b: Sequence[Node]) -> Estimate:
+        """How much longer all of `a` takes than all of `b`."""
+        ...
+
+
+class Tools(Protocol):
+    """What only the driver can do for passes: build graphs and run them."""
+
+    def measure(self, graphs: Sequence[Graph], inputs: Sequence[object]) -> Timings:
+        """Time alternatives on the same inputs, in turn."""
+        ...
+
+    def run(
+        self, graph: Graph, inputs: Sequence[object], dtype: torch.dtype | None = None
+    ) -> list[object]:
+        """The outputs; with `dtype` every floating-point value is computed in it."""
+        ...
+
+
+def graph_estimate(cost: CostModel, graph: Graph) -> Estimate:
+    """The time of a whole graph, its calls one after the other; the longest are named."""
+    calls = [node for node in graph.nodes if is_call(node)]
+    estimates = cost.estimate(calls)
+    longest = sorted(range(len(calls)), key=lambda i: (-estimates[i].seconds, i))[:NAMED_CALLS]
+    reasons = [f"{len(calls)} calls"]
+    for i in longest:
+        why = "; ".join(estimates[i].because)
+        reasons.append(f"%{calls[i].name} {show_seconds(estimates[i].seconds)}, {why}")
+    whole = total(estimates)
+    return Estimate(whole.seconds, whole.low, whole.high, tuple(reasons))
