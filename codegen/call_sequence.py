@@ -6,10 +6,16 @@ order is the graph's, node for node.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from rewright.codegen.python_text import python_arg, python_names, python_size, python_tuple
+import torch
+
+from rewright.codegen.input_sizes import input_sizes
+from rewright.codegen.python_text import python_arg, python_names, python_tuple
+from rewright.codegen.runtime import Frame
 from rewright.ir import (
     Arg,
     Constant,
@@ -19,17 +25,24 @@ from rewright.ir import (
     Node,
     ScalarType,
     Size,
-    Symbol,
     TensorType,
-    UnsupportedError,
     Value,
+    fresh_names,
+    leaves,
+    op_of_target,
     out_variant,
     shares_input_storage,
     storage_roots,
+    symbols_of,
     values_in,
 )
+from rewright.ir.hop_args import decode
+from rewright.ir.signature import result_paths
 
 ALIGNMENT = 64
+
+# Attributes of a frame that are no buffers.
+_FRAME_NAMES: Final = (*dir(Frame), *Frame.__annotations__)
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,7 @@ class CallSequence:
     constants: Mapping[str, Constant]
     operators: Mapping[str, str]  # name in the source -> IR operator it calls
     kernels: Mapping[str, str]  # node -> kernel
+    functions: Mapping[str, tuple[Node, str]]  # name in the source -> a node's nested graph
 
 
 def write_calls(graph: Graph, kernels: Mapping[str, str], *, traced: bool = False) -> CallSequence:
@@ -49,6 +63,7 @@ def write_calls(graph: Graph, kernels: Mapping[str, str], *, traced: bool = Fals
     called `trace`, which tests compare with the graph.
     """
     writer = _Writer(graph, kernels, traced)
+    writer.drop(writer.unread())
     for node in graph.nodes:
         writer.node(node)
     return writer.finish()
@@ -59,22 +74,34 @@ class _Writer:
 
     def __init__(self, graph: Graph, kernels: Mapping[str, str], traced: bool) -> None:
         self.graph, self.kernels, self.traced = graph, kernels, traced
-        self.names = python_names(v.name for v in graph.values)
+        self.sizes = input_sizes(graph)
+        self.operators = _operator_names(graph)
+        self.functions = _function_names(graph)
+        self.names = self._names()
         self.roots = storage_roots(graph)
+        self.windows = _windows(self.roots)
         self.in_frame: set[Value] = set()
         self.local = {i.value for i in graph.inputs}
         self.allocs = [n for n in graph.nodes if n.op.name == "rw.alloc"]
         self.slots = {n.result: i for i, n in enumerate(self.allocs)}
-        for buffer, value in _result_of_buffer(graph).items():
-            self.names[buffer.name] = self.names[value.name]
+        self.of_buffer = _result_of_buffer(graph)
         self.prepare: list[str] = []
         self.run: list[str] = []
-        self.operators: dict[str, str] = {}
         self.constants: dict[str, Constant] = {}
         self.last_read = _last_reads(graph, self.roots)
-        self.symbols = [s for s in graph.symbols if s.hint is not None]
 
     # --- names ------------------------------------------------------------------------------
+
+    def _names(self) -> dict[str, str]:
+        """Python names of values. A buffer goes by the name of what is written into it."""
+        symbols = (s.name for s in self.graph.symbols)
+        called = (*self.operators.values(), *self.kernels.values(), *self.functions.values())
+        names = python_names(
+            (v.name for v in self.graph.values), (*called, *symbols, *_FRAME_NAMES)
+        )
+        for buffer, value in _result_of_buffer(self.graph).items():
+            names[buffer.name] = names[value.name]
+        return names
 
     def name(self, value: Value) -> str:
         plain = self.names[value.name]
@@ -83,15 +110,10 @@ class _Writer:
     def arg(self, arg: Arg) -> str:
         return python_arg(arg, self.name)
 
-    def args(self, node: Node, skip: Sequence[str] = ()) -> str:
+    def args(self, node: Node) -> str:
         parts = [self.arg(a) for a in node.args]
-        parts += [f"{k}={self.arg(a)}" for k, a in node.kwargs if k not in skip]
+        parts += [f"{k}={self.arg(a)}" for k, a in node.kwargs if k != "out"]
         return ", ".join(parts)
-
-    def operator(self, name: str) -> str:
-        short = name.replace(".", "_").removesuffix("_default")
-        self.operators.setdefault(short, name)
-        return short
 
     # --- nodes ------------------------------------------------------------------------------
 
@@ -109,7 +131,7 @@ class _Writer:
                 self.region(node)
             case _:
                 self.call(node)
-        self.drop_inputs(node)
+        self.drop(self.last_read.get(id(node), ()))
 
     def alloc(self, node: Node) -> None:
         slot, type = self.slots[node.result], node.result.tensor
@@ -122,11 +144,12 @@ class _Writer:
 
     def free(self, value: Value) -> None:
         if value not in self.in_frame:
-            self.delete(value)
+            self.drop([value])
 
-    def delete(self, root: Value) -> None:
-        """Drop every local name of a storage."""
-        names = [self.names[v.name] for v, r in self.roots.items() if r == root and v in self.local]
+    def drop(self, storages: Iterable[Value]) -> None:
+        """Let go of storages: of every local name that is a window of one."""
+        windows = (v for storage in storages for v in self.windows[storage])
+        names = [self.names[v.name] for v in windows if v in self.local]
         if names:
             self.run.append(f"del {', '.join(names)}")
 
@@ -142,7 +165,7 @@ class _Writer:
         outputs = self.destinations(node)
         pointers = [*values_in(node.args), *outputs]
         fixed = [self.name(v) if v in self.in_frame else "None" for v in pointers]
-        table = f"frame.p_{self.names[node.name]}"
+        table = f"frame.tables[{node.name!r}]"
         self.prepare.append(f"{table} = frame.pointers({', '.join(fixed)})")
         self.run.append(f"p = {table}")
         self.run += [
@@ -160,78 +183,102 @@ class _Writer:
             if isinstance(buffer, Value):
                 self.in_frame.add(value)
                 continue
-            type = value.tensor
             self.local.add(value)
-            self.run.append(
-                f"{self.name(value)} = new({python_tuple(type.shape)}, "
-                f"{python_tuple(type.layout)}, {type.dtype}, torch.device({str(type.device)!r}))"
-            )
+            self.run.append(f"{self.name(value)} = {_new(value.tensor)}")
         return list(node.results)
 
     def call(self, node: Node) -> None:
-        if shares_input_storage(node) and node.operands[0] in self.in_frame:
+        if self._is_fixed_view(node):
             self.in_frame.update(node.results)
             self.prepare.append(f"{self.targets(node)} = {self.call_text(node)}")
             return
         out = node.kwarg("out")
         if isinstance(out, tuple) and isinstance(out[0], Value):
-            overload = out_variant(node.op)
-            assert overload is not None
-            name = f"{node.op.namespace}.{overload._schema.name.split('::')[1]}"
-            operator = self.operator(f"{name}.{overload._overloadname}")
             self.in_frame.add(node.result)
-            arguments = f"{self.args(node, ['out'])}, out={self.arg(out[0])}"
-            self.run.append(f"{operator}({arguments.removeprefix(', ')})")
+            arguments = f"{self.args(node)}, out={self.arg(out[0])}"
+            self.run.append(f"{self.operators[_callee(node)]}({arguments.removeprefix(', ')})")
             return
         self.local.update(node.results)
-        text = self.call_text(node)
-        self.run.append(f"{self.targets(node)} = {text}" if node.results else text)
-        self._bind_unbacked(node)
+        self.run += self.assignment(node)
+        self._bind_sizes(node)
+
+    def _is_fixed_view(self, node: Node) -> bool:
+        """True for a view that stays where it is for as long as the frame lives."""
+        if not shares_input_storage(node) or node.operands[0] not in self.in_frame:
+            return False
+        sizes = symbols_of(a for a in _leaves(node) if isinstance(a, Dim))
+        return all(s.name in self.sizes for s in sizes)
 
     def call_text(self, node: Node) -> str:
-        return f"{self.operator(node.op.name)}({self.args(node)})"
+        name = self.operators[node.op.name]
+        if node.op.namespace != "hop":
+            return f"{name}({self.args(node)})"
+        functions = {graph: _Text(self.functions[id(node), graph]) for graph, _ in node.graphs}
+        args, kwargs = decode(node, lambda arg: _Text(self.arg(arg)), functions)
+        parts = [self._spelled(a) for a in args]
+        parts += [f"{k}={self._spelled(a)}" for k, a in kwargs.items()]
+        return f"{name}({', '.join(parts)})"
+
+    def _spelled(self, arg: object) -> str:
+        """Arguments of a higher-order operator, whose leaves are text or operators."""
+        if isinstance(arg, _Text):
+            return arg
+        if isinstance(arg, tuple):
+            return python_tuple(self._spelled(a) for a in arg)
+        if isinstance(arg, dict):
+            return "{" + ", ".join(f"{k!r}: {self._spelled(a)}" for k, a in arg.items()) + "}"
+        return self.operators[op_of_target(arg).name]
 
     def targets(self, node: Node) -> str:
         names = ", ".join(self.name(v) for v in node.results)
-        listed = len(node.results) > 1 or _returns_list(node)
-        return f"[{names}]" if listed else names
+        return names if result_paths(node) == ((),) else f"[{names}]"
 
-    def _bind_unbacked(self, node: Node) -> None:
+    def assignment(self, node: Node) -> Iterator[str]:
+        """The call, and its results by name."""
+        paths = result_paths(node)
+        if not paths:
+            yield self.call_text(node)
+        elif paths == ((),) or paths == tuple((i,) for i in range(len(paths))):
+            yield f"{self.targets(node)} = {self.call_text(node)}"
+        else:
+            yield f"returned = {self.call_text(node)}"
+            for value, path in zip(node.results, paths, strict=True):
+                yield f"{self.name(value)} = returned{''.join(f'[{key!r}]' for key in path)}"
+            yield "del returned"
+
+    def _bind_sizes(self, node: Node) -> None:
         """A size known only now gets its name from the first result that shows it."""
         for value in node.results:
-            if isinstance(value.type, ScalarType) and _is_unbacked(value.type.dim):
+            if isinstance(value.type, ScalarType) and self._is_late(value.type.dim):
                 self.run.append(f"{value.type.dim} = {self.name(value)}")
             if isinstance(value.type, TensorType):
                 self.run += [
                     f"{size} = {self.name(value)}.shape[{d}]"
                     for d, size in enumerate(value.type.shape)
-                    if _is_unbacked(size)
+                    if self._is_late(size)
                 ]
 
-    def drop_inputs(self, node: Node) -> None:
-        """Inputs that nothing reads any more are let go: the caller may have given them up."""
-        for root in self.last_read.get(id(node), ()):
-            self.delete(root)
+    def _is_late(self, size: Size | None) -> bool:
+        return isinstance(size, Dim) and size.is_symbol and size.text not in self.sizes
 
     # --- the whole --------------------------------------------------------------------------
 
     def finish(self) -> CallSequence:
-        for target, value in self.graph.updates:
-            self.run.append(f"{self.name(target)}.copy_({self.name(value)})")
+        self.run += self.updates()
         outputs = ", ".join(self.output(a) for a in self.graph.outputs)
         inputs = ", ".join(self.names[i.value.name] for i in self.graph.inputs)
         unpack = [f"{inputs}{',' if len(self.graph.inputs) == 1 else ''} = args"] if inputs else []
-        names = ", ".join(s.name for s in self.symbols)
+        names = ", ".join(self.sizes)
         bind = [f"{names}, = frame.symbols"] if names else []
         lines = [
             f'"""graph {self.graph.name}: {len(set(self.kernels.values()))} kernels, '
             f'{len(self.run)} steps."""',
             "",
-            *self._planned(),
+            *self._planned(names),
             "",
             "",
             "def sizes_of(args):",
-            *_indented([f"return {self._sizes()}"]),
+            *_indented([f"return {python_tuple(self.sizes.values())}"]),
             "",
             "",
             "def prepare(sizes, device):",
@@ -244,27 +291,51 @@ class _Writer:
             *_indented([*bind, *unpack, "args.clear()", *self.run, f"return [{outputs}]"]),
             "",
         ]
-        return CallSequence("\n".join(lines), self.constants, self.operators, dict(self.kernels))
+        source = "\n".join(lines)
+        kernels = dict(self.kernels)
+        operators = {text: name for name, text in self.operators.items()}
+        of_id = {id(node): node for node in self.graph.nodes}
+        functions = {text: (of_id[i], graph) for (i, graph), text in self.functions.items()}
+        return CallSequence(source, self.constants, operators, kernels, functions)
+
+    def updates(self) -> Iterator[str]:
+        """Updates happen at once: what another one would overwrite is copied first."""
+        targets = {target for target, _ in self.graph.updates}
+        sources: list[str] = []
+        copies: list[str] = []
+        for target, value in self.graph.updates:
+            source = self.name(value)
+            if value != target and self.roots[value] in targets:
+                source, copies = f"copies[{len(copies)}]", [*copies, f"{source}.clone()"]
+            sources.append(f"{self.name(target)}.copy_({source})")
+        if copies:
+            yield f"copies = [{', '.join(copies)}]"
+        yield from sources
 
     def output(self, arg: Arg) -> str:
-        """What is returned; a constant as a copy that the caller may write."""
-        made = self.graph.producers.get(arg) if isinstance(arg, Value) else None
+        """What is returned; a window of a constant as a copy that the caller may write."""
+        root = self.roots[arg] if isinstance(arg, Value) else None
+        made = None if root is None else self.graph.producers.get(root)
         is_constant = made is not None and made.op.name == "rw.constant"
-        return f"{self.arg(arg)}.clone()" if is_constant else self.arg(arg)
+        return f"own({self.arg(arg)})" if is_constant else self.arg(arg)
 
-    def _planned(self) -> list[str]:
+    def unread(self) -> list[Value]:
+        """Inputs that nothing reads."""
+        read = {self.roots[v] for n in self.graph.nodes for v in n.operands}
+        kept = _kept(self.graph, self.roots)
+        return [i.value for i in self.graph.inputs if i.value not in read | kept]
+
+    def _planned(self, names: str) -> list[str]:
         """The plan at the sizes seen at compile time, and what planning again needs."""
-        ends = {_freed(n): i for i, n in enumerate(self.graph.nodes) if n.op.name == "rw.free"}
-        of_buffer = _result_of_buffer(self.graph)
+        freed = {n.operands[0]: i for i, n in enumerate(self.graph.nodes) if n.op.name == "rw.free"}
         place = {n.result: i for i, n in enumerate(self.graph.nodes) if n.op.name == "rw.alloc"}
         rows = []
         for node in self.allocs:
-            value = of_buffer.get(node.result, node.result)
-            last = ends.get(value, len(self.graph.nodes))
-            nbytes = python_size(node.result.tensor.nbytes)
+            value = self.of_buffer.get(node.result, node.result)
+            last = freed.get(value, len(self.graph.nodes))
+            nbytes = node.result.tensor.nbytes
             rows.append(f"({place[node.result]}, {last}, {nbytes}, {node.kwarg('offset')}),")
-        hints = python_tuple([s.hint or 0 for s in self.symbols])
-        names = ", ".join(s.name for s in self.symbols)
+        hints = python_tuple(s.hint or 0 for s in self.graph.symbols if s.name in self.sizes)
         total = max((_end(n) for n in self.allocs), default=0)
         return [
             f"HINTS = {hints}",
@@ -284,37 +355,81 @@ class _Writer:
             "if sizes != HINTS:",
             f"    offsets, nbytes = place_again(planned, {ALIGNMENT})",
             "frame = Frame(nbytes, device, sizes)",
-            "frame.symbols = sizes",
         ]
 
-    def _sizes(self) -> str:
-        return python_tuple_text(_size_source(self.graph, s) for s in self.symbols)
+
+class _Text(str):
+    """An expression, among arguments that are still objects."""
 
 
-def python_tuple_text(parts: Iterable[str]) -> str:
-    listed = list(parts)
-    return f"({', '.join(listed)}{',' if len(listed) == 1 else ''})"
+def _operator_names(graph: Graph) -> dict[str, str]:
+    """What each operator that is called is called in the source."""
+    fresh = fresh_names(())
+    called = sorted(set(_called(graph)))
+    stems = (re.sub(r"\W", "_", name.removesuffix(".default")) for name in called)
+    return {name: fresh(stem) for name, stem in zip(called, stems, strict=True)}
 
 
-def _size_source(graph: Graph, symbol: Symbol) -> str:
-    """An expression over `args` that gives the symbol's value."""
-    for i, input in enumerate(graph.inputs):
-        type = input.value.type
-        if isinstance(type, ScalarType) and _is(type.dim, symbol):
-            return f"int(args[{i}])"
-        if isinstance(type, TensorType):
-            for d, size in enumerate(type.shape):
-                if _is(size, symbol):
-                    return f"args[{i}].shape[{d}]"
-    raise UnsupportedError(f"no input shows the size {symbol.name}")
+def _function_names(graph: Graph) -> dict[tuple[int, str], str]:
+    """Functions that run nested graphs of higher-order operators, by node and graph."""
+    fresh = fresh_names(())
+    return {
+        (id(node), name): fresh(re.sub(r"\W", "_", f"run_{name}"))
+        for node in graph.nodes
+        if node.op.namespace == "hop"
+        for name, _ in node.graphs
+    }
 
 
-def _is_unbacked(size: Size | None) -> bool:
-    return isinstance(size, Dim) and size.is_symbol and size.symbols[0].hint is None
+def _callee(node: Node) -> str:
+    """The operator that runs a node: its own, or the one that writes into a buffer."""
+    overload = out_variant(node.op) if node.kwarg("out") is not None else None
+    return node.op.name if overload is None else op_of_target(overload).name
 
 
-def _is(size: Size | None, symbol: Symbol) -> bool:
-    return isinstance(size, Dim) and size.is_symbol and size.symbols[0] == symbol
+def _called(graph: Graph) -> Iterator[str]:
+    """Every operator that the source names."""
+    for node in graph.nodes:
+        if node.op.namespace == "rw":
+            continue
+        yield _callee(node)
+        if node.op.namespace == "hop":
+            args, kwargs = decode(node, _nothing, dict.fromkeys(name for name, _ in node.graphs))
+            yield from (op_of_target(a).name for a in _operators_in((args, *kwargs.values())))
+
+
+def _nothing(arg: Arg) -> None:
+    """Stands for what is not an operator."""
+
+
+def _operators_in(arg: object) -> Iterator[object]:
+    if isinstance(arg, (tuple, dict)):
+        for item in arg.values() if isinstance(arg, dict) else arg:
+            yield from _operators_in(item)
+    elif isinstance(arg, torch._ops.OperatorBase):
+        yield arg
+
+
+def _leaves(node: Node) -> Iterator[object]:
+    """Everything that a view's call and results are made of."""
+    yield from leaves((node.args, *(a for _, a in node.kwargs)))
+    for value in node.results:
+        if isinstance(value.type, TensorType):
+            yield from value.type.shape
+
+
+def _new(type: TensorType) -> str:
+    """A tensor of its own."""
+    device = "" if type.device.type == "cpu" else f", torch.device({str(type.device)!r})"
+    return f"new({python_tuple(type.shape)}, {python_tuple(type.layout)}, {type.dtype}{device})"
+
+
+def _windows(roots: Mapping[Value, Value]) -> Mapping[Value, list[Value]]:
+    """The values that share each storage."""
+    found: dict[Value, list[Value]] = {}
+    for value, root in roots.items():
+        found.setdefault(root, []).append(value)
+    return found
 
 
 def _indented(lines: Iterable[str]) -> list[str]:
@@ -323,15 +438,6 @@ def _indented(lines: Iterable[str]) -> list[str]:
 
 def _subject(node: Node) -> str:
     return node.name or ", ".join(v.name for v in node.operands)
-
-
-def _returns_list(node: Node) -> bool:
-    schema = node.op.schema
-    return schema is not None and len(schema.returns) == 1 and "[]" in str(schema.returns[0].type)
-
-
-def _freed(node: Node) -> Value:
-    return node.operands[0]
 
 
 def _result_of_buffer(graph: Graph) -> dict[Value, Value]:
@@ -351,11 +457,15 @@ def _end(alloc: Node) -> int:
     return -(-(offset + alloc.result.tensor.nbytes_hint) // ALIGNMENT) * ALIGNMENT
 
 
+def _kept(graph: Graph, roots: Mapping[Value, Value]) -> set[Value]:
+    """Storages that live until the end: of outputs, and of what is written back."""
+    returned = {*graph.returned, *values_in(graph.outputs)}
+    return {roots[v] for v in returned} | {target for target, _ in graph.updates}
+
+
 def _last_reads(graph: Graph, roots: Mapping[Value, Value]) -> dict[int, list[Value]]:
-    """Node -> inputs whose storage nothing reads after it."""
-    inputs = {i.value for i in graph.inputs}
-    kept = {roots[v] for v in graph.returned} | {t for t, _ in graph.updates}
-    kept |= {roots[v] for v in values_in(graph.outputs)}
+    """Node -> inputs whose storage nothing reads after it: the caller may have given them up."""
+    inputs, kept = {i.value for i in graph.inputs}, _kept(graph, roots)
     last: dict[Value, Node] = {}
     for node in graph.nodes:
         for value in node.operands:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from rewright.codegen.call_sequence import CallSequence, write_calls
-from rewright.codegen.runtime import Frame, Frames, new, place_again
-from rewright.ir import Graph, TensorType, op
+from rewright.codegen.runtime import Frame, Frames, new, own, place_again
+from rewright.ir import Graph, Node, TensorType, op
 
 Kernel = Callable[[Any, Any], None]
 
@@ -58,7 +58,7 @@ class Executable:
         finally:
             self._frames.put(sizes, frame)
 
-    def _make_frame(self, sizes: Sequence[int]) -> Frame:
+    def _make_frame(self, sizes: tuple[int, ...]) -> Frame:
         # Tensors made under inference mode could not be written outside it.
         with torch.inference_mode(False), torch.no_grad():
             return self._namespace["prepare"](sizes, self._device)  # type: ignore[no-any-return]
@@ -74,19 +74,25 @@ def main_device(graph: Graph) -> torch.device:
 
 
 def _namespace(calls: CallSequence, kernels: Mapping[str, Kernel]) -> dict[str, Any]:
-    import math
-    import operator
-
-    constants = {name: c.tensor for name, c in calls.constants.items()}
-    targets = {short: op(name).target for short, name in calls.operators.items()}
     return {
         "torch": torch,
-        "math": math,
-        "operator": operator,
         "Frame": Frame,
         "new": new,
+        "own": own,
         "place_again": place_again,
-        "constants": constants,
-        **targets,
+        "constants": {name: c.tensor for name, c in calls.constants.items()},
+        **{text: op(name).target for text, name in calls.operators.items()},
+        **{text: _nested(node, name) for text, (node, name) in calls.functions.items()},
         **kernels,
     }
+
+
+def _nested(node: Node, name: str) -> Callable[..., Any]:
+    """A nested graph of a higher-order operator as what that operator calls."""
+    from rewright.ir.fx_export import to_fx
+    from rewright.ir.hop_args import bare_graphs
+
+    module = to_fx(node.graph(name))
+    if name not in bare_graphs(node):
+        return module
+    return lambda *args: module(*args)[0]

@@ -11,18 +11,20 @@ import torch
 
 from rewright.ir import Arg, Dim, Size, Value
 
+# What the generated functions read besides operators, kernels and sizes.
 RESERVED: Final = frozenset(
-    {"args", "frame", "torch", "operator", "math", "new", "p", "run", "prepare", "trace"}
+    {"args", "copies", "frame", "p", "returned", "torch", "trace", "new", "own"}
+    | {"complex", "float", "int", "max", "min"}
     | set(keyword.kwlist)
 )
 
 
-def python_names(names: Iterable[str]) -> dict[str, str]:
-    """A distinct Python identifier for each name; most stay as they are."""
+def python_names(names: Iterable[str], taken: Iterable[str] = ()) -> dict[str, str]:
+    """A distinct Python identifier for each name, none of `taken`; most stay as they are."""
     found: dict[str, str] = {}
-    used = set(RESERVED)
+    used = {*RESERVED, *taken}
     for name in names:
-        stem = re.sub(r"\W", "_", name)
+        stem = re.sub(r"\W", "_", name, flags=re.ASCII)
         if not stem or stem[0].isdigit():
             stem = f"v{stem}"
         candidate, n = stem, 0
@@ -34,13 +36,9 @@ def python_names(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def python_size(size: Size) -> str:
-    return str(size)
-
-
-def python_tuple(sizes: Iterable[Size]) -> str:
-    parts = [python_size(s) for s in sizes]
-    return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
+def python_tuple(parts: Iterable[Size | str]) -> str:
+    listed = [str(part) for part in parts]
+    return f"({', '.join(listed)}{',' if len(listed) == 1 else ''})"
 
 
 def python_arg(arg: Arg, name_of: Callable[[Value], str]) -> str:
@@ -55,4 +53,6 @@ def python_arg(arg: Arg, name_of: Callable[[Value], str]) -> str:
         return f"torch.device({str(arg)!r})"
     if isinstance(arg, float) and (arg != arg or arg in (float("inf"), float("-inf"))):
         return f"float({str(arg)!r})"
+    if isinstance(arg, complex):
+        return f"complex({str(arg)!r})"  # repr may name inf and nan
     return repr(arg) if not isinstance(arg, (torch.layout, torch.dtype)) else str(arg)

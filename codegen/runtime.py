@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
@@ -17,13 +16,23 @@ Interval = tuple[int, int, int, int]  # first step, last step, bytes, planned of
 
 class Frame:
     """The buffers of one call in flight. Its attributes are the tensors that the call sequence
-    names; they are windows of `arena` and stay valid while it lives."""
+    names; they are windows of `arena` and stay valid while it lives. `tables` are the kernels'
+    pointers by node, `symbols` and `sizes` the sizes that the frame is for, the latter for C."""
 
-    def __init__(self, nbytes: int, device: torch.device, sizes: Sequence[int]) -> None:
+    nbytes: int
+    arena: torch.Tensor
+    symbols: tuple[int, ...]
+    sizes: ctypes.Array[ctypes.c_int64]
+    tables: dict[str, ctypes.Array[ctypes.c_void_p]]
+    _addresses: list[tuple[ctypes.Array[ctypes.c_void_p], int, int]]
+
+    def __init__(self, nbytes: int, device: torch.device, sizes: tuple[int, ...]) -> None:
         self.nbytes = nbytes
         self.arena = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        self.symbols = sizes
         self.sizes = (ctypes.c_int64 * max(1, len(sizes)))(*sizes)
-        self._addresses: list[tuple[Any, int, int]] = []
+        self.tables = {}
+        self._addresses = []
 
     def place(
         self, offset: int, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype
@@ -68,7 +77,7 @@ class Frames:
 
     MOST = 16  # size tuples remembered
 
-    def __init__(self, make: Callable[[Sequence[int]], Frame], *, retain: bool) -> None:
+    def __init__(self, make: Callable[[tuple[int, ...]], Frame], *, retain: bool) -> None:
         self._make = make
         self._retain = retain
         self._idle: dict[tuple[int, ...], list[Frame]] = {}
@@ -127,7 +136,17 @@ def place_again(intervals: Sequence[Interval], alignment: int) -> tuple[list[int
 
 
 def new(
-    shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, device: torch.device
+    shape: Sequence[int],
+    strides: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
 ) -> torch.Tensor:
     """A tensor of its own."""
-    return torch.empty_strided(tuple(shape), tuple(strides), dtype=dtype, device=device)
+    return torch.empty_strided(shape, strides, dtype=dtype, device=device)
+
+
+def own(window: torch.Tensor) -> torch.Tensor:
+    """The same tensor, strides and all, over a copy of its storage."""
+    copy = torch.empty(0, dtype=window.dtype, device=window.device)
+    storage = window.untyped_storage().clone()
+    return copy.set_(storage, window.storage_offset(), window.shape, window.stride())

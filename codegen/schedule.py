@@ -5,12 +5,23 @@ Nothing here changes a value: the order of reductions is part of the nest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from rewright.ir import Size, hint, product
-from rewright.ir.loops import Apply, Axis, Load, Nest, Reduce, Stage, Statement, Store, subterms
+from rewright.ir.loops import (
+    Apply,
+    Axis,
+    Let,
+    Load,
+    Nest,
+    Reduce,
+    Stage,
+    Statement,
+    Store,
+    subterms,
+)
 
 # Nanoseconds an element costs one core: a load or store, a simple primitive, and a costly one.
 ACCESS: Final = 0.08
@@ -28,6 +39,9 @@ SHARE: Final = 5_000.0
 FEW_ROWS: Final = 8
 LANES: Final = 16
 
+# Rows that are transposed together stay in a core's own cache.
+SCRATCH_BYTES: Final = 1 << 18
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -35,7 +49,8 @@ class Schedule:
     (every lane has a row of its own).
 
     `outer` are the row axes around `vector`, the row axis that the lanes run along (None in
-    "lanes", and where there are no rows). Threads share `shared`: "rows", "blocks" of each row's
+    "lanes", and where there are no rows). `tile` is a row axis that is taken 16 at a time, because
+    buffers lie side by side along it and not along the lanes. Threads share `shared`: "rows", "blocks" of each row's
     reduction, or "nothing". Work is handed out in units of `unit` elements along the lanes (rows
     in "lanes"), at least `grain` units a thread.
     """
@@ -43,6 +58,7 @@ class Schedule:
     style: str
     outer: tuple[Axis, ...]
     vector: Axis | None
+    tile: Axis | None
     shared: str
     unit: int
     grain: int
@@ -54,7 +70,46 @@ def schedule(nest: Nest) -> Schedule:
     outer = tuple(axis for axis in nest.rows if axis != vector)
     shared = _shared(nest, style)
     unit, cost = _unit(nest, style, shared)
-    return Schedule(style, outer, vector, shared, unit, max(1, round(SHARE / max(cost, 1.0))))
+    tile = _tile(nest, style, outer) if shared != "blocks" else None
+    if tile is not None:
+        cost *= LANES
+    return Schedule(style, outer, vector, tile, shared, unit, max(1, round(SHARE / max(cost, 1.0))))
+
+
+def _tile(nest: Nest, style: str, outer: Sequence[Axis]) -> Axis | None:
+    """The row axis along which most of the strided reads are contiguous."""
+    lanes = _lane_axis(nest, style)
+    if lanes is None or hint(lanes.size) < LANES // 2:
+        return None
+    candidates = [axis for axis in outer if hint(axis.size) >= LANES // 2]
+    votes = {axis: len(set(tiled_loads(nest, lanes, axis))) for axis in candidates}
+    best = max(candidates, key=lambda axis: votes[axis], default=None)
+    if best is None or votes[best] == 0:
+        return None
+    return best if style == "elements" or _fits(nest, votes[best]) else None
+
+
+def _lane_axis(nest: Nest, style: str) -> Axis | None:
+    if style == "elements" and nest.rows:
+        return nest.rows[-1]
+    return nest.cols[0] if style == "lanes" and len(nest.cols) == 1 else None
+
+
+def _fits(nest: Nest, loads: int) -> bool:
+    """True when 16 rows of so many reads fit a scratch array of a thread."""
+    columns = _count(nest.cols)
+    return isinstance(columns, int) and LANES * columns * loads * 4 <= SCRATCH_BYTES
+
+
+def tiled_loads(nest: Nest, lanes: Axis, tile: Axis) -> Iterator[str]:
+    """Names of reads that jump from lane to lane and are contiguous along `tile`."""
+    for statement in nest.statements():
+        if not isinstance(statement, Let) or not isinstance(statement.term, Load):
+            continue
+        at = statement.term.at
+        jumps = at.coefficient(lanes.name) not in (0, 1) and at.coefficient(tile.name) == 1
+        if jumps and not statement.term.guards:
+            yield statement.name
 
 
 def _shared(nest: Nest, style: str) -> str:

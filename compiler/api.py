@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from rewright.ir import Graph, InputError
+from rewright.ir import Graph, ImportFailure
 from rewright.options import Options
 
 if TYPE_CHECKING:
@@ -22,17 +22,19 @@ class Compiled:
     """An optimized module. Call it as the module; look into it through its attributes."""
 
     def __init__(self, program: Program, bindings: Bindings) -> None:
+        from rewright.arguments import Arguments
+
         self.program = program
         self.bindings = bindings
+        self._arguments = Arguments(program.source)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run on the module's arguments.
+        """Run on the module's arguments; nothing is recorded for a backward.
 
         Raises InputError when they do not fit what the module was optimized for.
         """
-        flat = self.bindings.inputs(self.program.source, args, kwargs)
-        bind(self.program.source, flat)
-        return self.bindings.outputs(self.program.executable(flat))
+        flat = self.bindings.flatten(args, kwargs)
+        return self.bindings.unflatten(self._arguments.run(self.program.executable, flat))
 
     @property
     def graph(self) -> Graph:
@@ -71,37 +73,26 @@ def optimize(
     checked = Options.of(options)
     program: Any = module
     if isinstance(module, nn.Module):
-        program = torch.export.export(
-            module, tuple(example_inputs), dict(example_kwargs or {}), dynamic_shapes=dynamic_shapes
-        )
+        program = export(module, example_inputs, example_kwargs, dynamic_shapes)
     graph, bindings = load(program)
     return Compiled(compile_graph(graph, checked), bindings)
 
 
-def check_inputs(graph: Graph, args: Sequence[Any]) -> None:
-    """Refuse arguments whose number, dtype, rank or fixed sizes differ from the signature."""
-    from rewright.ir import TensorType
-
-    for input, arg in zip(graph.inputs, args, strict=True):
-        if input.role != "input" or not isinstance(input.value.type, TensorType):
-            continue
-        type = input.value.type
-        if not isinstance(arg, torch.Tensor):
-            raise InputError(f"%{input.value.name} is a tensor, not {arg!r}")
-        wanted = f"%{input.value.name} is {_spell(type.dtype, type.shape)}"
-        found = _spell(arg.dtype, tuple(arg.shape))
-        fits = arg.dtype == type.dtype and arg.dim() == type.rank
-        if not fits or any(
-            isinstance(size, int) and size != given
-            for size, given in zip(type.shape, arg.shape, strict=True)
-        ):
-            raise InputError(
-                f"{wanted}, the argument is {found}",
-                help="optimize again with these inputs, or name the size in dynamic_shapes=",
+def export(
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> torch.export.ExportedProgram:
+    """torch.export's program of an inference. Raises ImportFailure with its reason."""
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                module, tuple(args), dict(kwargs or {}), dynamic_shapes=dynamic_shapes
             )
-
-
-def _spell(dtype: torch.dtype, shape: Sequence[object]) -> str:
-    from rewright.ir import DTYPE_NAMES
-
-    return f"{DTYPE_NAMES[dtype]}[{', '.join(map(str, shape))}]"
+    except Exception as error:
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise ImportFailure(
+            f"{type(module).__name__} cannot be exported: {reason[0]}",
+            help="torch.export.export fails on it; torch.compile(backend='rewright') needs no export",
+        ) from error

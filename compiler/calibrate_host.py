@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -27,8 +27,6 @@ from torch import Tensor
 from rewright.codegen.cache import default_cache, digest
 from rewright.ir import DTYPE_NAMES, DTYPES
 from rewright.ir.target import PORTABLE_ISAS, Cache, Target
-
-T = TypeVar("T")
 
 # Raised whenever numbers measured by an older version must not be used.
 VERSION: Final = "1"
@@ -59,18 +57,27 @@ def _host(cores: int) -> Target:
     record = store.read(name)
     if record is not None:
         return _from_record(json.loads(record), cores)
-    measured = measure(cores)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        measured = pool.submit(measure, cores).result()
     store.write(name, json.dumps(_record(measured), indent=1).encode())
     return measured
 
 
 def measure(cores: int) -> Target:
-    """The host's figures, measured anew for `cores` threads."""
+    """The host's figures, measured anew for `cores` threads.
+
+    Wants a Python thread of its own: there is no fake tensor mode and no default device there, and
+    torch keeps the number of threads, which changes meanwhile, for each caller.
+    """
     sizes = cache_sizes()
     last = max((size.nbytes for size in sizes), default=0)
     beyond = min(max(2 * last, LEAST_COPIED), MOST_COPIED)
     source, copy = torch.ones(beyond // 8), torch.ones(beyond // 8)
-    core = _on_one_thread(lambda: _measure_core(sizes, source, copy))
+    torch.set_num_threads(1)
+    try:
+        core = _measure_core(sizes, source, copy)
+    finally:
+        torch.set_num_threads(cores)
     return dataclasses.replace(
         Target.parse(f"cpu:{isa()}"),
         cores=cores,
@@ -103,24 +110,6 @@ def _measure_core(sizes: Sequence[CacheSize], source: Tensor, copy: Tensor) -> C
         cache_bandwidths=tuple(copy_bandwidth(source[:n], copy[:n]) for n in within),
         bandwidth=copy_bandwidth(source, copy),
     )
-
-
-def _on_one_thread(run: Callable[[], T]) -> T:
-    """What `run` returns when torch has one thread; those of other Python threads stay as they are.
-
-    torch keeps the number of threads for each thread that calls it, and one for threads to come.
-    """
-
-    def alone() -> T:
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return run()
-        finally:
-            torch.set_num_threads(before)
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        return pool.submit(alone).result()
 
 
 # --- what the machine says about itself ---------------------------------------------------------

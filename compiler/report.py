@@ -10,8 +10,6 @@ from typing import Any
 
 from rewright.costmodel import graph_estimate
 from rewright.ir import Graph, Kind, Node, UnsupportedError, shares_input_storage
-from rewright.ir.target import Target
-from rewright.options import Options
 from rewright.passes import Env, PipelineResult, peak_bytes
 
 
@@ -50,8 +48,8 @@ class Report:
     pass_seconds: float = 0.0
     build_seconds: float = 0.0
 
-    def noting(self, note: str) -> Report:
-        return dataclasses.replace(self, notes=(*self.notes, note))
+    def noting(self, *notes: str) -> Report:
+        return dataclasses.replace(self, notes=(*self.notes, *notes))
 
     def timed(self, *, passes: float, build: float) -> Report:
         return dataclasses.replace(self, pass_seconds=passes, build_seconds=build)
@@ -71,14 +69,10 @@ class Report:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-def report_of(
-    source: Graph, result: PipelineResult, env: Env, options: Options, target: Target
-) -> Report:
-    """The report of a pipeline's run. Raises UnsupportedError under `fallback="error"`."""
+def report_of(source: Graph, result: PipelineResult, env: Env) -> Report:
+    """The report of a pipeline's run."""
     rows = tuple(node_rows(source, result.graph))
-    if options.fallback == "error":
-        _refuse_fallback(rows)
-    return Report(source.name, target.name, tuple(pass_rows(source, result, env)), rows)
+    return Report(source.name, env.target.name, tuple(pass_rows(source, result, env)), rows)
 
 
 def pass_rows(source: Graph, result: PipelineResult, env: Env) -> Iterator[PassRow]:
@@ -108,14 +102,23 @@ def node_rows(source: Graph, final: Graph) -> Iterator[NodeRow]:
     """Where each node of the source graph went, found by the names of its results."""
     place: dict[str, tuple[str, str]] = {}
     for node in final.nodes:
-        for name in (v.name for v in node.results):
-            place[name] = (_runs(node), "")
-        for inner in node.graph("body").nodes if node.op.kind is Kind.REGION else ():
-            for value in inner.results:
-                place[value.name] = ("ours", node.name)
+        kernel = node.name if node.op.kind is Kind.REGION else ""
+        place |= dict.fromkeys((v.name for v in node.results), (_runs(node), kernel))
+        for inner in node.graph("body").nodes if kernel else ():
+            place |= dict.fromkeys((v.name for v in inner.results), ("ours", kernel))
     for node in source.nodes:
-        runs, kernel = place.get(node.name, ("gone", ""))
+        found = (place[n] for n in _followed(node.name, final) if n in place)
+        runs, kernel = next(found, ("gone", ""))
         yield NodeRow(node.name, node.op.name, runs, kernel, str(node.loc or ""))
+
+
+def _followed(name: str, final: Graph) -> list[str]:
+    """The names that stand in `final` for what was called `name` in the graph it came from."""
+    names = [name]
+    for step in final.history:
+        renamed = dict(step.renamed)
+        names = [new for old in names for new in renamed.get(old, (old,))]
+    return names
 
 
 def _runs(node: Node) -> str:
@@ -126,15 +129,21 @@ def _runs(node: Node) -> str:
     return "constant" if node.op.name == "rw.constant" else "aten"
 
 
-def _refuse_fallback(rows: tuple[NodeRow, ...]) -> None:
-    """Library calls (matmul, convolution, attention) are lowerings; any other ATen call is not."""
+def refuse_fallback(source: Graph, final: Graph) -> None:
+    """Raises UnsupportedError when a node of `source` is left to ATen.
+
+    Library calls (matmul, convolution, attention) are lowerings; any other ATen call is not.
+    """
     from rewright.ir import op
 
-    left = [r for r in rows if r.runs == "aten" and op(r.op).kind is not Kind.CONTRACTION]
+    rows = [r for r in node_rows(source, final) if r.runs == "aten"]
+    left = [r for r in rows if op(r.op).kind is not Kind.CONTRACTION]
     if left:
-        named = ", ".join(dict.fromkeys(r.op for r in left))
+        counted = Counter(r.op for r in left)
+        named = ", ".join(f"{name} ({n})" if n > 1 else name for name, n in counted.items())
+        nodes = "1 node has" if len(left) == 1 else f"{len(left)} nodes have"
         raise UnsupportedError(
-            f"{len(left)} nodes have no kernel of ours: {named}",
+            f"{nodes} no kernel of ours: {named}",
             who="fallback",
             help="fallback='aten' runs them as ATen",
         )

@@ -51,6 +51,7 @@ from rewright.ir.pointwise import compute_dtype
 from rewright.ir.pointwise import obstacle as pointwise_obstacle
 from rewright.ir.storage import shares_input_storage, storage_roots
 from rewright.ir.structure import graph_key, node_key
+from rewright.ir.target import Cache, Emitter, Target, known_targets
 from rewright.ir.types import (
     DTYPE_NAMES,
     DTYPES,
@@ -61,6 +62,7 @@ from rewright.ir.types import (
     contiguous_strides,
     is_dense,
 )
+from rewright.ir.work import bytes_read, bytes_written, flops, is_call
 
 __all__ = [
     "DTYPES",
@@ -68,10 +70,12 @@ __all__ = [
     "ROLES",
     "Arg",
     "ArtefactError",
+    "Cache",
     "CheckError",
     "Constant",
     "Dim",
     "Effect",
+    "Emitter",
     "Excerpt",
     "Graph",
     "ImportFailure",
@@ -88,12 +92,15 @@ __all__ = [
     "Size",
     "Step",
     "Symbol",
+    "Target",
     "TensorType",
     "TextError",
     "ToolchainError",
     "Type",
     "UnsupportedError",
     "Value",
+    "bytes_read",
+    "bytes_written",
     "compute_dtype",
     "contiguous_strides",
     "did_you_mean",
@@ -102,11 +109,14 @@ __all__ = [
     "equal",
     "evaluate",
     "exact_div",
+    "flops",
     "freeze",
     "fresh_names",
     "graph_key",
     "hint",
+    "is_call",
     "is_dense",
+    "known_targets",
     "leaves",
     "map_leaves",
     "map_values",

@@ -119,9 +119,10 @@ def _sizes(input: Input, arg: object, exact: bool) -> Iterator[Seen]:
 
 
 def _check_range(symbol: Symbol, value: int, seen: Sequence[Seen]) -> None:
-    size = next(s for s in seen if symbol in symbols_of([s.size]))
+    plain = (s for s in seen if s.size == Dim.of(symbol))
+    size = next(plain, None) or next(s for s in seen if symbol in symbols_of([s.size]))
     here = f"{size.where} is {size.value}"
-    if not (isinstance(size.size, Dim) and size.size.is_symbol):
+    if size.size != Dim.of(symbol):
         here += f", so {symbol.name} is {value}"
     high = "inf" if symbol.high is None else symbol.high
     if value < symbol.low or (symbol.high is not None and value > symbol.high):

@@ -113,7 +113,7 @@ class _Checker:
         self.updates()
 
     def node(self, node: Node) -> None:
-        check_operator(node, self.level)
+        _check_operator(node, self.level)
         for leaf in _leaves(node):
             if isinstance(leaf, Value):
                 if self.values.get(leaf.name) is not leaf:
@@ -124,7 +124,7 @@ class _Checker:
             inner = LEVELS["aten"] if node.op.kind is Kind.REGION else self.level
             _Checker(graph, inner, self.symbols).run()
         if node.op.kind is Kind.REGION:
-            check_region(node)
+            _check_region(node)
         for result in node.results:
             self.define(result, node)
             self.result(result, node)
@@ -211,7 +211,7 @@ class _Checker:
 # --- one node -----------------------------------------------------------------------------------
 
 
-def check_operator(node: Node, level: Level) -> None:
+def _check_operator(node: Node, level: Level) -> None:
     """The operator belongs to the level, and is called as its schema says."""
     op = node.op
     if op.dialect is not None and op.dialect.level not in level.dialect:
@@ -224,7 +224,7 @@ def check_operator(node: Node, level: Level) -> None:
         raise Fault(f"{_spell(node)} writes one of its arguments; graphs are functional", node)
     calling = _calling(op)
     if calling is not None:
-        check_call(node, calling, level)
+        _check_call(node, calling, level)
     elif op.dialect is None and op.namespace == "py":
         _check_results(node, 1)
 
@@ -253,7 +253,7 @@ def _calling(op: Op) -> Calling | None:
     )
 
 
-def check_call(node: Node, calling: Calling, level: Level) -> None:
+def _check_call(node: Node, calling: Calling, level: Level) -> None:
     given = calling.positional[: len(node.args)]
     if len(node.args) > len(calling.positional):
         raise Fault(
@@ -277,7 +277,7 @@ def _check_results(node: Node, wanted: int) -> None:
         raise Fault(f"{_spell(node)} has {len(node.results)} results, and returns {wanted}", node)
 
 
-def check_region(node: Node) -> None:
+def _check_region(node: Node) -> None:
     """Operands and results are those of the body, and running the body does nothing else."""
     dialect = node.op.dialect
     name = dialect.body if dialect is not None else None

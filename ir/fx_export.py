@@ -241,6 +241,7 @@ class _Traced:
         self._env = ShapeEnv()
         self._mode = FakeTensorMode(shape_env=self._env)
         self._symbols: dict[Symbol, torch.SymInt] = {}
+        self._sizes: dict[Dim, int | torch.SymInt] = {}
 
     def value(self, type: Type) -> object:
         match type:
@@ -259,6 +260,11 @@ class _Traced:
     def size(self, size: Size) -> int | torch.SymInt:
         if isinstance(size, int):
             return size
+        if size not in self._sizes:
+            self._sizes[size] = self._build(size)
+        return self._sizes[size]
+
+    def _build(self, size: Dim) -> int | torch.SymInt:
         symbols = {s.name: s for s in size.symbols}
 
         def symbol(name: str) -> torch.SymInt:

@@ -88,7 +88,8 @@ def _check_entries(path: Path, archive: zipfile.ZipFile) -> None:
     root = names[0].split("/", 1)[0] + "/" if names else ""
     inside = [name.removeprefix(root) for name in names]
     if _FORMAT not in inside or archive.read(root + _FORMAT) != b"pt2":
-        raise ImportFailure(f"{path} is a zip archive, but no .pt2 file", help=_HELP)
+        reason = f"it has no '{_FORMAT}'"
+        raise ImportFailure(f"{path} is truncated or no .pt2 file: {reason}", help=_HELP)
     if len(set(names)) != len(names) or not all(name.startswith(root) for name in names):
         raise ImportFailure(f"{path}: its entries are not those of a .pt2 file")
     if any(name.startswith(_COMPILED) for name in inside):

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from nest_eval import run_nest, wide
-from rewright.codegen.cpp.build import build_all
-from rewright.codegen.cpp.emit import emit
+from rewright.codegen.cpp import build_all, emit
 from rewright.ir import Graph
 from rewright.ir.dims import evaluate as size_of
 from rewright.ir.fx_import import from_fx

@@ -9,16 +9,17 @@ import subprocess
 import sys
 import threading
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from rewright.codegen import cache
 from rewright.codegen.cache import Cache, cache_root, digest
-from rewright.codegen.cpp import build as build_module
-from rewright.codegen.cpp.build import Library, Toolchain, build, build_all, toolchain
+from rewright.codegen.cpp import Library, Toolchain, build, build_all, toolchain
 from rewright.ir import ToolchainError
 
+build_module = import_module("rewright.codegen.cpp.build")  # the package names its function
 needs_compiler = pytest.mark.cpu
 
 

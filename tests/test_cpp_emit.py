@@ -21,7 +21,7 @@ from cpp_kernels import (
     run_reference,
     traced,
 )
-from rewright.codegen.cpp.emit import emit
+from rewright.codegen.cpp import emit
 from rewright.codegen.cpp.text import identifiers, number_text
 from rewright.ir.interpret import interpret
 
@@ -65,30 +65,47 @@ def pointwise() -> Iterator[Case]:
     yield traced("masks", lambda a, b: (a & b) | ~a, *(numbers(77, dtype=torch.bool),) * 2)
     yield traced("compare", lambda x, y: x > y, numbers(6, 21), numbers(21))
     yield traced(
-        "where", lambda c, x, y: torch.where(c, x, y), numbers(9, 33) > 0, numbers(33), numbers(9, 1)
+        "where",
+        lambda c, x, y: torch.where(c, x, y),
+        numbers(9, 33) > 0,
+        numbers(33),
+        numbers(9, 1),
     )
     yield traced("widen", lambda x, n: x + n, numbers(40), numbers(40, dtype=torch.int64))
     yield traced("narrow", lambda x: x.to(torch.int32) * 3, numbers(40) * 10)
     yield traced("to_bool", lambda x: x.to(torch.bool), numbers(40, dtype=torch.int64))
-    yield traced("gelu", lambda x, b, y: F.gelu(x + b) * y, numbers(7, 65), numbers(65), numbers(7, 65))
+    yield traced(
+        "gelu", lambda x, b, y: F.gelu(x + b) * y, numbers(7, 65), numbers(65), numbers(7, 65)
+    )
     yield traced("scalars", lambda x: x * float("inf") + 1e-45, numbers(20))
     yield traced("zero_dim", lambda x, y: x * y, numbers(), numbers())
     yield traced("empty", lambda x, y: x + y, numbers(0, 5), numbers(5))
     yield traced("scalar_tensor", lambda x, y: x * y, numbers(3, 50), numbers())
     yield traced("two", lambda x: (x + 1, (x + 1).exp()), numbers(4, 30))
-    #yield traced("int_division", lambda x, y: x // y, *(numbers(50, dtype=torch.int64) * 2 + 1,) * 2)
+    # yield traced("int_division", lambda x, y: x // y, *(numbers(50, dtype=torch.int64) * 2 + 1,) * 2)
 
 
 def views() -> Iterator[Case]:
-    yield traced("broadcast", lambda x, y, z: x * y + z, numbers(4, 1, 33), numbers(5, 1), numbers(4, 5, 33))
+    yield traced(
+        "broadcast", lambda x, y, z: x * y + z, numbers(4, 1, 33), numbers(5, 1), numbers(4, 5, 33)
+    )
     yield traced("transposed", lambda x, y: x.t() + y, numbers(19, 35), numbers(35, 19))
+    yield traced("tiled", lambda x, y: (x.t() + y[:, None]).contiguous(), numbers(19, 35), numbers(35))
+    for dtype in (torch.bfloat16, torch.float64, torch.bool, torch.int8):
+        name = f"tiled_{dtype}".replace("torch.", "")
+        yield traced(name, lambda x: x.transpose(1, 2).contiguous(), numbers(2, 33, 48, dtype=dtype))
     yield traced("permuted", lambda x: x.permute(2, 0, 1) * 2, numbers(6, 7, 18))
     yield traced("sliced", lambda x: x[:, 3:29:2] + 1, numbers(5, 40))
     yield traced("expanded", lambda x: x[:, None].expand(6, 4, 9) * 3, numbers(6, 9))
     yield traced("given_strides", lambda x, y: x + y, numbers(8, 34)[:, ::2], numbers(17, 8).t())
     yield traced("given_offset", lambda x: x * 2, numbers(100)[7:])
     yield traced("heads", lambda x: x.view(2, 6, 4, 8).transpose(1, 2) * 2, numbers(2, 6, 32))
-    yield traced("merged", lambda x, y: (x.transpose(1, 2) + y).reshape(2, 4, 48) * 2, numbers(2, 6, 4, 8), numbers(2, 4, 6, 8))
+    yield traced(
+        "merged",
+        lambda x, y: (x.transpose(1, 2) + y).reshape(2, 4, 48) * 2,
+        numbers(2, 6, 4, 8),
+        numbers(2, 4, 6, 8),
+    )
     yield traced("cat", lambda x, y: torch.cat([x, y * 2], 1), numbers(3, 20), numbers(3, 9))
     yield traced("cat_rows", lambda x, y: torch.cat([x, y]) + 1, numbers(3, 20), numbers(2, 20))
     yield traced("cat_equal", lambda x, y: torch.cat([-x, y], -1), numbers(3, 32), numbers(3, 32))
@@ -98,9 +115,18 @@ def views() -> Iterator[Case]:
     yield traced("triu", lambda x: torch.triu(x, -2) * 2, numbers(20, 7))
     yield traced("arange", lambda x: x + torch.arange(33), numbers(2, 33))
     yield traced("arange_step", lambda x: x * torch.arange(0.5, 9, 0.25), numbers(34))
-    yield traced("chunks", lambda x: x.chunk(2, -1)[0] * x.chunk(2, -1)[1].sigmoid(), numbers(3, 44))
-    yield traced("slice_scatter", lambda x, y: torch.slice_scatter(x, y, 1, 3, 8), numbers(4, 30), numbers(4, 5))
-    yield traced("select_scatter", lambda x, y: torch.select_scatter(x, y, 1, 3), numbers(4, 30), numbers(4))
+    yield traced(
+        "chunks", lambda x: x.chunk(2, -1)[0] * x.chunk(2, -1)[1].sigmoid(), numbers(3, 44)
+    )
+    yield traced(
+        "slice_scatter",
+        lambda x, y: torch.slice_scatter(x, y, 1, 3, 8),
+        numbers(4, 30),
+        numbers(4, 5),
+    )
+    yield traced(
+        "select_scatter", lambda x, y: torch.select_scatter(x, y, 1, 3), numbers(4, 30), numbers(4)
+    )
 
 
 REDUCED_SHAPES = ((7, 1000), (3, 17), (64, 64), (5, 9000), (2, 3, 5), (4, 6, 50))
@@ -125,7 +151,12 @@ def reductions() -> Iterator[Case]:
     yield traced("prod", lambda x: x.prod(-1), numbers(5, 20))
     yield traced("int_sum", lambda x: x.sum(-1), numbers(5, 70, dtype=torch.int32))
     yield traced("bool_sum", lambda x: x.sum(0), numbers(50, 7, dtype=torch.bool))
-    yield traced("half_norm", lambda x, w: F.layer_norm(x, (90,), w), numbers(6, 90, dtype=torch.bfloat16), numbers(90, dtype=torch.bfloat16))
+    yield traced(
+        "half_norm",
+        lambda x, w: F.layer_norm(x, (90,), w),
+        numbers(6, 90, dtype=torch.bfloat16),
+        numbers(90, dtype=torch.bfloat16),
+    )
     yield traced("half_softmax", lambda x: x.softmax(-1), numbers(6, 90, dtype=torch.float16))
     yield traced("double_sum", lambda x: x.sum(0), numbers(100, 21, dtype=torch.float64))
     yield traced("var_mean", lambda x: torch.var_mean(x, -1), numbers(8, 130))
@@ -135,7 +166,15 @@ def reductions() -> Iterator[Case]:
     yield traced("no_rows", lambda x: x.softmax(-1), numbers(0, 40))
     yield traced("one_element", lambda x: x.sum(-1, keepdim=True) * 2, numbers(40, 1))
     yield traced("column_of_one", lambda x: x.sum(0), numbers(70, 1))
-    yield traced("fused", lambda x, y, b: F.gelu((x + y).softmax(-1) * b), numbers(9, 80), numbers(80), numbers(9, 1))
+    yield traced(
+        "fused",
+        lambda x, y, b: F.gelu((x + y).softmax(-1) * b),
+        numbers(9, 80),
+        numbers(80),
+        numbers(9, 1),
+    )
+    yield traced("tiled_rows", lambda x: x.permute(0, 2, 3, 1).softmax(-1), numbers(2, 37, 5, 7))
+    yield traced("tiled_norm", lambda x: F.layer_norm(x.transpose(1, 2), (48,)), numbers(3, 48, 32))
     yield traced("strided_rows", lambda x: x.transpose(0, 1).softmax(-1), numbers(40, 12))
     yield traced("log_softmax", lambda x: x.log_softmax(-1), numbers(6, 50))
 
@@ -247,7 +286,9 @@ def test_neighbours_change_no_bit() -> None:
         x = numbers(40, 30, 1001)
         alone = traced("alone", partly(Tensor.sum, dims), x * 2)
         fused = traced("fused", partly(lambda x, d: (x * 2).sum(d) + 0, dims), x)
-        spread = traced("spread", partly(lambda x, d: ((x * 2).sum(d), x + (x * 2).sum(d, True)), dims), x)
+        spread = traced(
+            "spread", partly(lambda x, d: ((x * 2).sum(d), x + (x * 2).sum(d, True)), dims), x
+        )
         first, second, third = (run_kernel(k)[0] for k in compiled([alone, fused, spread], units=1))
         assert same_bits([first], [third]) and torch.equal(first + 0, second)
 

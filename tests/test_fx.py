@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -28,13 +27,14 @@ from rewright.ir.types import OtherType, ScalarType
 from zoo import ZOO, loss
 
 Function = Callable[..., Any]
+Mode = Literal["real", "fake", "symbolic"]
 
 
 def nodes_of(graph: Graph, name: str) -> list[Node]:
     return [node for node in graph.nodes if node.op.name == name]
 
 
-def traced(function: Function, *inputs: Any, mode: str = "fake") -> Graph:
+def traced(function: Function, *inputs: Any, mode: Mode = "fake") -> Graph:
     return from_fx(make_fx(function, tracing_mode=mode)(*inputs))
 
 
@@ -118,9 +118,8 @@ def test_integer_inputs_are_scalars_that_the_graph_reads_as_sizes() -> None:
     (graph,) = recorder.graphs
     (mul,) = nodes_of(graph, "aten.mul.Tensor")
     assert isinstance(mul.args[1], Dim)
-    assert all(
-        isinstance(i.value.type, ScalarType) for i in graph.inputs if i.value.name != "arg3_1"
-    )
+    scalars = [i for i in graph.inputs if isinstance(i.value.type, ScalarType)]
+    assert len(scalars) == len(graph.inputs) - 1
 
 
 def test_data_dependent_sizes_are_defined_by_the_nodes_that_make_them() -> None:
@@ -389,7 +388,8 @@ def _(total: Tensor, x: Tensor) -> Tensor:
 def test_a_custom_operator_that_writes_is_kept_as_torch_functionalizes_it() -> None:
     def function(x: Tensor, y: Tensor) -> Tensor:
         total = x.clone()
-        return total * accumulate(total, y)
+        copied: Tensor = accumulate(total, y)
+        return total * copied
 
     recorder = Recorder()
     with torch.no_grad():
@@ -454,7 +454,7 @@ def test_a_region_that_writes_into_buffers_cannot_be_expanded() -> None:
         expand(parse(kernel))
 
 
-# --- refusals and speed ---------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 def test_a_write_is_refused_by_operator_node_and_line() -> None:
@@ -483,21 +483,6 @@ def test_a_graph_of_modules_or_untraced_calls_is_refused() -> None:
     add.target = torch.add
     with pytest.raises(ImportFailure, match=r"node 'add' \(add\).*calls add, which is no ATen"):
         from_fx(gm)
-
-
-def test_a_thousand_nodes_import_in_milliseconds() -> None:
-    def deep(x: Tensor) -> Tensor:
-        for _ in range(1000):
-            x = (x + 1).sin() * 2
-        return x
-
-    gm = make_fx(deep)(torch.ones(4, 4))
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        graph = from_fx(gm)
-        seconds.append(time.perf_counter() - start)
-    assert len(graph.nodes) == 3000 and min(seconds) < 0.5
 
 
 def test_import_reads_no_data() -> None:

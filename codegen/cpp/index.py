@@ -8,6 +8,7 @@ from itertools import count
 
 from rewright.codegen.cpp.text import factor_text, size_text
 from rewright.ir import Size, divisible, equal, product
+from rewright.ir.dims import bounds
 from rewright.ir.loops import Affine, Axis
 
 LANES = 16
@@ -85,10 +86,13 @@ class Access:
     """Where the lanes of a step lie.
 
     Lane 0 is at `start`, each lane `step` further; None: `start` is an expression of lane `l`.
+    Then `run`, if any, is how many lanes follow each other in memory before a jump, of which a
+    step has at most one.
     """
 
     start: str
     step: Size | None
+    run: str = ""
 
 
 class Block:
@@ -180,7 +184,15 @@ class Place:
             return Access(self._shifted(self.block.index(at), factor), factor)
         if divisible(self.lanes.axes[-1].size, LANES):
             return Access(self.block.index(at), at.coefficient(self.lanes.axes[-1].name))
-        return Access(self.block.index(at, f"({self.lanes.name} + l)"), None)
+        return Access(self.block.index(at, f"({self.lanes.name} + l)"), None, self._run(at))
+
+    def _run(self, at: Affine) -> str:
+        """Lanes up to the end of the innermost axis, where elements of that lie side by side."""
+        assert self.lanes is not None
+        inner = self.lanes.axes[-1]
+        if at.coefficient(inner.name) != 1 or bounds(inner.size)[0] < LANES:
+            return ""
+        return f"{size_text(inner.size)} - {self.lanes.name} % {factor_text(inner.size)}"
 
     def of_lane(self, at: Affine) -> str:
         """`at` as an expression of the lane `l`."""

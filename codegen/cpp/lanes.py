@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rewright.codegen.cpp.index import Block, Place, counter
+from rewright.codegen.cpp.index import Block, Counter, Place, counter
 from rewright.codegen.cpp.kernel import Kernel, count_of, how, indented, multiple, reads
 from rewright.codegen.cpp.text import STORAGE, VECTOR, size_text
+from rewright.codegen.cpp.tiles import Tile, tile_of
 from rewright.codegen.schedule import is_costly
 from rewright.ir.loops import Let, Reduce, Stage, Statement, Store
 
@@ -18,6 +19,7 @@ class Sweeps:
 
     kernel: Kernel
     row: Block
+    tile: Tile | None = None
     scratch: set[str] = field(default_factory=set)
 
     def add(self, stage: Stage) -> None:
@@ -51,6 +53,9 @@ class Sweeps:
         if isinstance(statement, Reduce):
             return [f"{_accumulator(statement)}.take({printer.term(statement.term)}, n);"]
         name, at = statement.name, f"{statement.name}_row + {block.counter.name}"
+        if self.tile is not None and self.tile.holds(name):
+            width = count_of(self.kernel.nest.cols)
+            return [self.tile.read(statement, width, block.counter.name)]
         if name in self.scratch:
             return [f"const {VECTOR[statement.term.dtype]} {name} = load({at}, n);"]
         if name not in self.kernel.nest.kept:
@@ -97,21 +102,49 @@ class Sweeps:
 def lanes(kernel: Kernel) -> list[str]:
     """The body of the kernel."""
     nest, plan = kernel.nest, kernel.plan
-    row = kernel.block(counter("r", nest.rows) if nest.rows else None)
+    tile = tile_of(kernel, nest.cols[0])
+    if tile is not None:
+        return _tiled(kernel, tile)
+    rows = counter("r", nest.rows) if nest.rows else Counter("r", ())
+    row = kernel.block(rows)
     sweeps = Sweeps(kernel, row)
     for stage in nest.stages:
         sweeps.add(stage)
-    count, name = size_text(count_of(nest.rows)), row.counter.name if row.counter else "r"
-    scratch = _scratch(kernel)
     if plan.shared == "blocks":
-        loop = f"for (i64 {name} = 0; {name} < {count}; ++{name}) {{"
-        return [*scratch, loop, *indented(row.text()), "}"]
-    opening = f"parallel({count}, 1, {plan.grain}, " if plan.shared == "rows" else f"serial({count}, "
+        loop = f"for (i64 {rows.name} = 0; {rows.name} < {size_text(rows.count)}; ++{rows.name}) {{"
+        return [*_scratch(kernel), loop, *indented(row.text()), "}"]
+    return _rows(kernel, rows, _scratch(kernel), row.text())
+
+
+def _tiled(kernel: Kernel, tile: Tile) -> list[str]:
+    """The same with rows taken 16 at a time."""
+    outer = kernel.block(tile.rows)
+    row = kernel.block(counter("u", (tile.axis,)), outer)
+    sweeps = Sweeps(kernel, row, tile)
+    for stage in kernel.nest.stages:
+        sweeps.add(stage)
+    width = count_of(kernel.nest.cols)
+    outer.lines += [
+        *tile.bounds(),
+        *tile.fill(kernel, outer, width, strip=True),
+        tile.loop(),
+        *indented(row.text()),
+        "}",
+    ]
+    scratch = [*_scratch(kernel), *tile.arrays(kernel, width)]
+    return _rows(kernel, tile.rows, scratch, outer.text())
+
+
+def _rows(kernel: Kernel, rows: Counter, scratch: list[str], body: list[str]) -> list[str]:
+    """The loop over the rows, or the tiles of rows, of one thread."""
+    count, name = size_text(rows.count), rows.name
+    shared = f"parallel({count}, 1, {kernel.plan.grain}, "
+    opening = shared if kernel.plan.shared == "rows" else f"serial({count}, "
     return [
         f"{opening}[=](i64 begin, i64 end) {{",
         *indented(scratch),
         f"  for (i64 {name} = begin; {name} < end; ++{name}) {{",
-        *indented(indented(row.text())),
+        *indented(indented(body)),
         "  }",
         "});",
     ]

@@ -354,6 +354,27 @@ inline void store_each(T* base, compute<T> x, int n, Index index) {
   for (i64 l = 0; l < n; ++l) base[index(l)] = picked[l];
 }
 
+// The same where `run` lanes lie side by side, and the others behind a jump.
+template <class T, class N, class Index>
+inline auto load_across(const T* base, i64 run, N n, Index index) {
+  if (n <= run) return load(base + index(0), n);
+  T picked[W] = {};
+  const T* const first = base + index(0);
+  const T* const second = base + index(run) - run;
+  for (i64 l = 0; l < n; ++l) picked[l] = (l < run ? first : second)[l];
+  return load(picked);
+}
+
+template <class T, class N, class Index>
+inline void store_across(T* base, compute<T> x, i64 run, N n, Index index) {
+  if (n <= run) return store(base + index(0), x, n);
+  T picked[W];
+  T* const first = base + index(0);
+  T* const second = base + index(run) - run;
+  store(picked, x);
+  for (i64 l = 0; l < n; ++l) (l < run ? first : second)[l] = picked[l];
+}
+
 // Lane l from base[index(l)] where inside(l); elsewhere memory is not touched and the lane is zero.
 template <class T, class Index, class Inside>
 inline auto load_where(const T* base, int n, Index index, Inside inside) {
@@ -371,6 +392,53 @@ template <class T, class N> inline auto load_window(const T* from, i64 low, i64 
   const i64 end = high < n ? high : static_cast<i64>(n);
   for (i64 l = low < 0 ? 0 : low; l < end; ++l) picked[l] = from[l];
   return load(picked);
+}
+
+// --- transposition -------------------------------------------------------------------------------
+
+// Exchanges the off-diagonal H x H blocks of each 2H x 2H block whose rows are a and b.
+template <int H, class C, int... i> RW_INLINE void exchange(C& a, C& b, ints<i...>) {
+  constexpr int N = SIZE<C>;
+  const C first = __builtin_shufflevector(a, b, ((i & H) ? N + i - H : i)...);
+  b = __builtin_shufflevector(a, b, ((i & H) ? N + i : i + H)...);
+  a = first;
+}
+
+template <int H, class C, int N> RW_INLINE void exchange_all(C (&rows)[N]) {
+  if constexpr (H > 0) {
+    RW_UNROLL for (int i = 0; i < N; ++i)
+      if ((i & H) == 0) exchange<H>(rows[i], rows[i + H], count<N>{});
+    exchange_all<H / 2>(rows);
+  }
+}
+
+// to[i * width + l] = from[l * step + i], for i < height and l < n, both at most 16.
+template <class T> inline void transpose(const T* from, i64 step, T* to, i64 width, int height, int n) {
+  if (height < W || n < W) {
+    for (i64 l = 0; l < n; ++l)
+      for (i64 i = 0; i < height; ++i) to[i * width + l] = from[l * step + i];
+    return;
+  }
+  constexpr int MOST = REGISTER / int(sizeof(T)), N = MOST < W ? MOST : W;
+  using Raw = vec_of<uint_of<T>, N>;
+  for (i64 i = 0; i < W; i += N) {
+    for (i64 l = 0; l < W; l += N) {
+      typename Raw::type rows[N];
+      RW_UNROLL for (i64 k = 0; k < N; ++k)
+        rows[k] = *reinterpret_cast<const typename Raw::unaligned*>(from + (l + k) * step + i);
+      exchange_all<N / 2>(rows);
+      RW_UNROLL for (i64 k = 0; k < N; ++k)
+        *reinterpret_cast<typename Raw::unaligned*>(to + (i + k) * width + l) = rows[k];
+    }
+  }
+}
+
+// The same for a strip of `count` columns.
+template <class T> inline void transpose_strip(const T* from, i64 step, T* to, i64 count, int height) {
+  for (i64 l = 0; l < count; l += W) {
+    const i64 rest = count - l;
+    transpose(from + l * step, step, to + l, count, height, rest < W ? static_cast<int>(rest) : W);
+  }
 }
 
 // --- index expressions as values -----------------------------------------------------------------

@@ -68,7 +68,10 @@ class Printer:
         if access.step is not None:
             step = size_text(access.step)
             return f"store_strided({_at(name, access.start)}, {value}, {step}, n);"
-        return f"store_each({name}, {value}, n, {_lane_function(access.start)});"
+        index = _lane_function(access.start)
+        if access.run:
+            return f"store_across({name}, {value}, {access.run}, n, {index});"
+        return f"store_each({name}, {value}, n, {index});"
 
     # --- terms ----------------------------------------------------------------------------------
 
@@ -124,7 +127,10 @@ class Printer:
 
     def _plain(self, name: str, access: Access) -> str:
         if access.step is None:
-            return f"load_each({name}, n, {_lane_function(access.start)})"
+            index = _lane_function(access.start)
+            if access.run:
+                return f"load_across({name}, {access.run}, n, {index})"
+            return f"load_each({name}, n, {index})"
         at = _at(name, access.start)
         if access.step == 0:
             return f"broadcast({at})"

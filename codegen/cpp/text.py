@@ -50,8 +50,8 @@ _KEYWORDS: Final = (
     " throw true try typedef typeid typename union unsigned using virtual void volatile while xor"
 ).split()
 _OWN: Final = (
-    "p s r u l n rw begin end width main load load_part load_strided load_each load_window load_where"
-    " store store_part store_strided store_each broadcast splat cast round_to positions"
+    "p s r u l n rw begin end width main load load_part load_strided load_each load_across"
+    " load_window load_where store store_part store_strided store_each store_across broadcast splat cast round_to positions"
     " positions_each window mask_each within parallel parallel_rows serial serial_rows steps strips"
     " reduce parallel_reduce sequence parallel_sequence size_div size_mod size_pow size_max size_min"
 ).split()

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from rewright.ir import Size, hint, product
-from rewright.ir.loops import Nest
+from rewright.ir.loops import Axis, Load, Nest, Store, subterms
 
 # A row up to this many elements stays in registers from its first stage to its last.
 LONGEST_KEPT_ROW: Final = 16384
 
-# Elements of a pointwise program, and of a program over several rows.
-POINTWISE: Final = 1024
+# Elements of a program without columns, and of a program over several rows.
+LINE: Final = 1024
 TILE: Final = 2048
 
-# Along a row: elements a step, at least where the length is not known. Across rows: reduced elements and rows a step; with few rows the
-# programs are narrower, but not below the 32 bytes that memory is read in.
+# Along a row: elements a step, and the least where the length is not known. Across rows: reduced
+# elements and rows a step; with few rows programs are narrower, but not below the 32 bytes that
+# memory is read in.
 LANES: Final = 4096
 SHORTEST_STEP: Final = 1024
 DEEP, WIDE = 32, 64
@@ -24,30 +26,60 @@ DEEP_OF_FEW, WIDE_OF_FEW = 128, 16
 FEW_ROWS: Final = 8192
 
 
+# A kernel that transposes reads and writes squares, where both sides have this many elements.
+SQUARE: Final = 32
+SHORTEST_SIDE: Final = 16
+
+
 @dataclass(frozen=True)
 class Blocks:
-    """`style` is "pointwise" (no reduced axes), "kept" (a row at once, every stage on the same
-    registers) or "looped" (stage by stage over `cols` elements). Sizes are powers of two."""
+    """What one program computes: `rows` times `cols` elements, both powers of two.
+
+    `style` is "line" (no columns: elements in the order of memory), "tile" (no reduced axes either,
+    but the innermost axis makes the columns), "kept" (rows with all their columns,
+    every stage on the same registers) or "looped" (stage by stage over `cols` columns).
+    """
 
     style: str
     rows: int
     cols: int
     warps: int
+    row_axes: tuple[Axis, ...]
+    col_axes: tuple[Axis, ...]
 
 
 def blocks_of(nest: Nest) -> Blocks:
-    """A function of the nest's rows, columns and order, thus of the node that owns the reduction.
-
-    What else the kernel computes does not enter: the blocks decide in which order Triton adds.
-    """
-    rows = product(axis.size for axis in nest.rows)
+    """How a nest is cut. Where it reduces, a function of its rows, columns and order, thus of the
+    node that owns the reduction: the blocks decide in which order Triton adds, and what else is
+    fused must not."""
     if nest.order is None:
-        block = at_most(POINTWISE, rows)
-        return Blocks("pointwise", block, 1, warps_for(block, each=8, most=4))
-    cols = product(axis.size for axis in nest.cols)
+        return _elementwise(nest)
+    rows, cols = (product(a.size for a in axes) for axes in (nest.rows, nest.cols))
     make = _along_rows if nest.order.style == "lanes" else _across_rows
     style, wide, deep = make(rows, cols)
-    return Blocks(style, wide, deep, warps_for(wide * deep, each=16, most=16))
+    warps = _warps(wide * deep, each=16, most=16)
+    return Blocks(style, wide, deep, warps, nest.rows, nest.cols)
+
+
+def _elementwise(nest: Nest) -> Blocks:
+    across = _transposed_axis(nest)
+    if across is None:
+        line = at_most(LINE, product(a.size for a in nest.rows))
+        return Blocks("line", line, 1, _warps(line, each=8, most=4), nest.rows, ())
+    others = tuple(a for a in nest.rows[:-1] if a != across)
+    return Blocks("tile", SQUARE, SQUARE, 4, (*others, across), nest.rows[-1:])
+
+
+def _transposed_axis(nest: Nest) -> Axis | None:
+    """The axis along which an input lies that steps along the innermost axis."""
+    long = [a for a in nest.rows if hint(a.size) >= SHORTEST_SIDE]
+    if not long or long[-1] != nest.rows[-1]:
+        return None
+    for load in loads(nest):
+        if load.at.coefficient(long[-1].name) not in (0, 1):
+            lies = (a for a in long[:-1] if load.at.coefficient(a.name) == 1)
+            return next(lies, None)
+    return None
 
 
 def _along_rows(rows: Size, cols: Size) -> tuple[str, int, int]:
@@ -71,11 +103,23 @@ def at_most(block: int, size: Size) -> int:
     return min(block, power_of_two(size)) if isinstance(size, int) else block
 
 
+def programs(axes: Sequence[Axis], width: int) -> Size:
+    """How many blocks of `width` elements there are along axes."""
+    return (product(a.size for a in axes) + (width - 1)) // width
+
+
 def power_of_two(size: Size) -> int:
     """The least power of two that is not below the size."""
     return 1 << max(0, hint(size) - 1).bit_length()
 
 
-def warps_for(elements: int, *, each: int, most: int) -> int:
+def _warps(elements: int, *, each: int, most: int) -> int:
     """Warps of 32 threads with about `each` elements a thread."""
     return max(1, min(most, elements // (32 * each)))
+
+
+def loads(nest: Nest) -> Iterator[Load]:
+    """Every read of the nest, with repeats."""
+    for statement in nest.statements():
+        if not isinstance(statement, Store):
+            yield from (t for t in subterms(statement.term) if isinstance(t, Load))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from rewright.codegen.triton.blocks import Blocks
+from rewright.codegen.triton.blocks import Blocks, programs
 from rewright.codegen.triton.indices import Indices, Text
 from rewright.codegen.triton.primitives import TYPES
 from rewright.codegen.triton.reductions import reduction
@@ -35,20 +35,28 @@ class Body:
         self.lines: list[str] = []
         self._margin = ""
         self._origin = ""
-        axes = {"row": nest.rows, "col": nest.cols}
+        self.axes = {"row": blocks.row_axes, "col": blocks.col_axes}
         self.masks: dict[str, str] = {}
         self.indices = Indices(
-            dim_of={a.name: dim for dim, group in axes.items() for a in group},
+            dim_of={a.name: dim for dim, group in self.axes.items() for a in group},
             counts={a.name: a.size for a in nest.axes},
-            position={dim: group[0].name if len(group) == 1 else dim for dim, group in axes.items()},
+            position={dim: g[0].name if len(g) == 1 else dim for dim, g in self.axes.items()},
             masks=self.masks,
         )
         self.terms = Terms(self.indices, inputs, {b.name: b.type.dtype for b in nest.inputs})
 
     def write(self) -> None:
-        self._rows()
-        if self.blocks.style == "kept":
-            self._position("col", f"tl.arange(0, COLS)[None, :]{self.widen}")
+        style = self.blocks.style
+        rows = "tl.arange(0, ROWS)" if style == "line" else "tl.arange(0, ROWS)[:, None]"
+        cols = "tl.arange(0, COLS)[None, :]"
+        if style == "tile":
+            across = self.indices.size(programs(self.blocks.col_axes, self.blocks.cols))
+            self._position("row", f"{self._program(f' // {across}')} * ROWS + {rows}")
+            self._position("col", f"{self._program(f' % {across}')} * COLS + {cols}")
+        else:
+            self._position("row", f"{self._program()} * ROWS + {rows}")
+        if style == "kept":
+            self._position("col", f"{cols}{self.widen}")
         for stage in self.nest.stages:
             if self.blocks.style == "looped" and stage.per == "column":
                 self._loop(stage)
@@ -57,13 +65,14 @@ class Body:
 
     # --- positions --------------------------------------------------------------------------
 
-    def _rows(self) -> None:
-        down = "" if self.blocks.style == "pointwise" else "[:, None]"
-        self._position("row", f"tl.program_id(0){self.widen} * ROWS + tl.arange(0, ROWS){down}")
+    def _program(self, part: str = "") -> str:
+        """The number of the program's block."""
+        number = f"(tl.program_id(0){part})" if part else "tl.program_id(0)"
+        return f"{number}{self.widen}"
 
     def _position(self, dim: str, block: str) -> None:
         """Where the program's block is along a dimension, axis by axis, and what of it exists."""
-        axes = self.nest.rows if dim == "row" else self.nest.cols
+        axes = self.axes[dim]
         width = self.blocks.rows if dim == "row" else self.blocks.cols
         position, count = self.indices.position[dim], product(a.size for a in axes)
         self._line(f"{position} = {block}")

@@ -45,18 +45,19 @@ def compile_for(
     if triton.knobs.runtime.interpret:
         raise ToolchainError("Triton compiles nothing while TRITON_INTERPRET is set")
     function = getattr(module_of(kernel.name, kernel.source), kernel.name)
-    aligned = [p.name for p in kernel.parameters if _is_aligned(p, sizes)]
-    places = {p.name: place for place, p in enumerate(kernel.parameters)}
+    aligned = [p for p in kernel.parameters if _is_aligned(p, sizes)]
+    places = [(kernel.parameters.index(p),) for p in aligned]
     source = ASTSource(
         function,
         signature=_signature(kernel, sizes),
         constexprs=_constants(kernel, sizes),
-        attrs={(places[name],): [["tt.divisibility", ALIGNMENT]] for name in aligned},
+        attrs={place: [["tt.divisibility", ALIGNMENT]] for place in places},
     )
     try:
         built = triton.compile(source, GPUTarget("cuda", arch, 32), options=dict(kernel.options))
     except (RuntimeError, triton.errors.TritonError) as error:
-        raise ToolchainError(f"Triton does not compile {kernel.name} for sm_{arch}: {error}") from error
+        message = f"Triton does not compile {kernel.name} for sm_{arch}: {error}"
+        raise ToolchainError(message) from error
     return CompiledKernel(
         name=built.metadata.name,
         arch=arch,
@@ -64,7 +65,7 @@ def compile_for(
         ptx=built.asm["ptx"],
         warps=built.metadata.num_warps,
         shared=built.metadata.shared,
-        divisible=tuple(p.name for p in kernel.parameters if p.size is not None and p.name in aligned),
+        divisible=tuple(p.name for p in aligned if p.size is not None),
     )
 
 

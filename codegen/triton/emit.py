@@ -1,7 +1,8 @@
 """A loop nest as a Triton module: one kernel, and the function that launches it.
 
 The module stands alone (it imports triton only), works on Triton 3.6 to 3.9, and uses plain
-pointers. One program computes a block of rows with all their columns.
+pointers. One program computes a block of rows with all their columns; `Nest.kept` says nothing
+here, since rows either stay in registers whole or are read again.
 
 The order of a reduction is Triton's own: elementwise over steps of `Blocks.cols` columns, then the
 tree that Triton makes of a block. It is the same in every run and follows from the node's shape by
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from rewright.codegen.python_text import python_names
-from rewright.codegen.triton.blocks import blocks_of
+from rewright.codegen.triton.blocks import blocks_of, loads
 from rewright.codegen.triton.body import Body
 from rewright.codegen.triton.kernel import (
     ARITHMETIC,
@@ -29,7 +30,7 @@ from rewright.codegen.triton.module import module_text
 from rewright.codegen.triton.primitives import POINTER_TYPES
 from rewright.ir import DTYPE_NAMES, Size, UnsupportedError, product
 from rewright.ir.dims import bounds
-from rewright.ir.loops import Affine, Buffer, Load, Nest, Position, Store, subterms
+from rewright.ir.loops import Affine, Buffer, Nest, Position, Store, subterms
 
 
 def emit(nest: Nest, symbols: Sequence[str]) -> TritonKernel:
@@ -49,16 +50,16 @@ def emit(nest: Nest, symbols: Sequence[str]) -> TritonKernel:
     )
     body.write()
     sizes = [Parameter(name, size=size) for size, name in body.indices.sizes.items()]
-    constants = [("ROWS", blocks.rows), ("COLS", blocks.cols)]
+    constants = [("ROWS", blocks.rows), ("COLS", blocks.cols)][: 1 if blocks.style == "line" else 2]
     kernel = TritonKernel(
         name=nest.name,
         source="",
         parameters=(*pointers, *sizes),
-        constants=tuple(constants if nest.cols else constants[:1]),
+        constants=tuple(constants),
         extents=extents if _widening(extents) == OPEN else (),
         options=(("num_warps", blocks.warps), *ARITHMETIC),
     )
-    return dataclasses.replace(kernel, source=module_text(kernel, nest, body.lines, symbols))
+    return dataclasses.replace(kernel, source=module_text(kernel, blocks, body.lines, symbols))
 
 
 def _pointers(nest: Nest, symbols: Sequence[str]) -> list[Parameter]:
@@ -66,7 +67,7 @@ def _pointers(nest: Nest, symbols: Sequence[str]) -> list[Parameter]:
     buffers = (*nest.inputs, *nest.outputs)
     keys = [b.name for b in nest.inputs]
     keys += [f"{b.name}_out" if b.name in keys else b.name for b in nest.outputs]
-    names = python_names([*symbols, nest.name, *keys])
+    names = python_names(keys, taken=(*symbols, nest.name, "triton", "tl"))
     return [
         Parameter(names[key] + POINTER, _pointer_type(buffer))
         for key, buffer in zip(keys, buffers, strict=True)
@@ -98,7 +99,7 @@ def _far_extents(nest: Nest) -> tuple[Size, ...]:
     rows, cols = product(a.size for a in nest.rows), product(a.size for a in nest.cols)
     counts = {a.name: a.size for a in nest.axes}
     terms = [t for s in nest.statements() if not isinstance(s, Store) for t in subterms(s.term)]
-    read = {t.buffer for t in terms if isinstance(t, Load)}
+    read = {load.buffer for load in loads(nest)}
     buffers = (*(b for b in nest.inputs if b.name in read), *nest.outputs)
     found = [rows * cols, *(b.type.storage_elements for b in buffers)]
     found += [_reach(t.at, counts) for t in terms if isinstance(t, Position)]

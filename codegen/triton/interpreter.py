@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Final
+from typing import Any
 
 import torch
 
-LIBDEVICE: Final = (
-    "exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh"
-    " atanh erf erfc erfinv lgamma rsqrt trunc pow atan2 copysign hypot nextafter"
-).split()
+from rewright.codegen.triton.primitives import LIBDEVICE
 
 
 @cache

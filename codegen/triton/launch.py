@@ -17,7 +17,8 @@ def load(kernel: TritonKernel) -> Callable[..., None]:
 
     Where Triton interprets (TRITON_INTERPRET=1 when it was first imported) tensors lie on the CPU.
     """
-    launch: Callable[..., None] = getattr(module_of(kernel.name, kernel.source), f"launch_{kernel.name}")
+    module = module_of(kernel.name, kernel.source)
+    launch: Callable[..., None] = getattr(module, f"launch_{kernel.name}")
     return launch
 
 

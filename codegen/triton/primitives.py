@@ -14,6 +14,7 @@ from typing import Final
 import torch
 
 from rewright.ir import UnsupportedError
+from rewright.ir.expr import PRIMITIVES
 
 TYPES: Final[dict[torch.dtype, str]] = {
     torch.float64: "tl.float64",
@@ -48,13 +49,9 @@ POINTER_TYPES: Final[dict[torch.dtype, str]] = {
 _INFIX: Final = {"add": "+", "sub": "-", "mul": "*"}
 _COMPARE: Final = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _BITWISE: Final = {"bit_and": "&", "bit_or": "|", "bit_xor": "^"}
-_LIBDEVICE: Final = (
-    "exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan sinh cosh tanh asinh acosh"
-    " atanh erf erfc erfinv lgamma rsqrt trunc"
-).split()
-_LIBDEVICE_OF_TWO: Final = ("pow", "atan2", "fmod", "copysign", "hypot", "nextafter")
 
-# The tables give templates over operands {0}, {1}, {2} and their type {T}.
+# The tables give templates over operands {0}, {1}, {2}, their type {T} and its number of bits {B}.
+# A primitive of floats that has none is libdevice's function of that name.
 _ANY: Final = {
     **{name: f"{{0}} {sign} {{1}}" for name, sign in {**_INFIX, **_COMPARE}.items()},
     "select": "tl.where({0}, {1}, {2})",
@@ -69,8 +66,6 @@ _ANY: Final = {
 
 _FLOAT: Final = {
     **_ANY,
-    **{name: f"libdevice.{name}({{0}})" for name in _LIBDEVICE},
-    **{name: f"libdevice.{name}({{0}}, {{1}})" for name in _LIBDEVICE_OF_TWO},
     "round": "libdevice.rint({0})",
     "floor": "tl.floor({0})",
     "ceil": "tl.ceil({0})",
@@ -143,15 +138,24 @@ _TABLES: Final = {
 }
 
 
+LIBDEVICE: Final = tuple(
+    name
+    for name in PRIMITIVES
+    if name not in _F32 and not name.startswith(("bit_", "shift_"))  # of integers
+)
+
+
 def template(primitive: str, dtype: torch.dtype) -> str:
     """How a primitive over operands of compute type `dtype` is written.
 
-    Raises UnsupportedError for a primitive that is not defined there.
+    Raises UnsupportedError for a primitive that means nothing there.
     """
-    found = _TABLES[dtype].get(primitive)
-    if found is None:
+    form = _TABLES[dtype].get(primitive)
+    if form is None and dtype.is_floating_point and primitive in LIBDEVICE:
+        form = f"libdevice.{primitive}({', '.join(('{0}', '{1}')[: PRIMITIVES[primitive]])})"
+    if form is None:
         raise UnsupportedError(f"'{primitive}' of {TYPES[dtype][3:]} has no Triton form")
-    return found.replace("{T}", TYPES[dtype]).replace("{B}", str(dtype.itemsize * 8))
+    return form.replace("{T}", TYPES[dtype]).replace("{B}", str(dtype.itemsize * 8))
 
 
 def takes_literals(form: str) -> bool:
@@ -162,7 +166,7 @@ def takes_literals(form: str) -> bool:
 # --- device functions -----------------------------------------------------------------------------
 # Kernels carry the ones they use. `larger` and `smaller` also combine reductions.
 
-_DEVICE_FUNCTIONS: Final = '''
+_DEVICE_FUNCTIONS: Final = """
 def larger(x, y):
     return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
 
@@ -230,7 +234,7 @@ def integer_power(x, y, BITS: tl.constexpr):
     odd_sign = tl.where((y & 1) != 0, -1, 1)
     inverse = tl.where(x == 1, 1, tl.where(x == -1, odd_sign, 0))
     return tl.where(y < 0, inverse.to(x.dtype), result)
-'''
+"""
 
 DEVICE_FUNCTIONS: Final = {
     text.split("(")[0].removeprefix("def "): f"@triton.jit\n{text.rstrip()}\n"

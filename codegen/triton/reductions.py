@@ -10,8 +10,8 @@ import torch
 
 @dataclass(frozen=True)
 class Reduction:
-    """`neutral` is what changes nothing, `of` combines {0} and {1} elementwise, `across` combines the
-    columns of the block {0} and keeps the dimension."""
+    """`neutral` is what changes nothing, `of` combines {0} and {1} elementwise, `across` combines
+    the columns of the block {0} and keeps the dimension."""
 
     neutral: float | bool
     of: str
@@ -25,7 +25,8 @@ def reduction(how: str, dtype: torch.dtype) -> Reduction:
     if not dtype.is_floating_point and how in ("max", "min"):
         limits = torch.iinfo(dtype)
         neutral = limits.min if how == "max" else limits.max
-        return Reduction(neutral, f"tl.{how}imum({{0}}, {{1}})", f"tl.{how}({{0}}, 1, keep_dims=True)")
+        across = f"tl.{how}({{0}}, 1, keep_dims=True)"
+        return Reduction(neutral, f"tl.{how}imum({{0}}, {{1}})", across)
     return _OF_NUMBERS[how]
 
 

@@ -11,7 +11,7 @@ import torch
 
 from rewright.codegen.triton.indices import Indices, Text
 from rewright.codegen.triton.primitives import TYPES, takes_literals, template
-from rewright.ir import Dim, compute_dtype
+from rewright.ir import Dim
 from rewright.ir.loops import (
     Apply,
     Convert,
@@ -73,8 +73,9 @@ class Terms:
             place = f"{place} + {index.closed}"
         otherwise = ", 0" if guard.text else ""
         loaded = f"tl.load({place}{self.indices.mask(index.dims, guard)}{otherwise})"
-        computed = compute_dtype(storage)
-        return Text(loaded if computed == storage else f"{loaded}.to({TYPES[computed]})", index.dims)
+        if load.dtype != storage:
+            loaded += f".to({TYPES[load.dtype]})"
+        return Text(loaded, index.dims)
 
     def _number(self, value: object, dtype: torch.dtype) -> Text:
         if isinstance(value, Dim):

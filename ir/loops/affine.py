@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rewright.ir.dims import Size, at_most, bounds, divisible, equal, exact_div, product
+from rewright.ir.dims import Size, at_most, bounds, equal, exact_div
 from rewright.ir.errors import UnsupportedError
 
 
@@ -111,6 +111,15 @@ def delinearize(
     return tuple(reversed(index))
 
 
+def blocks(position: Affine, block: int, sizes: Mapping[str, Size]) -> tuple[Affine | None, Affine]:
+    """(position // block, position % block) without cutting an axis; (None, ...) when that takes
+    more than sorting the terms."""
+    try:
+        return _divide(position, block, sizes)
+    except (NeedSplit, UnsupportedError):
+        return None, position
+
+
 def _divide(position: Affine, size: Size, sizes: Mapping[str, Size]) -> tuple[Affine, Affine]:
     """(position // size, position % size), term by term."""
     if size == 1:
@@ -123,11 +132,20 @@ def _divide(position: Affine, size: Size, sizes: Mapping[str, Size]) -> tuple[Af
             high[name] = quotient
         else:
             low[name] = factor
-    offset = exact_div(position.offset, size)
-    inner = affine(low, 0 if offset is not None else position.offset)
+    whole, rest = _divide_offset(position.offset, size)
+    inner = affine(low, rest)
     if not _fits(inner, size, sizes):
         raise _cut(inner, size, sizes)
-    return affine(high, offset or 0), inner
+    return affine(high, whole), inner
+
+
+def _divide_offset(offset: Size, size: Size) -> tuple[Size, Size]:
+    whole = exact_div(offset, size)
+    if whole is not None:
+        return whole, 0
+    if isinstance(offset, int) and isinstance(size, int) and size > 0:
+        return divmod(offset, size)
+    return 0, offset
 
 
 def _fits(index: Affine, size: Size, sizes: Mapping[str, Size]) -> bool:
@@ -151,18 +169,3 @@ def _cut(index: Affine, size: Size, sizes: Mapping[str, Size]) -> NeedSplit:
         if not equal(inner, sizes[name]):
             return NeedSplit(name, inner)
     raise UnsupportedError("a reshape mixes dimensions that share no common factor")
-
-
-def split_sizes(size: Size, inner: Size) -> tuple[Size, Size]:
-    """(outer, inner) of an axis that is cut. The division is exact."""
-    outer = exact_div(size, inner)
-    assert outer is not None
-    return outer, inner
-
-
-def multiple_of(size: Size, n: int) -> bool:
-    return divisible(size, n)
-
-
-def volume(axes: Sequence[Axis]) -> Size:
-    return product(a.size for a in axes)

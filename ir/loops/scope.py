@@ -7,17 +7,17 @@ along the columns and how many reductions must be complete before them; staging 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 
-from rewright.ir.dims import Size, equal, product
+from rewright.ir.dims import Size, divisible, equal, exact_div, hint, product
 from rewright.ir.errors import UnsupportedError
 from rewright.ir.expr import PREDICATES, Call, Expr, Literal, Operand
 from rewright.ir.graph import Graph, Node, Value
-from rewright.ir.loops.affine import Affine, Axis, axis_index, delinearize, linear
+from rewright.ir.loops.affine import ZERO, Affine, Axis, axis_index, blocks, delinearize, linear
 from rewright.ir.loops.nest import (
     Apply,
     Convert,
@@ -25,6 +25,7 @@ from rewright.ir.loops.nest import (
     Let,
     Load,
     Number,
+    Order,
     Position,
     Reduce,
     Ref,
@@ -39,6 +40,7 @@ from rewright.ir.pointwise import compute_dtype, scalar_expr
 from rewright.ir.types import TensorType
 
 Guards = tuple[Within, ...]
+Rule = Callable[["Scope", Node, Value, Index, Guards], Term]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +58,14 @@ class Defined:
 
 
 class Scope:
-    """The statements of one region over given axes. `columns` are the axes that reductions sum."""
+    """The statements of one region over given axes. `columns` are the axes that reductions sum, in
+    `order` (None without reductions)."""
 
-    def __init__(self, region: Graph, axes: Sequence[Axis], columns: frozenset[str]) -> None:
+    def __init__(
+        self, region: Graph, axes: Sequence[Axis], columns: frozenset[str], order: Order | None
+    ) -> None:
         self.region = region
+        self.order = order
         self.axes = tuple(axes)
         self.columns = columns
         self.sizes = {a.name: a.size for a in axes}
@@ -169,20 +175,35 @@ class Scope:
         self._terms[key] = ref
         return ref
 
-    def sweep(self, index: Index, shape: Sequence[Size], dims: Sequence[int]) -> Index:
+    def sweep(self, index: Index, shape: Sequence[Size], dims: Sequence[int], who: str) -> Index:
         """`index` with the dimensions `dims` of an array of `shape` running over the columns.
 
         Raises UnsupportedError when the region's columns are not these dimensions, or when what
         remains of the index moves along the columns.
         """
         sizes = [shape[d] for d in dims]
-        if not equal(product(sizes), self.col_count):
-            raise UnsupportedError("two reductions of one kernel run over different sizes")
+        count = product(sizes)
+        if count == 1:
+            return tuple(ZERO if d in dims else part for d, part in enumerate(index))
+        if not equal(count, self.col_count):
+            raise UnsupportedError(f"%{who} reduces {count} elements, its kernel {self.col_count}")
         if any(index[d].reads(self.columns) for d in range(len(index)) if d not in dims):
-            raise UnsupportedError("a reduction is read across the rows it belongs to")
+            raise UnsupportedError(f"%{who} is a reduction that is read across its rows")
         inner = delinearize(self._col_position, sizes, self.sizes)
         place = dict(zip(dims, inner, strict=True))
         return tuple(place.get(d, part) for d, part in enumerate(index))
+
+    def within(self, at: Affine, low: Size, high: Size) -> Within:
+        """The guard `low <= at < high`, told by as few axes as can tell it: where the inner axes of
+        `at` never leave a block that both bounds are multiples of, the block's number decides."""
+        for block in sorted({abs(hint(c)) for _, c in at.terms if isinstance(c, int)} - {0, 1}):
+            if not all(divisible(size, block) for size in (low, high, at.offset)):
+                continue
+            number, rest = blocks(at, block, self.sizes)
+            if number is not None and rest.terms:
+                low, high = exact_div(low, block) or 0, exact_div(high, block) or 0
+                return Within(number, low, high)
+        return Within(at, low, high)
 
     def is_row(self, name: str) -> bool:
         """True when the name can be read as one value per row."""
@@ -231,3 +252,14 @@ def convert(term: Term, dtype: torch.dtype) -> Term:
     if isinstance(term, Number):
         return Number(term.value, dtype)
     return Convert(term, dtype)
+
+
+def number(value: object, dtype: torch.dtype) -> Number:
+    """A number as an element of `dtype` holds it, up to rounding."""
+    if isinstance(value, Dim):
+        return Number(value, dtype)
+    if not isinstance(value, (bool, int, float)):
+        raise UnsupportedError("a number that is known only at run time")
+    if dtype.is_floating_point:
+        return Number(float(value), dtype)
+    return Number(bool(value) if dtype == torch.bool else int(value), dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from rewright.ir.dims import Dim, Size
+from rewright.ir.dims import Dim, Size, bounds
 from rewright.ir.errors import UnsupportedError
 from rewright.ir.graph import Arg, Node, Value
 from rewright.ir.loops.affine import ZERO, Affine, delinearize, linear
@@ -71,7 +71,7 @@ def _squeeze(node: Node, result: Value, index: Index, sizes: Mapping[str, Size])
         dropped = {d for d, size in enumerate(shape) if size == 1}
     else:
         dims = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-        dropped = {_dim(d, len(shape)) for d in dims}
+        dropped = {_dim(d, len(shape)) for d in dims} if shape else set()
         dropped = {d for d in dropped if shape[d] == 1}
     rest = iter(index)
     return tuple(ZERO if d in dropped else next(rest) for d in range(len(shape)))
@@ -82,32 +82,47 @@ def _slice(node: Node, result: Value, index: Index, sizes: Mapping[str, Size]) -
     dim = _dim(node.arg("dim"), len(shape))
     start = slice_start(node, shape[dim])
     step = node.arg("step")
-    assert isinstance(step, int)
+    if not isinstance(step, int):
+        raise UnsupportedError("a slice whose step is known only at run time")
     moved = index[dim].scaled(step).shifted(start)
     return (*index[:dim], moved, *index[dim + 1 :])
 
 
 def slice_start(node: Node, size: Size) -> Size:
-    """The first element a slice takes. Raises UnsupportedError when it depends on the data."""
+    """The first element a slice takes: torch counts from the end when it is negative, and moves it
+    into the dimension. Raises UnsupportedError when neither is known before the graph runs."""
     start = node.arg("start")
     if start is None:
         return 0
-    if isinstance(start, int):
-        if start >= 0 and isinstance(size, int):
-            return min(start, size)
-        return start if start >= 0 else size + start
     if isinstance(start, Dim):
-        return start
-    raise UnsupportedError("the start of a slice is not a size")
+        return _not_negative(start, "the start of a slice")
+    if not isinstance(start, int):
+        raise UnsupportedError("the start of a slice is not a size")
+    if isinstance(size, int):
+        return min(max(start + size if start < 0 else start, 0), size)
+    # A start beyond the end leaves no element to be read.
+    return start if start >= 0 else _not_negative(size + start, "the start of a slice")
+
+
+def select_place(place: object, size: Size) -> Size:
+    """The index that a select takes. Raises UnsupportedError when its sign is not known."""
+    if isinstance(place, int):
+        return place if place >= 0 else size + place
+    if isinstance(place, Dim):
+        return _not_negative(place, "the index of a select")
+    raise UnsupportedError("the index of a select is not a size")
+
+
+def _not_negative(size: Size, what: str) -> Size:
+    if bounds(size)[0] < 0:
+        raise UnsupportedError(f"{what} may be negative")
+    return size
 
 
 def _select(node: Node, result: Value, index: Index, sizes: Mapping[str, Size]) -> Index:
     shape = node.operands[0].tensor.shape
     dim = _dim(node.args[1], len(shape))
-    at = node.args[2]
-    if not isinstance(at, (int, Dim)):
-        raise UnsupportedError("the index of a select is not a size")
-    place = shape[dim] + at if isinstance(at, int) and at < 0 else at
+    place = select_place(node.args[2], shape[dim])
     return (*index[:dim], Affine((), place), *index[dim:])
 
 
