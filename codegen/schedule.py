@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rewright.ir import Size, hint, product
+from rewright.ir import Size, divisible, hint, product
 from rewright.ir.loops import (
     Apply,
     Axis,
@@ -28,8 +28,8 @@ ACCESS: Final = 0.08
 SIMPLE: Final = 0.02
 COSTLY: Final = 0.5
 SIMPLE_PRIMITIVES: Final = frozenset(
-    ("add", "sub", "mul", "neg", "abs", "maximum", "minimum", "select", "sqrt", "reciprocal")
-    + ("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "floor")
+    {"add", "sub", "mul", "neg", "abs", "maximum", "minimum", "select", "sqrt", "reciprocal"}
+    | {"eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "floor"}
 )
 
 # What a thread has to do before it is worth waking, in nanoseconds.
@@ -38,6 +38,10 @@ SHARE: Final = 5_000.0
 # Reductions of fewer rows than this are shared by blocks of a row, when those are several.
 FEW_ROWS: Final = 8
 LANES: Final = 16
+
+# Vectors in a strip of rows.
+NARROW: Final = 4
+WIDE: Final = 8
 
 # Rows that are transposed together stay in a core's own cache.
 SCRATCH_BYTES: Final = 1 << 18
@@ -49,10 +53,11 @@ class Schedule:
     (every lane has a row of its own).
 
     `outer` are the row axes around `vector`, the row axis that the lanes run along (None in
-    "lanes", and where there are no rows). `tile` is a row axis that is taken 16 at a time, because
-    buffers lie side by side along it and not along the lanes. Threads share `shared`: "rows", "blocks" of each row's
-    reduction, or "nothing". Work is handed out in units of `unit` elements along the lanes (rows
-    in "lanes"), at least `grain` units a thread.
+    "lanes", and where there are no rows). `tile` is one of them that is taken 16 at a time, because
+    buffers lie side by side along it and not along the lanes. Threads share `shared`: "rows",
+    "blocks" of each row's reduction, or "nothing". Work is handed out in units of `unit` elements
+    along the lanes (rows in "lanes"), at least `grain` units a thread. A strip of "columns" is
+    `vectors` vectors wide.
     """
 
     style: str
@@ -62,6 +67,7 @@ class Schedule:
     shared: str
     unit: int
     grain: int
+    vectors: int
 
 
 def schedule(nest: Nest) -> Schedule:
@@ -69,11 +75,20 @@ def schedule(nest: Nest) -> Schedule:
     vector = nest.rows[-1] if nest.rows and style != "lanes" else None
     outer = tuple(axis for axis in nest.rows if axis != vector)
     shared = _shared(nest, style)
-    unit, cost = _unit(nest, style, shared)
+    vectors = _strip(nest, vector) if style == "columns" else NARROW
+    unit, cost = _unit(nest, style, shared, vectors)
     tile = _tile(nest, style, outer) if shared != "blocks" else None
     if tile is not None:
         cost *= LANES
-    return Schedule(style, outer, vector, tile, shared, unit, max(1, round(SHARE / max(cost, 1.0))))
+    grain = max(1, round(SHARE / max(cost, 1.0)))
+    return Schedule(style, outer, vector, tile, shared, unit, grain, vectors)
+
+
+def _strip(nest: Nest, vector: Axis | None) -> int:
+    """Wide strips read more of each row, but a strip that is swept again has to stay in cache."""
+    sweeps = sum(stage.per == "column" for stage in nest.stages)
+    wide = vector is not None and divisible(vector.size, WIDE * LANES) and hint(vector.size) >= 512
+    return WIDE if sweeps == 1 and wide else NARROW
 
 
 def _tile(nest: Nest, style: str, outer: Sequence[Axis]) -> Axis | None:
@@ -118,21 +133,21 @@ def _shared(nest: Nest, style: str) -> str:
     if style == "elements":
         return "rows"
     rows, columns = hint(_count(nest.rows)), hint(_count(nest.cols))
-    vectors = rows if style == "lanes" else rows // (4 * LANES)
+    pieces = rows if style == "lanes" else rows // (NARROW * LANES)
     block = nest.order.block if nest.order is not None else columns
-    return "blocks" if vectors < FEW_ROWS and columns >= 2 * block else "rows"
+    return "blocks" if pieces < FEW_ROWS and columns >= 2 * block else "rows"
 
 
-def _unit(nest: Nest, style: str, shared: str) -> tuple[int, float]:
+def _unit(nest: Nest, style: str, shared: str, vectors: int) -> tuple[int, float]:
     """(elements in a unit of work, nanoseconds it takes)."""
     each = nanoseconds(nest) / max(1, hint(_count(nest.axes)))
     columns = max(1, hint(_count(nest.cols)))
     if shared == "blocks":
         block = nest.order.block if nest.order is not None else 1
-        return block, each * block * (1 if style == "lanes" else 4 * LANES)
+        return block, each * block * (1 if style == "lanes" else vectors * LANES)
     if style == "lanes":
         return 1, each * columns
-    return 4 * LANES, each * columns * 4 * LANES
+    return vectors * LANES, each * columns * vectors * LANES
 
 
 def nanoseconds(nest: Nest) -> float:

@@ -94,5 +94,5 @@ def export(
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise ImportFailure(
             f"{type(module).__name__} cannot be exported: {reason[0]}",
-            help="torch.export.export fails on it; torch.compile(backend='rewright') needs no export",
+            help="torch.compile(backend='rewright') takes what torch.export cannot",
         ) from error

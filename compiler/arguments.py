@@ -55,6 +55,7 @@ def _is_as_built(type: object, arg: object) -> bool:
         and arg.shape == type.shape
         and arg.stride() == type.layout
         and arg.device.type == type.device.type
+        and not arg.is_neg()
     )
 
 

@@ -12,18 +12,23 @@ rewright.json     what made this folder
 from __future__ import annotations
 
 import json
-import os
+import pickle
+import runpy
+import secrets
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 import rewright
+from rewright.artefact_text import program_text
 from rewright.codegen import runtime
-from rewright.ir import ArtefactError, UnsupportedError, op
-from rewright.ir.show import show
+from rewright.ir import ArtefactError, Constant, Graph
+from rewright.ir.parse import parse
 
 if TYPE_CHECKING:
     from rewright.driver import Program
@@ -39,14 +44,19 @@ def save(program: Program, bindings: Bindings | None, folder: Path) -> Path:
     programs that call back into Python functions only Rewright has.
     """
     check_free(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    text = program_text(program)
     try:
-        _write(program, bindings, made)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise ArtefactError(f"cannot write {folder}: {error.strerror or error}") from None
+    try:
+        _write(program, bindings, text, made)
         _move(made, folder)
-    except BaseException:
+    except OSError as error:
+        raise ArtefactError(f"cannot write {folder}: {error.strerror or error}") from None
+    finally:
         shutil.rmtree(made, ignore_errors=True)
-        raise
     return folder
 
 
@@ -64,21 +74,28 @@ def check_free(folder: Path) -> None:
 
 
 def _move(made: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+    """A folder cannot be replaced in one step; what was there is gone only once the new one is."""
+    made.chmod(0o755)  # tempfile makes folders for their owner alone
+    old = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     if folder.exists():
         folder.rename(old)
-    made.rename(folder)
+    try:
+        made.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(program: Program, bindings: Bindings | None, folder: Path) -> None:
-    (folder / "program.py").write_text(program_text(program))
+def _write(program: Program, bindings: Bindings | None, text: str, folder: Path) -> None:
+    (folder / "program.py").write_text(text)
     shutil.copy(Path(runtime.__file__), folder / "runtime.py")
     if program.library is not None:
-        (folder / "kernels.cpp").write_text(program.kernel_source)
+        (folder / "kernels.cpp").write_text(program.plan.kernel_source)
         shutil.copy(program.library.path, folder / "kernels.so")
     torch.save(_tensors(program, bindings), folder / "tensors.pt")
-    (folder / "graph.rw").write_text(show(program.graph))
+    (folder / "graph.rw").write_text(f"{program.graph}\n")
     (folder / "report.json").write_text(json.dumps(program.report.as_json(), indent=1) + "\n")
     manifest = {"rewright": rewright.__version__, "torch": torch.__version__}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -90,83 +107,38 @@ def _tensors(program: Program, bindings: Bindings | None) -> dict[str, dict[str,
     return {"constants": constants, "state": state}
 
 
-def program_text(program: Program) -> str:
-    """`program.py`: imports, the operators and kernels it calls, the call sequence, `load()`."""
-    calls = program.executable.calls
-    operators = [_operator_line(short, name) for short, name in sorted(calls.operators.items())]
-    kernels = sorted(set(calls.kernels.values()))
-    inputs = program.source.inputs
-    return _PROGRAM.format(
-        title=program.source.name,
-        operators="\n".join(operators),
-        kernels=json.dumps(kernels),
-        calls=calls.source.split('"""', 2)[2].strip(),
-        inputs=json.dumps([i.value.name for i in inputs]),
-        given=json.dumps([i.value.name for i in inputs if i.role == "input"]),
-    )
+# --- reading ------------------------------------------------------------------------------------
 
 
-def _operator_line(short: str, name: str) -> str:
-    namespace = op(name).namespace
-    if namespace == "py":
-        raise UnsupportedError(f"an artefact cannot hold {name} yet", who="save")
-    if namespace == "hop":
-        raise UnsupportedError(f"an artefact cannot hold the higher-order {name}", who="save")
-    return f"{short} = torch.ops.{name}"
+@dataclass(frozen=True)
+class Artefact:
+    """A loaded artefact. `call` takes all inputs of `graph`, parameters included, in a list."""
+
+    graph: Graph
+    call: Callable[[list[Any]], list[Any]]
+    state: Mapping[str, torch.Tensor]
+
+    def inputs(self) -> list[Any]:
+        """Its parameters and buffers, and random tensors for what the caller passes."""
+        from rewright.sources import random_inputs
+
+        names = (i.value.name for i in self.graph.inputs)
+        pairs = zip(names, random_inputs(self.graph), strict=True)
+        return [self.state.get(name, random) for name, random in pairs]
 
 
-_PROGRAM = '''"""graph {title} as Python: `load()` gives a function of the model's inputs.
-
-Written by rewright; needs torch, nothing else.
-"""
-
-import ctypes
-import pathlib
-import sys
-
-import torch
-
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-from runtime import Frame, Frames, new, place_again
-
-{operators}
-
-KERNELS = {kernels}
-INPUTS = {inputs}
-GIVEN = {given}
-constants = {{}}
-
-
-{calls}
-
-
-def load(device="cpu"):
-    """A function that takes the model's inputs and returns its outputs as a list."""
-    if KERNELS:
-        library = ctypes.CDLL(str(HERE / "kernels.so"))
-        for name in KERNELS:
-            function = getattr(library, name)
-            function.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
-            function.restype = None
-            globals()[name] = function
-    tensors = torch.load(HERE / "tensors.pt", weights_only=True)
-    constants.update(tensors["constants"])
-    state = tensors["state"]
-    frames = Frames(lambda sizes: prepare(sizes, torch.device(device)), retain=True)
-
-    @torch.no_grad()
-    def call(*inputs):
-        if len(inputs) != len(GIVEN):
-            raise TypeError(f"takes {{len(GIVEN)}} inputs: {{', '.join(GIVEN)}}")
-        given = dict(zip(GIVEN, inputs))
-        args = [given[n] if n in given else state[n] for n in INPUTS]
-        sizes = sizes_of(args)
-        frame = frames.take(sizes)
-        try:
-            return run(args, frame)
-        finally:
-            frames.put(sizes, frame)
-
-    return call
-'''
+def load(folder: Path) -> Artefact:
+    """Read an artefact; its program runs as it would without Rewright. Raises ArtefactError."""
+    if not (folder / MANIFEST).is_file():
+        raise ArtefactError(f"{folder} is not an artefact: it has no {MANIFEST}")
+    try:
+        call = runpy.run_path(str(folder / "program.py"))["load"]()
+        tensors = torch.load(folder / "tensors.pt", weights_only=True)
+        constants = (Constant.of(tensor) for tensor in tensors["constants"].values())
+        by_digest = {c.sha256: c.tensor for c in constants}
+        text = (folder / "graph.rw").read_text()
+        graph = parse(text, file=str(folder / "graph.rw"), constants=by_digest)
+    except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+        raise ArtefactError(f"{folder} is damaged: {error}") from error
+    given = [n for n, i in enumerate(graph.inputs) if i.value.name not in tensors["state"]]
+    return Artefact(graph, lambda args: call(*(args[n] for n in given)), tensors["state"])

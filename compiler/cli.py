@@ -6,57 +6,90 @@ Exit codes: 0 done, 1 a check did not hold, 2 a mistake in what was asked.
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Final, NoReturn
 
-from rewright.ir.errors import RewrightError
+from rewright.ir.errors import OptionError, RewrightError, did_you_mean
 
 MODEL_HELP = "a .pt2 file, a .rw text, or pkg.mod:factory giving (module, inputs)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; a user's mistake is a message on stderr, never a traceback."""
-    arguments = _parser().parse_args(argv)
-    from rewright import commands
-
     try:
-        return int(getattr(commands, arguments.command)(arguments))
+        arguments = _parse(argv)
+        from rewright import commands
+
+        with warnings.catch_warnings():
+            # torch.export copies its tree specs, which torch itself has deprecated.
+            warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+            return int(getattr(commands, arguments.command)(arguments))
     except RewrightError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        sys.stderr.close()
+        # Whoever read our output has gone; without this, Python complains when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+class _Parser(argparse.ArgumentParser):
+    """One that raises OptionError, so that every mistake reads alike."""
+
+    def error(self, message: str) -> NoReturn:
+        choice = re.match(r"argument COMMAND: invalid choice: '([^']*)'", message)
+        if choice is not None:
+            message = f"no command '{choice[1]}'{did_you_mean(choice[1], COMMANDS)}"
+        raise OptionError(message, help=f"see {self.prog} --help")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser, commands = _parser()
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        known = commands[arguments.command]._option_string_actions
+        raise OptionError(
+            f"{arguments.command} takes no argument '{flag}'{did_you_mean(flag, known)}",
+            help=f"see rewright {arguments.command} --help",
+        )
+    return arguments
+
+
+def _parser() -> tuple[_Parser, dict[str, _Parser]]:
+    """The parser, and that of each command."""
     import rewright
 
-    parser = argparse.ArgumentParser(
-        prog="rewright", description="A graph compiler for PyTorch that works to stated budgets."
+    parser = _Parser(
+        prog="rewright",
+        description="A graph compiler for PyTorch that works to stated budgets.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"rewright {rewright.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _optimize(commands.add_parser("optimize", help="optimize a model; write an artefact with -o"))
-    _run(commands.add_parser("run", help="run a model or an artefact, checked and timed"))
-    _show(
-        commands.add_parser("show", help="print a graph at any stage, kernels, the call sequence")
-    )
-    _why(commands.add_parser("why", help="explain decisions and refusals"))
-    doctor = commands.add_parser("doctor", help="what works on this machine, and what to do")
-    doctor.add_argument("--json", action="store_true", help="print JSON")
-    return parser
+    made = {}
+    for name, (summary, arguments) in COMMANDS.items():
+        made[name] = commands.add_parser(
+            name, help=summary, description=summary, allow_abbrev=False
+        )
+        made[name].add_argument("--json", action="store_true", help="print JSON")
+        arguments(made[name])
+    return parser, made
 
 
-def _compile_options(parser: argparse.ArgumentParser) -> None:
+def _compile_options(parser: argparse.ArgumentParser, model: str = MODEL_HELP) -> None:
     """One flag for each option of `rewright.Options`."""
     from rewright.options import option_docs
 
-    parser.add_argument("model", help=MODEL_HELP)
+    parser.add_argument("model", help=model)
     for name, default, doc in option_docs():
         flag = f"--{name.replace('_', '-')}"
-        parser.add_argument(flag, dest=name, metavar="VALUE", help=f"{doc} (default: {default!r})")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+        shown = f" (default: {default})" if default else ""
+        parser.add_argument(flag, dest=name, metavar="VALUE", help=f"{doc}{shown}")
 
 
 def _optimize(parser: argparse.ArgumentParser) -> None:
@@ -65,11 +98,17 @@ def _optimize(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(parser: argparse.ArgumentParser) -> None:
-    _compile_options(parser)
+    _compile_options(parser, f"{MODEL_HELP}, or the folder of an artefact")
     parser.add_argument(
-        "--against", choices=("eager", "float64"), help="compare outputs; exit 1 when they differ"
+        "--check", action="store_true", help="compare outputs with float64; exit 1 when they differ"
     )
-    parser.add_argument("--rounds", type=int, default=20, help="timed rounds (default: 20)")
+    parser.add_argument("--rounds", type=_count, default=20, help="timed rounds (default: 20)")
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"a count from 1 on, not '{text}'")
+    return int(text)
 
 
 def _show(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +125,19 @@ def _why(parser: argparse.ArgumentParser) -> None:
     _compile_options(parser)
     parser.add_argument("node", nargs="?", help="a value's name; all decisions when left out")
     parser.add_argument("--pass", dest="of_pass", metavar="PASS", help="only that pass's decisions")
+
+
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    """Takes nothing more."""
+
+
+COMMANDS: Final[dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]]] = {
+    "optimize": ("optimize a model; write an artefact with -o", _optimize),
+    "run": ("run a model or an artefact, checked and timed", _run),
+    "show": ("print a graph at any stage, kernels, the call sequence", _show),
+    "why": ("explain decisions and refusals", _why),
+    "doctor": ("what works on this machine, and what to do", _doctor),
+}
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from rewright.driver import Program, compile_graph
-from rewright.ir import Graph, Node, OptionError, did_you_mean
+from rewright.driver import Plan, compile_graph, plan_graph
+from rewright.ir import Graph, Input, OptionError, did_you_mean
 from rewright.options import Options, option_docs
 from rewright.sources import Source, load_source
 
@@ -20,9 +21,12 @@ def optimize(arguments: argparse.Namespace) -> int:
     from rewright.artefact import check_free, save
 
     output = Path(arguments.output) if arguments.output else None
+    options = _options(arguments)
     if output is not None:
         check_free(output)  # before minutes of work, not after
-    source, program = _compiled(arguments)
+    source = _imported(arguments)
+    with _progress("optimizing and building kernels"):
+        program = compile_graph(source.graph, options)
     if output is not None:
         save(program, source.bindings, output)
     if arguments.json:
@@ -35,43 +39,72 @@ def optimize(arguments: argparse.Namespace) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run on example inputs; compare and time."""
-    from rewright.comparing import compare
+    """Run on example inputs, or random ones; compare and time."""
+    from rewright.comparing import Comparison, errors, time_interleaved
 
-    source, program = _compiled(arguments)
-    found = compare(source, program, against=arguments.against, rounds=arguments.rounds)
-    print(json.dumps(dataclasses.asdict(found), indent=1) if arguments.json else str(found))
+    options = _options(arguments)
+    program: Callable[[list[Any]], list[Any]]
+    eager: dict[str, Callable[[], object]] = {}
+    if Path(arguments.model).is_dir():
+        from rewright.artefact import load
+
+        artefact = load(Path(arguments.model))
+        graph, program, args = artefact.graph, artefact.call, artefact.inputs()
+    else:
+        source = _imported(arguments)
+        with _progress("optimizing and building kernels"):
+            graph, program = source.graph, compile_graph(source.graph, options).executable
+        args, eager = source.inputs(), _eager_call(source)
+    calls = {"ours": lambda: program(list(args)), **eager}
+    error = eager_error = None
+    with _progress("running"):
+        if arguments.check:
+            error, eager_error = errors(graph, program, args)
+        medians = time_interleaved(calls, arguments.rounds)
+    found = Comparison(medians["ours"], medians.get("eager"), error, eager_error)
+    shown = dataclasses.asdict(found) | {"holds": found.holds}
+    print(json.dumps(shown, indent=1) if arguments.json else found)
     return 0 if found.holds else 1
 
 
 def show(arguments: argparse.Namespace) -> int:
     """Print a stage."""
-    _, program = _compiled(arguments)
+    plan = _planned(arguments)[1]
+    graph = _stage(plan, arguments.after)
+    if arguments.node is not None:
+        graph = _around(graph, arguments.node)
     if arguments.kernels:
-        print(program.kernel_source, end="")
+        text = plan.kernel_source or "// no kernels: everything runs as ATen\n"
     elif arguments.calls:
-        print(program.executable.source, end="")
+        text = plan.calls
+    elif arguments.python:
+        from rewright.ir.python_dump import as_python
+
+        text = as_python(graph)
     else:
-        graph = _stage(program, arguments.after)
-        print(_spelled(graph, arguments), end="")
+        text = str(graph)
+    text = text.rstrip("\n")
+    print(json.dumps({"graph": graph.name, "text": text}, indent=1) if arguments.json else text)
     return 0
 
 
 def why(arguments: argparse.Namespace) -> int:
     """Print decisions and refusals, with what runs where for a single node."""
-    _, program = _compiled(arguments)
-    found = [d for d in program.log if arguments.of_pass in (None, d.pass_)]
+    _, plan = _planned(arguments)
+    found = list(plan.log)
     if arguments.of_pass is not None:
-        _known_pass(program, arguments.of_pass)
+        _known_pass(plan, arguments.of_pass)
+        found = [d for d in found if d.pass_ == arguments.of_pass]
+    name = None
     if arguments.node is not None:
-        name = arguments.node.removeprefix("%")
-        program.source.value(name)
+        name = _known_value(plan, arguments.node)
         found = [d for d in found if d.subject == name]
     if arguments.json:
-        print(json.dumps([dataclasses.asdict(d) for d in found], indent=1))
+        said = [dataclasses.asdict(d) for d in found]
+        print(json.dumps([{"pass": d.pop("pass_"), **d} for d in said], indent=1))
         return 0
-    if arguments.node is not None:
-        print(_where_it_runs(program, arguments.node.removeprefix("%")))
+    if name is not None:
+        print(_where_it_runs(plan, name))
     for decision in found:
         print(f"  {decision.pass_:<14} %{decision.subject}: {decision.sentence}")
     if not found:
@@ -95,14 +128,22 @@ def doctor(arguments: argparse.Namespace) -> int:
 # --- shared -------------------------------------------------------------------------------------
 
 
-def _compiled(arguments: argparse.Namespace) -> tuple[Source, Program]:
+def _options(arguments: argparse.Namespace) -> Options:
     names = [name for name, _, _ in option_docs()]
     given = {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
-    options = Options.of(given)
+    return Options.of(given)
+
+
+def _imported(arguments: argparse.Namespace) -> Source:
     with _progress(f"importing {arguments.model}"):
-        source = load_source(arguments.model)
+        return load_source(arguments.model)
+
+
+def _planned(arguments: argparse.Namespace) -> tuple[Source, Plan]:
+    options = _options(arguments)
+    source = _imported(arguments)
     with _progress("optimizing"):
-        return source, compile_graph(source.graph, options)
+        return source, plan_graph(source.graph, options)
 
 
 @contextmanager
@@ -118,41 +159,44 @@ def _progress(what: str) -> Iterator[None]:
         yield
 
 
-def _stage(program: Program, after: str | None) -> Graph:
+def _eager_call(source: Source) -> dict[str, Callable[[], object]]:
+    """The module on its examples, when the source has both."""
+    eager = source.eager
+    if eager is None or not source.has_examples:
+        return {}
+    return {"eager": lambda: eager(*source.args, **source.kwargs)}
+
+
+def _stage(plan: Plan, after: str | None) -> Graph:
     """The graph after a pass, `import` for the graph as it came, the final one for None."""
     if after is None:
-        return program.graph
+        return plan.graph
     if after == "import":
-        return program.source
-    _known_pass(program, after)
-    for stage in reversed(program.stages.stages):
-        if stage.spec.split("{")[0] == after and stage.snapshot is not None:
-            return stage.snapshot
-    raise AssertionError("every pass leaves a snapshot")
+        return plan.source
+    _known_pass(plan, after)
+    stages = (s for s in reversed(plan.stages.stages) if s.spec.split("{")[0] == after)
+    return next(s.snapshot for s in stages if s.snapshot is not None)
 
 
-def _known_pass(program: Program, name: str) -> None:
-    ran = ["import", *(s.spec.split("{")[0] for s in program.stages.stages)]
+def _known_pass(plan: Plan, name: str) -> None:
+    ran = list(dict.fromkeys(["import", *(s.spec.split("{")[0] for s in plan.stages.stages)]))
     if name not in ran:
         listed = ", ".join(ran)
         raise OptionError(f"no pass '{name}' ran{did_you_mean(name, ran)}", help=f"ran: {listed}")
 
 
-def _spelled(graph: Graph, arguments: argparse.Namespace) -> str:
-    from rewright.ir.python_dump import as_python
-    from rewright.ir.show import show as show_graph
-
-    if arguments.node is not None:
-        graph = _around(graph, arguments.node)
-    return as_python(graph) if arguments.python else show_graph(graph)
+def _known_value(plan: Plan, name: str) -> str:
+    """The name of a value at any stage. Raises CheckError with the nearest in the source."""
+    wanted = name.removeprefix("%")
+    if any(d.subject == wanted for d in plan.log):
+        return wanted
+    return plan.source.value(wanted).name
 
 
 def _around(graph: Graph, name: str) -> Graph:
-    """The node that makes `name` with its direct producers as inputs."""
-    from rewright.ir import Input
-
+    """The node that makes `name`, with what it reads as inputs."""
     value = graph.value(name)
-    node: Node | None = graph.producers.get(value)
+    node = graph.producers.get(value)
     if node is None:
         return dataclasses.replace(graph, nodes=(), outputs=(value,), updates=())
     inputs = tuple(Input(v) for v in dict.fromkeys(node.operands))
@@ -161,12 +205,13 @@ def _around(graph: Graph, name: str) -> Graph:
     )
 
 
-def _where_it_runs(program: Program, name: str) -> str:
-    row = next((r for r in program.report.nodes if r.name == name), None)
+def _where_it_runs(plan: Plan, name: str) -> str:
+    row = next((r for r in plan.report.nodes if r.name == name), None)
     if row is None:
-        return f"%{name} is an input"
+        inputs = {i.value.name for i in plan.source.inputs}
+        return f"%{name} is an input" if name in inputs else f"%{name} was made by a pass"
     places = {
-        "ours": f"runs in our kernel of %{row.kernel or name}",
+        "ours": f"runs in our kernel of %{row.kernel}",
         "aten": "runs as an ATen call",
         "view": "is a view: no data moves",
         "constant": "was computed at compile time",

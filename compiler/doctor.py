@@ -90,8 +90,9 @@ def _cache() -> Finding:
     from rewright.codegen.cache import cache_root
 
     root = cache_root()
-    free = shutil.disk_usage(root).free / (1 << 30)
-    writable = os.access(root, os.W_OK)
+    standing = next(path for path in (root, *root.absolute().parents) if path.exists())
+    free = shutil.disk_usage(standing).free / (1 << 30)
+    writable = os.access(standing, os.W_OK)
     advice = "set REWRIGHT_CACHE_DIR to a folder that can be written"
     return Finding("cache folder", writable, f"{root} ({free:.0f} GiB free)", advice)
 
@@ -100,8 +101,7 @@ def _host() -> Finding:
     from rewright.calibrate_host import host
 
     target = host()
-    peaks = dict(target.flops)
-    peak = peaks.get("f32", 0.0) / 1e9
+    peak = target.peak(torch.float32) / 1e9
     detail = f"{target.name}, {target.cores} cores, {peak:.0f} GFLOP/s f32, "
     return Finding("this CPU", True, detail + f"{target.bandwidth / 1e9:.0f} GB/s")
 

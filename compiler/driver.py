@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rewright.calibrate_host import host, isa
-from rewright.codegen import Executable, Kernels, input_sizes, kernels_of
+from rewright.codegen import Executable, Kernels, input_sizes, kernels_of, write_calls
 from rewright.codegen.executable import Kernel
 from rewright.costmodel import Roofline
 from rewright.ir import Graph, OptionError, TensorType, ToolchainError, UnsupportedError
@@ -30,22 +30,19 @@ _MARCH: Final = {"avx512": "x86-64-v4", "avx2": "x86-64-v3", "generic": "x86-64"
 
 
 @dataclass(frozen=True)
-class Program:
-    """A compiled graph: call its `executable` with a list of arguments (boxed), or look into it.
+class Plan:
+    """A graph after all passes, with the loop nests of its kernels; nothing is built yet.
 
-    `notes` are for the report: what could not be done, and why.
+    `note` says why there are no kernels, when there are none.
     """
 
-    executable: Executable
     source: Graph
+    options: Options
     stages: PipelineResult
     kernels: Kernels
-    kernel_source: str
-    library: Library | None
     env: Env
-    notes: tuple[str, ...] = ()
-    pass_seconds: float = 0.0
-    build_seconds: float = 0.0
+    note: str | None
+    pass_seconds: float
 
     @property
     def graph(self) -> Graph:
@@ -57,10 +54,47 @@ class Program:
         return self.env.log
 
     @cached_property
+    def kernel_source(self) -> str:
+        """The kernels as C++; empty when there are none."""
+        from rewright.codegen.cpp import emit
+
+        symbols = tuple(input_sizes(self.graph))
+        nests = self.kernels.nests
+        return emit(nests, symbols, graph=self.graph.name) if nests else ""
+
+    @property
+    def calls(self) -> str:
+        """The call sequence as Python."""
+        return write_calls(self.graph, self.kernels.of_node).source
+
+    @cached_property
     def report(self) -> Report:
         """Made when it is asked for: estimating every stage takes a while."""
-        found = report_of(self.source, self.stages, self.env).noting(*self.notes)
-        return found.timed(passes=self.pass_seconds, build=self.build_seconds)
+        found = report_of(self.source, self.stages, self.env, self.pass_seconds)
+        return found if self.note is None else found.noting(self.note)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A plan, built: call its `executable` with a list of arguments (boxed), or look into it."""
+
+    plan: Plan
+    executable: Executable
+    library: Library | None
+    build_seconds: float
+
+    @property
+    def source(self) -> Graph:
+        return self.plan.source
+
+    @property
+    def graph(self) -> Graph:
+        """The kernel-level graph: the schedule that runs."""
+        return self.plan.graph
+
+    @property
+    def report(self) -> Report:
+        return self.plan.report.built(self.build_seconds)
 
 
 def compile_graph(
@@ -76,15 +110,16 @@ def compile_graph(
     runs. Where kernels cannot be built everything runs as ATen, with one warning; under
     `fallback="error"` that is an error, as is an operator that has no kernel of ours.
     """
-    target = _target_for(graph, options)
+    plan = plan_graph(graph, options)
+    started = time.perf_counter()
     try:
-        program = _compile(graph, options, target, _device_note(graph), retain, trace)
+        kernels, library = _build(plan)
     except ToolchainError as error:
-        if options.fallback == "error":
-            raise
-        note = f"{error.message}; everything runs as ATen"
-        _warn_once(note)
-        program = _compile(graph, options, target, note, retain, trace)
+        plan = _passed(graph, options, plan.env.target, _without_kernels(error, options))
+        kernels, library = {}, None
+    of_node = plan.kernels.of_node
+    executable = Executable(plan.graph, kernels, of_node, retain=retain, trace=trace)
+    program = Program(plan, executable, library, time.perf_counter() - started)
     if options.trace:
         from rewright.trace import write_trace
 
@@ -92,39 +127,21 @@ def compile_graph(
     return program
 
 
-def _compile(
-    graph: Graph,
-    options: Options,
-    target: Target,
-    without_kernels: str | None,
-    retain: bool,
-    trace: list[tuple[str, str]] | None,
-) -> Program:
-    """`without_kernels` says why there shall be none."""
+def plan_graph(graph: Graph, options: Options) -> Plan:
+    """All of `compile_graph` but building the kernels, which takes most of its time."""
+    target = _target_for(graph, options)
+    return _passed(graph, options, target, _device_note(graph) or _compiler_note(target, options))
+
+
+def _passed(graph: Graph, options: Options, target: Target, note: str | None) -> Plan:
+    """The plan, without kernels when there is a `note` that says why."""
     started = time.perf_counter()
-    if without_kernels is None:
-        _require_compiler(target)
     env = Env(cost=Roofline(target), target=target)
-    pipeline = pipeline_of(options, kernels=without_kernels is None)
-    result = pipeline.run(graph, env, snapshots=_EVERY)
+    result = pipeline_of(options, kernels=note is None).run(graph, env, snapshots=_EVERY)
     if options.fallback == "error":
         refuse_fallback(graph, result.graph)
     kernels = kernels_of(result.graph)
-    passes_done = time.perf_counter()
-    built, text, library = _build(kernels, result.graph, target)
-    executable = Executable(result.graph, built, kernels.of_node, retain=retain, trace=trace)
-    return Program(
-        executable,
-        graph,
-        result,
-        kernels,
-        text,
-        library,
-        env,
-        notes=() if without_kernels is None else (without_kernels,),
-        pass_seconds=passes_done - started,
-        build_seconds=time.perf_counter() - passes_done,
-    )
+    return Plan(graph, options, result, kernels, env, note, time.perf_counter() - started)
 
 
 # --- the target ---------------------------------------------------------------------------------
@@ -148,15 +165,41 @@ def _target_for(graph: Graph, options: Options) -> Target:
     return target
 
 
+def _devices(graph: Graph) -> list[str]:
+    types = (v.type for v in graph.values)
+    return sorted({t.device.type for t in types if isinstance(t, TensorType)})
+
+
+# --- why there may be no kernels ----------------------------------------------------------------
+
+
 def _device_note(graph: Graph) -> str | None:
-    """Why the graph gets no kernels of ours, if it lies on a device that we only run ATen on."""
     others = [d for d in _devices(graph) if d != "cpu"]
     return f"kernels run on the CPU; on {', '.join(others)} everything is ATen" if others else None
 
 
-def _devices(graph: Graph) -> list[str]:
-    types = (v.type for v in graph.values)
-    return sorted({t.device.type for t in types if isinstance(t, TensorType)})
+def _compiler_note(target: Target, options: Options) -> str | None:
+    from rewright.codegen.cpp import toolchain
+
+    try:
+        toolchain(_march(target))
+    except ToolchainError as error:
+        return _without_kernels(error, options)
+    return None
+
+
+def _without_kernels(error: ToolchainError, options: Options) -> str:
+    """A note, after one warning; raises the error when ATen is not allowed to take over."""
+    if options.fallback == "error":
+        raise error
+    note = f"{error.message}; everything runs as ATen"
+    _warn_once(note)
+    return note
+
+
+@cache
+def _warn_once(note: str) -> None:
+    warnings.warn(f"rewright: {note}", stacklevel=2)
 
 
 # --- passes -------------------------------------------------------------------------------------
@@ -197,35 +240,22 @@ _EVERY: Final = _Every()
 # --- kernels ------------------------------------------------------------------------------------
 
 
-def _require_compiler(target: Target) -> None:
-    """Raises ToolchainError before any work is done for kernels that cannot be built."""
-    from rewright.codegen.cpp import toolchain
+def _build(plan: Plan) -> tuple[Mapping[str, Kernel], Library | None]:
+    """The kernels by name, and the library that holds them."""
+    names = [nest.name for nest in plan.kernels.nests]
+    if not names:
+        return {}, None
+    from rewright.codegen.cpp import build
 
-    toolchain(_march(target))
+    target = plan.env.target
+    library = build(plan.kernel_source, march=_march(target))
+    if not _runs_here(target):
+        return dict.fromkeys(names, _refusal(target)), library
+    return {name: library.function(name) for name in names}, library
 
 
 def _march(target: Target) -> str:
     return "native" if target == host() else _MARCH[target.isa]
-
-
-@cache
-def _warn_once(note: str) -> None:
-    warnings.warn(f"rewright: {note}", stacklevel=2)
-
-
-def _build(
-    kernels: Kernels, graph: Graph, target: Target
-) -> tuple[Mapping[str, Kernel], str, Library | None]:
-    """The kernels by name, the source they were built from, and the library that holds them."""
-    if not kernels.nests:
-        return {}, "", None
-    from rewright.codegen.cpp import build, emit
-
-    text = emit(kernels.nests, tuple(input_sizes(graph)), graph=graph.name)
-    library = build(text, march=_march(target))
-    if not _runs_here(target):
-        return {n.name: _refusal(target) for n in kernels.nests}, text, library
-    return {n.name: library.function(n.name) for n in kernels.nests}, text, library
 
 
 def _runs_here(target: Target) -> bool:

@@ -51,8 +51,8 @@ class Report:
     def noting(self, *notes: str) -> Report:
         return dataclasses.replace(self, notes=(*self.notes, *notes))
 
-    def timed(self, *, passes: float, build: float) -> Report:
-        return dataclasses.replace(self, pass_seconds=passes, build_seconds=build)
+    def built(self, seconds: float) -> Report:
+        return dataclasses.replace(self, build_seconds=seconds)
 
     def counts(self) -> dict[str, int]:
         """Nodes of the source graph by where they run."""
@@ -69,10 +69,11 @@ class Report:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-def report_of(source: Graph, result: PipelineResult, env: Env) -> Report:
+def report_of(source: Graph, result: PipelineResult, env: Env, pass_seconds: float) -> Report:
     """The report of a pipeline's run."""
-    rows = tuple(node_rows(source, result.graph))
-    return Report(source.name, env.target.name, tuple(pass_rows(source, result, env)), rows)
+    nodes = tuple(node_rows(source, result.graph))
+    passes = tuple(pass_rows(source, result, env))
+    return Report(source.name, env.target.name, passes, nodes, pass_seconds=pass_seconds)
 
 
 def pass_rows(source: Graph, result: PipelineResult, env: Env) -> Iterator[PassRow]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from rewright.ir import Graph, ImportFailure
+from rewright.ir import Graph, ImportFailure, ScalarType, Symbol, TensorType, evaluate
 
 if TYPE_CHECKING:
     from rewright.ir.pt2 import Bindings
@@ -22,54 +22,72 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Source:
     """A graph to work on. `bindings` holds its parameters and calling convention when it came from
-    a module; `eager` is that module; `inputs` are example inputs when the source names any."""
+    a module; `eager` is that module; `args` and `kwargs` are example inputs when there are any."""
 
     graph: Graph
     bindings: Bindings | None = None
     eager: Callable[..., Any] | None = None
-    inputs: tuple[Any, ...] = ()
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_examples(self) -> bool:
+        return bool(self.args or self.kwargs)
+
+    def inputs(self) -> list[Any]:
+        """Inputs of the graph: the examples, else random ones."""
+        if self.bindings is not None and self.has_examples:
+            return self.bindings.flatten(self.args, self.kwargs)
+        made = random_inputs(self.graph)
+        if self.bindings is None:
+            return made
+        state = self.bindings.state
+        names = (input.value.name for input in self.graph.inputs)
+        return [state.get(name, random) for name, random in zip(names, made, strict=True)]
 
 
 def load_source(spec: str) -> Source:
-    """Read what `spec` names. Raises ImportFailure or TextError."""
+    """Read what `spec` names. Raises ImportFailure, TextError or CheckError."""
     if spec.endswith(".rw"):
-        from rewright.ir.text_files import load_text
-
-        return Source(load_text(Path(spec)))
+        return from_text(Path(spec))
     if ":" in spec and not Path(spec).exists():
         return from_factory(spec)
-    return _from_program(spec)
+    return from_program(Path(spec))
 
 
-def _from_program(spec: str) -> Source:
+def from_text(path: Path) -> Source:
+    """A graph at the aten level."""
+    from rewright.ir.check import check
+    from rewright.ir.text_files import load_text
+
+    graph = load_text(path)
+    check(graph, "aten")
+    return Source(graph)
+
+
+def from_program(path: Path) -> Source:
     from rewright.ir.pt2 import load, read_program
 
-    program = read_program(Path(spec))
-    graph, bindings = load(program)
+    program = read_program(path)
+    graph, bindings = load(program, name=path.stem)
     args, kwargs = program.example_inputs or ((), {})
-    if kwargs:
-        return Source(graph, bindings, program.module())
-    return Source(graph, bindings, program.module(), tuple(args))
+    return Source(graph, bindings, program.module(), tuple(args), dict(kwargs))
 
 
 def from_factory(spec: str) -> Source:
     """`pkg.mod:factory`, a function that gives (module, inputs)."""
+    from rewright.api import export
+    from rewright.ir.pt2 import load
+
     made = _call_factory(spec)
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
         raise ImportFailure(
             f"{spec} gave {type(made).__name__}, not a pair of a module and its inputs",
             help="return (module, (input, ...))",
         )
-    from rewright.ir.pt2 import load
-
     module, inputs = made
-    graph, bindings = load(export(module, tuple(inputs)))
+    graph, bindings = load(export(module, tuple(inputs)), name=spec.rpartition(":")[2])
     return Source(graph, bindings, module, tuple(inputs))
-
-
-def export(module: nn.Module, inputs: Sequence[Any]) -> torch.export.ExportedProgram:
-    with torch.no_grad():
-        return torch.export.export(module, tuple(inputs))
 
 
 def _call_factory(spec: str) -> object:
@@ -84,38 +102,43 @@ def _call_factory(spec: str) -> object:
     if not callable(factory):
         from rewright.ir import did_you_mean
 
-        raise ImportFailure(
-            f"{module_name} has no function '{name}'{did_you_mean(name, dir(module))}"
-        )
+        known = [n for n in vars(module) if not n.startswith("_")]
+        raise ImportFailure(f"{module_name} has no function '{name}'{did_you_mean(name, known)}")
     return factory()
 
 
 def random_inputs(graph: Graph, seed: int = 0) -> list[Any]:
-    """Inputs of a graph's types, sizes at the hints: normal numbers, small integers, coin flips."""
-    from rewright.ir import ScalarType, TensorType, hint
-
+    """Inputs of a graph's types: normal numbers, small integers, coin flips. Sizes are those seen
+    at compile time, small ones where none was seen."""
     generator = torch.Generator().manual_seed(seed)
+    sizes = {symbol.name: _some_size(symbol) for symbol in graph.symbols}
     made: list[Any] = []
     for input in graph.inputs:
         type = input.value.type
         if isinstance(type, ScalarType):
-            made.append(hint(type.dim) if type.dim is not None else 1)
+            made.append(evaluate(type.dim, sizes) if type.dim is not None else 1)
         elif isinstance(type, TensorType):
-            made.append(_random(type, generator))
+            made.append(_random(type, sizes, generator))
         else:
             made.append(None)
     return made
 
 
-def _random(type: Any, generator: torch.Generator) -> torch.Tensor:
-    from rewright.ir import hint
+def _some_size(symbol: Symbol) -> int:
+    if symbol.hint is not None:
+        return symbol.hint
+    size = max(2 * symbol.divisor, symbol.low)
+    return size if symbol.high is None else min(size, symbol.high)
 
-    shape = [hint(s) for s in type.shape]
+
+def _random(type: TensorType, sizes: Mapping[str, int], generator: torch.Generator) -> torch.Tensor:
+    shape = [evaluate(s, sizes) for s in type.shape]
+    strides = [evaluate(s, sizes) for s in type.layout]
+    reached = (evaluate(type.storage_elements, sizes),)  # fewer than indices when dims are expanded
     if type.dtype.is_floating_point or type.dtype.is_complex:
-        values = torch.randn(shape, generator=generator).to(type.dtype)
+        values = torch.randn(reached, generator=generator).to(type.dtype)
     elif type.dtype == torch.bool:
-        values = torch.rand(shape, generator=generator) < 0.5
+        values = torch.rand(reached, generator=generator) < 0.5
     else:
-        values = torch.randint(0, 4, shape, generator=generator).to(type.dtype)
-    strides = [hint(s) for s in type.layout]
-    return torch.empty_strided(shape, strides, dtype=type.dtype).copy_(values)
+        values = torch.randint(0, 4, reached, generator=generator).to(type.dtype)
+    return values.to(type.device).as_strided(shape, strides)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,16 +10,11 @@ def aot_backend(**compilers: Any) -> Callable[..., Any]:
     """`aot_autograd` with the keywords that this torch knows."""
     from torch._dynamo.backends.common import aot_autograd
 
-    return aot_autograd(**compilers)  # type: ignore[no-untyped-call,no-any-return]
+    return aot_autograd(**compilers)
 
 
 def min_cut_partition() -> Callable[..., Any]:
     """PyTorch's min-cut partitioner; aot_autograd's own default keeps every activation."""
-    from functorch.compile import min_cut_rematerialization_partition
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
 
-    return min_cut_rematerialization_partition  # type: ignore[no-any-return]
-
-
-def accepts(function: Callable[..., Any], name: str) -> bool:
-    """True when `function` has a parameter of that name."""
-    return name in inspect.signature(function).parameters
+    return min_cut_rematerialization_partition

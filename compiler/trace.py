@@ -10,7 +10,7 @@ from rewright.ir import ArtefactError
 from rewright.ir.text_files import save_text
 
 if TYPE_CHECKING:
-    from rewright.driver import Program
+    from rewright.driver import Plan, Program
 
 
 def write_trace(program: Program, folder: Path) -> Path:
@@ -18,18 +18,22 @@ def write_trace(program: Program, folder: Path) -> Path:
     folder below `folder`, which several compiles may share. Raises ArtefactError."""
     try:
         made = _new_folder(folder, program.source.name)
-        save_text(program.source, made / "00-import.rw")
-        for number, stage in enumerate(program.stages.stages, 1):
-            if stage.snapshot is not None:
-                save_text(stage.snapshot, made / f"{number:02}-{stage.spec.split('{')[0]}.rw")
-        if program.kernel_source:
-            (made / "kernels.cpp").write_text(program.kernel_source)
-        (made / "calls.py").write_text(program.executable.source)
+        _write(program.plan, made)
         report = json.dumps(program.report.as_json(), indent=1)
         (made / "report.json").write_text(report + "\n")
     except OSError as error:
         raise ArtefactError(f"cannot write {folder}: {error.strerror or error}") from None
     return made
+
+
+def _write(plan: Plan, folder: Path) -> None:
+    save_text(plan.source, folder / "00-import.rw")
+    for number, stage in enumerate(plan.stages.stages, 1):
+        if stage.snapshot is not None:
+            save_text(stage.snapshot, folder / f"{number:02}-{stage.spec.split('{')[0]}.rw")
+    if plan.kernel_source:
+        (folder / "kernels.cpp").write_text(plan.kernel_source)
+    (folder / "calls.py").write_text(plan.calls)
 
 
 def _new_folder(folder: Path, name: str) -> Path:

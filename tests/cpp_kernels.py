@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from nest_eval import run_nest, wide
-from rewright.codegen.cpp import build_all, emit
+from rewright.codegen.cpp import build, emit
 from rewright.ir import Graph
 from rewright.ir.dims import evaluate as size_of
 from rewright.ir.fx_import import from_fx
@@ -34,21 +34,18 @@ class Case:
 
 def traced(name: str, function: Function, *inputs: Tensor, dynamic: bool = False) -> Case:
     """The case of `function` on `inputs`. `dynamic`: sizes that may vary are symbols."""
-    mode = "symbolic" if dynamic else "fake"
-    graph = from_fx(make_fx(function, tracing_mode=mode)(*inputs), name=name)
+    trace = make_fx(function, tracing_mode="symbolic" if dynamic else "fake")
+    graph = from_fx(trace(*inputs), name=name)
     sizes = {s.name: s.hint or 0 for s in graph.symbols}
     return Case(name, graph, lower(graph, f"k_{name}"), inputs, sizes)
 
 
-def on(case: Case, *inputs: Tensor, **sizes: int) -> Case:
-    """The same kernel on inputs of other sizes."""
-    return replace(case, inputs=inputs, sizes={**case.sizes, **sizes})
-
-
 def storage(tensor: Tensor) -> Tensor:
     """The memory of a tensor from its first element on, flat."""
-    size = 0 if tensor.numel() == 0 else 1 + sum(
-        (n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)
+    size = (
+        0
+        if tensor.numel() == 0
+        else 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     )
     return tensor.as_strided((size,), (1,))
 
@@ -62,16 +59,11 @@ class Kernel:
     symbols: tuple[str, ...]
 
 
-def compiled(cases: Sequence[Case], *, units: int = 2, march: str = "native") -> list[Kernel]:
-    """The kernels of `cases`, from a few units built side by side."""
+def compiled(cases: Sequence[Case], *, march: str = "native") -> list[Kernel]:
+    """The kernels of `cases`, in one library."""
     symbols = tuple(dict.fromkeys(name for case in cases for name in case.sizes))
-    parts = [cases[i::units] for i in range(units)]
-    sources = [emit([case.nest for case in part], symbols) for part in parts]
-    libraries = build_all(sources, march=march)
-    return [
-        Kernel(case, libraries[i % units].function(case.nest.name), symbols)
-        for i, case in enumerate(cases)
-    ]
+    library = build(emit([case.nest for case in cases], symbols), march=march)
+    return [Kernel(case, library.function(case.nest.name), symbols) for case in cases]
 
 
 def run_kernel(kernel: Kernel) -> list[Tensor]:

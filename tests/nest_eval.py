@@ -52,9 +52,7 @@ def run_nest(
 class _Run:
     """Scalars are tensors [rows, columns], either of them 1 where the scalar does not vary."""
 
-    def __init__(
-        self, nest: Nest, buffers: Mapping[str, Tensor], sizes: Mapping[str, int]
-    ) -> None:
+    def __init__(self, nest: Nest, buffers: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
         self.nest, self.buffers, self.sizes = nest, buffers, sizes
         self.scalars: dict[str, Tensor] = {}
         rows, cols = (self._positions([a.size for a in axes]) for axes in (nest.rows, nest.cols))
@@ -127,6 +125,8 @@ class _Run:
     def _load(self, load: Load) -> Tensor:
         buffer, inside = self.buffers[load.buffer], self._inside(load.guards)
         at, inside = torch.broadcast_tensors(self._affine(load.at), inside)
+        if buffer.numel() == 0:  # whatever is read here goes nowhere
+            return torch.zeros(at.shape, dtype=wide(load.dtype))
         element = buffer[torch.where(inside, at, 0)].to(wide(load.dtype))
         return torch.where(inside, element, torch.zeros_like(element))
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 
 from rewright.codegen import cache
 from rewright.codegen.cache import Cache, cache_root, digest
-from rewright.codegen.cpp import Library, Toolchain, build, build_all, toolchain
+from rewright.codegen.cpp import Library, Toolchain, build, toolchain
 from rewright.ir import ToolchainError
 
 build_module = import_module("rewright.codegen.cpp.build")  # the package names its function
@@ -145,10 +146,25 @@ def forbid_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_compiler
-def test_several_units_are_built_together(root: Path) -> None:
-    build(source(2))
-    assert [answer(library) for library in build_all([source(n) for n in (1, 2, 3)])] == [1, 2, 3]
-    assert len(entries(root)) == 3
+def test_many_kernels_are_compiled_side_by_side(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Sequence[str]] = []
+    start = build_module._start
+
+    def watched(tools: Toolchain, place: Path, arguments: Sequence[str]) -> object:
+        started.append(arguments)
+        return start(tools, place, arguments)
+
+    monkeypatch.setattr(build_module, "_start", watched)
+    kernels = [source(n).partition("KERNEL")[2].replace("answer", f"answer_{n}") for n in range(20)]
+    text = '#include "loops.h"\n\nusing namespace rw;\n\nKERNEL' + "\nKERNEL".join(kernels)
+    library = build(text)
+    value = ctypes.c_int(-1)
+    for n in range(20):
+        library.function(f"answer_{n}")((ctypes.c_void_p * 1)(ctypes.addressof(value)), None)
+        assert value.value == n
+    assert [call[0] for call in started] in (["-c", "-c", "-shared"], ["-shared"])
 
 
 @needs_compiler

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -21,20 +22,24 @@ from typing import Final
 import torch
 
 from rewright.codegen.cache import Cache, default_cache, digest, private_folder
-from rewright.ir.errors import ToolchainError
+from rewright.codegen.cpp.emit import kernel_count, split
+from rewright.ir import ToolchainError
 
 FOLDER: Final = Path(__file__).parent
 COMPILERS: Final = ("c++", "g++", "clang++")
 
 # Nothing here may change a value: no contraction, no reassociation, integers wrap around.
 FLAGS: Final = (
-    *("-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden"),
+    *("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv"),
     *("-fno-tree-vectorize", "-fno-exceptions", "-fno-rtti", "-fno-asynchronous-unwind-tables"),
     *("-Wno-psabi", "-Wno-unknown-pragmas"),
 )
 MESSAGE_LINES: Final = 12
-SOURCE_NAME: Final = "kernels.cpp"
+SOURCE: Final = "kernels.cpp"
+
+# From here on a second compiler process and the linking of two objects cost less than they save.
+MANY_KERNELS: Final = 12
 
 
 @dataclass(frozen=True)
@@ -44,9 +49,6 @@ class Toolchain:
     compiler: str
     flags: tuple[str, ...]
     fingerprint: str
-
-    def command(self, source: str, output: str) -> list[str]:
-        return [self.compiler, *self.flags, f"-I{FOLDER}", source, "-o", output, *_libraries()]
 
 
 class Library:
@@ -68,20 +70,11 @@ class Library:
 
 
 def build(source: str, *, march: str = "native") -> Library:
-    """The library of one translation unit. Raises ToolchainError when it can't be built."""
-    return build_all((source,), march=march)[0]
-
-
-def build_all(sources: Sequence[str], *, march: str = "native") -> list[Library]:
-    """The libraries of several units, those that are not cached compiled side by side."""
+    """The library of what `emit` wrote. Raises ToolchainError when it can't be built."""
     store, tools = default_cache(), toolchain(march)
-    names = [f"{_key(source, tools)}.so" for source in sources]
-    paths = [store.find(name) for name in names]
-    missing = [i for i, path in enumerate(paths) if path is None]
-    compiled = _compile([sources[i] for i in missing], tools)
-    for i, content in zip(missing, compiled, strict=True):
-        paths[i] = store.write(names[i], content)
-    return [Library(path) for path in paths if path is not None]
+    name = f"{_key(source, tools)}.so"
+    path = store.find(name)
+    return Library(store.write(name, _compiled(source, tools)) if path is None else path)
 
 
 def _key(source: str, tools: Toolchain) -> str:
@@ -96,25 +89,36 @@ def _headers() -> str:
 # --- compiling ----------------------------------------------------------------------------------
 
 
-def _compile(sources: Sequence[str], tools: Toolchain) -> list[bytes]:
-    """One compiler process a source, all at once. Raises ToolchainError with what they said."""
-    if not sources:
-        return []
+def _compiled(source: str, tools: Toolchain) -> bytes:
+    """The content of the library. Many kernels are compiled as two units, side by side."""
+    many = kernel_count(source) >= MANY_KERNELS and (os.cpu_count() or 1) > 1
     with tempfile.TemporaryDirectory(prefix="rewright-") as folder:
-        places = [Path(folder) / str(i) for i in range(len(sources))]
-        started = [_start(s, at, tools) for s, at in zip(sources, places, strict=True)]
-        said = [process.communicate()[0] for process in started]
-        for process, text in zip(started, said, strict=True):
-            if process.returncode != 0:
-                raise _failure(tools, text)
-        return [(at / "kernels.so").read_bytes() for at in places]
+        place = Path(folder)
+        if not many:
+            (place / SOURCE).write_text(source)
+            _run(tools, place, [("-shared", SOURCE, *_libraries(), "-o", "kernels.so")])
+            return (place / "kernels.so").read_bytes()
+        units = [f"kernels{i}" for i in range(2)]
+        for name, text in zip(units, split(source, len(units)), strict=True):
+            (place / f"{name}.cpp").write_text(text)
+        _run(tools, place, [("-c", f"{name}.cpp", "-o", f"{name}.o") for name in units])
+        objects = [f"{name}.o" for name in units]
+        _run(tools, place, [("-shared", *objects, *_libraries(), "-o", "kernels.so")])
+        return (place / "kernels.so").read_bytes()
 
 
-def _start(source: str, place: Path, tools: Toolchain) -> subprocess.Popen[str]:
-    place.mkdir()
-    (place / SOURCE_NAME).write_text(source)
+def _run(tools: Toolchain, place: Path, calls: Sequence[Sequence[str]]) -> None:
+    """The compiler once for each of `calls`, all at once. Raises ToolchainError, with its words."""
+    started = [_start(tools, place, call) for call in calls]
+    said = [process.communicate()[0] for process in started]
+    for process, text in zip(started, said, strict=True):
+        if process.returncode != 0:
+            raise _failure(tools, text)
+
+
+def _start(tools: Toolchain, place: Path, arguments: Sequence[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        tools.command(SOURCE_NAME, "kernels.so"),
+        [tools.compiler, *tools.flags, f"-I{FOLDER}", *arguments],
         cwd=place,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -125,6 +129,7 @@ def _start(source: str, place: Path, tools: Toolchain) -> subprocess.Popen[str]:
 
 
 def _failure(tools: Toolchain, text: str) -> ToolchainError:
+    text = text.replace(f"{FOLDER}{os.sep}", "")
     lines = [line for line in text.splitlines() if line.strip()][:MESSAGE_LINES]
     said = "\n".join(f"  {line}" for line in lines) or "  (it said nothing)"
     return ToolchainError(
@@ -144,7 +149,7 @@ def _load(path: Path) -> ctypes.CDLL:
 def _load_copy(path: Path) -> ctypes.CDLL:
     """For caches on file systems that may not hold executable code."""
     try:
-        return ctypes.CDLL(shutil.copy(path, private_folder() / path.name))
+        return ctypes.CDLL(str(shutil.copy(path, private_folder() / path.name)))
     except OSError as error:
         raise ToolchainError(f"a compiled library cannot be loaded: {error}", who="cpp") from None
 
@@ -162,7 +167,8 @@ def toolchain(march: str = "native") -> Toolchain:
 
 @cache
 def _toolchain(named: str, path: str, march: str) -> Toolchain:
-    wanted = (named,) if named else COMPILERS
+    words = shlex.split(named)  # CXX may say more than a name: "ccache g++"
+    wanted = tuple(words[:1]) or COMPILERS
     found = next((at for at in (shutil.which(name, path=path) for name in wanted) if at), None)
     if found is None:
         raise ToolchainError(
@@ -170,7 +176,7 @@ def _toolchain(named: str, path: str, march: str) -> Toolchain:
             who="cpp",
             help="install g++ or clang++, or name one in CXX",
         )
-    flags = (*FLAGS, _cpu_flag(march))
+    flags = (*words[1:], *FLAGS, _cpu_flag(march))
     return Toolchain(found, flags, _fingerprint(found, flags, default_cache()))
 
 
@@ -186,7 +192,7 @@ def _fingerprint(compiler: str, flags: tuple[str, ...], store: Cache) -> str:
     known = store.read(name)
     if known is not None:
         return known.decode()
-    said = _ask(compiler, "--version") + _ask(compiler, *flags[-1:], "-###", "-E", "-xc++", "-")
+    said = _ask(compiler, *flags, "--version") + _ask(compiler, *flags, "-###", "-E", "-xc++", "-")
     answer = digest(said, _cpu())
     store.write(name, answer.encode())
     return answer

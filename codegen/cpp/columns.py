@@ -13,9 +13,9 @@ from rewright.codegen.cpp.kernel import (
     indented,
     moves,
     multiple,
-    reads,
     shared_rows,
 )
+from rewright.codegen.cpp.simplify import reads
 from rewright.codegen.cpp.text import VECTOR, size_text
 from rewright.codegen.schedule import is_costly
 from rewright.ir.loops import Axis, Let, Reduce, Stage, Statement, Store
@@ -54,7 +54,7 @@ class Strip:
         column = self.kernel.block(counter("c", self.kernel.nest.cols), self.block)
         place = Place(column, self.block.counter, SHIFT)
         lines = self._each(stage.body, place, column)
-        unroll = [] if is_costly(stage.body) else ["#pragma GCC unroll 4"]
+        unroll = [] if is_costly(stage.body) else ["#pragma GCC unroll 8"]
         column.lines += [*unroll, *_loop(EACH, lines)]
         reductions = [s for s in stage.body if isinstance(s, Reduce)]
         self.block.lines += self._sweep(column, reductions)
@@ -99,9 +99,7 @@ class Strip:
         assert column.counter is not None
         name, body = column.counter.name, column.text()
         names = [r.name for r in reductions]
-        made = [
-            f"OneByOne<{how(r)}, U> {r.name};" for r in reductions
-        ]
+        made = [f"OneByOne<{how(r)}, U> {r.name};" for r in reductions]
         parameters = f"(i64 {name}{''.join(f', auto& {n}' for n in names)}) {{"
         if not reductions:
             return self._without_reductions(name, count, body)
@@ -147,7 +145,7 @@ def columns(kernel: Kernel) -> list[str]:
     for stage in nest.stages:
         strip.add(stage)
     body = [
-        f"strips<{multiple(vector.size)}>"
+        f"strips<{multiple(vector.size)}, {plan.vectors}>"
         f"(begin, end, [&](i64 {vector.name}, auto width, auto n) {{",
         "  constexpr int U = decltype(width)::count;",
         *indented(strip.block.text()),

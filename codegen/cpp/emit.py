@@ -13,6 +13,10 @@ from rewright.codegen.schedule import schedule
 from rewright.ir.loops import Axis, Let, Nest, Reduce
 
 LINE: Final = 100
+
+# A unit is paragraphs: its heading is two, then each kernel is one.
+BETWEEN: Final = "\n\n"
+KERNEL: Final = "KERNEL"
 STYLES: Final = {"elements": elements, "lanes": lanes, "columns": columns}
 
 
@@ -28,7 +32,22 @@ def emit(nests: Sequence[Nest], symbols: Sequence[str] = (), *, graph: str = "")
         "",
         "using namespace rw;",
     ]
-    return "\n\n".join(["\n".join(head), *(_kernel(nest, symbols) for nest in nests)]) + "\n"
+    return _joined("\n".join(head), [_kernel(nest, symbols) for nest in nests])
+
+
+def _joined(head: str, kernels: Sequence[str]) -> str:
+    return BETWEEN.join((head, *kernels)) + "\n"
+
+
+def kernel_count(unit: str) -> int:
+    return unit.count(f"\n{KERNEL} ")
+
+
+def split(unit: str, parts: int) -> list[str]:
+    """The kernels of a unit dealt out to several."""
+    head, first, *rest = unit.removesuffix("\n").split(BETWEEN)
+    head += BETWEEN + first
+    return [_joined(head, rest[i::parts]) for i in range(parts)]
 
 
 def _kernel(nest: Nest, symbols: Sequence[str]) -> str:
@@ -36,7 +55,7 @@ def _kernel(nest: Nest, symbols: Sequence[str]) -> str:
     kernel = Kernel.of(nest, plan)
     body = STYLES[plan.style](kernel)
     lines = [*kernel.pointers(), *_sizes(symbols, body), *body]
-    signature = f"KERNEL void {nest.name}(void* const* p, const i64* s) {{"
+    signature = f"{KERNEL} void {nest.name}(void* const* p, const i64* s) {{"
     return "\n".join([*_heading(nest), signature, *(f"  {line}" for line in lines), "}"])
 
 
@@ -46,21 +65,22 @@ def _sizes(symbols: Sequence[str], body: Iterable[str]) -> list[str]:
 
     words = set(re.findall(r"\w+", "\n".join(body)))
     return [
-        f"const i64 {name} = s[{place}];"
-        for place, name in enumerate(symbols)
-        if name in words
+        f"const i64 {name} = s[{place}];" for place, name in enumerate(symbols) if name in words
     ]
 
 
 def _heading(nest: Nest) -> list[str]:
     """What the kernel computes: its nodes and the space it runs over."""
+    given = {"", *(b.name for b in nest.inputs)}
     origins = dict.fromkeys(
-        s.origin for s in nest.statements() if isinstance(s, (Let, Reduce)) and s.origin
+        s.origin
+        for s in nest.statements()
+        if isinstance(s, (Let, Reduce)) and s.origin not in given
     )
     space = f"rows [{_extent(nest.rows)}]"
     if nest.order is not None:
         space += f", reduced [{_extent(nest.cols)}] in {nest.order.style}"
-    return [*_wrapped(f"{', '.join(origins) or 'a copy'}"), f"// {space}"]
+    return [*_wrapped(", ".join(origins) or "a copy"), f"// {space}"]
 
 
 def _extent(axes: Sequence[Axis]) -> str:

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
 
 import torch
 
 from rewright.codegen.cpp.index import Block, Counter, Place
+from rewright.codegen.cpp.simplify import reads, simplified
 from rewright.codegen.cpp.terms import Printer
 from rewright.codegen.cpp.text import STORAGE, identifiers, size_text
 from rewright.codegen.schedule import Schedule
 from rewright.ir import Size, divisible, product
-from rewright.ir.loops import (
-    Axis,
-    Let,
-    Nest,
-    Reduce,
-    Ref,
-    Round,
-    Stage,
-    Statement,
-    Store,
-    indices_of,
-    subterms,
-)
+from rewright.ir.loops import Axis, Let, Nest, Reduce, Statement, Store, indices_of
 
 # How a reduction combines, as a type of loops.h.
 HOW: Final = {"sum": "Add", "prod": "Mul", "max": "Max", "min": "Min", "any": "Any", "all": "All"}
@@ -45,7 +34,7 @@ class Kernel:
     @staticmethod
     def of(nest: Nest, plan: Schedule) -> Kernel:
         buffers = (*nest.inputs, *nest.outputs)
-        return Kernel(_rounded_once(nest), plan, identifiers(b.name for b in buffers))
+        return Kernel(simplified(nest), plan, identifiers(b.name for b in buffers))
 
     def pointers(self) -> list[str]:
         """Lines that name the buffers."""
@@ -69,13 +58,6 @@ def moves(statement: Statement, place: Place, moving: Iterable[str]) -> bool:
     if any(place.moves(at) for at in indices_of(statement)):
         return True
     return any(name in moving for name in reads(statement))
-
-
-def reads(statement: Statement) -> list[str]:
-    """The scalars that a statement reads."""
-    if isinstance(statement, Store):
-        return [statement.value.name]
-    return [t.name for t in subterms(statement.term) if isinstance(t, Ref)]
 
 
 def as_let(statement: Statement) -> Let | Store:
@@ -118,33 +100,3 @@ def how(reduction: Reduce) -> str:
     dtype = reduction.term.dtype
     table = HOW_MASKS if dtype == torch.bool else HOW
     return f"{STORAGE[dtype]}, {table[reduction.how]}"
-
-
-def _rounded_once(nest: Nest) -> Nest:
-    """The same nest without the roundings that only a store reads, which rounds anyway."""
-    storage = {b.name: b.type.dtype for b in nest.outputs}
-    rounded = {s.name: s.term for s in nest.statements() if isinstance(s, Let)}
-
-    def stored(statement: Statement) -> Statement:
-        if isinstance(statement, Store):
-            term = rounded.get(statement.value.name)
-            if isinstance(term, Round) and isinstance(term.arg, Ref):
-                if term.storage == storage[statement.buffer]:
-                    return replace(statement, value=term.arg)
-        return statement
-
-    stages = [replace(s, body=tuple(stored(x) for x in s.body)) for s in nest.stages]
-    read = {name for stage in stages for s in stage.body for name in reads(s)}
-    return replace(nest, stages=tuple(_without_unread(stage, read) for stage in stages))
-
-
-def _without_unread(stage: Stage, read: set[str]) -> Stage:
-    """The stage without roundings that nobody reads."""
-    return replace(
-        stage,
-        body=tuple(
-            s
-            for s in stage.body
-            if not (isinstance(s, Let) and isinstance(s.term, Round) and s.name not in read)
-        ),
-    )

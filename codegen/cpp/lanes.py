@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rewright.codegen.cpp.index import Block, Counter, Place, counter
-from rewright.codegen.cpp.kernel import Kernel, count_of, how, indented, multiple, reads
+from rewright.codegen.cpp.kernel import Kernel, count_of, how, indented, multiple
+from rewright.codegen.cpp.simplify import reads
 from rewright.codegen.cpp.text import STORAGE, VECTOR, size_text
 from rewright.codegen.cpp.tiles import Tile, tile_of
 from rewright.codegen.schedule import is_costly

@@ -108,11 +108,11 @@ struct Width {
   static constexpr int count = Count;
 };
 
-// body(i, width, n) over [begin, end) in strips of four steps where they fit, else of one.
-template <int Multiple, class Body>
+// body(i, width, n) over [begin, end) in strips of Most steps where they fit, else of one.
+template <int Multiple, int Most, class Body>
 inline void strips(i64 begin, i64 end, Body body) {
   i64 i = begin;
-  for (; i + 4 * W <= end; i += 4 * W) body(i, Width<4>{}, Whole{});
+  for (; i + Most * W <= end; i += Most * W) body(i, Width<Most>{}, Whole{});
   if constexpr (Multiple % (4 * W) != 0) {
     for (; i + W <= end; i += W) body(i, Width<1>{}, Whole{});
   }
@@ -336,7 +336,8 @@ template <class T> inline void store(T* to, compute<T> x, int n) { store_part(to
 
 // One element in every lane.
 template <class T> inline compute<T> broadcast(const T* from) {
-  const auto all = *reinterpret_cast<const typename storage<T>::Raw*>(from) - typename raw_lanes<T>::type{};
+  using Raw = typename storage<T>::Raw;
+  const auto all = *reinterpret_cast<const Raw*>(from) - typename raw_lanes<T>::type{};
   RW_EACH(typename storage<T>::Lane, storage<T>::unpack(all))
 }
 
@@ -413,7 +414,8 @@ template <int H, class C, int N> RW_INLINE void exchange_all(C (&rows)[N]) {
 }
 
 // to[i * width + l] = from[l * step + i], for i < height and l < n, both at most 16.
-template <class T> inline void transpose(const T* from, i64 step, T* to, i64 width, int height, int n) {
+template <class T>
+inline void transpose(const T* from, i64 step, T* to, i64 width, int height, int n) {
   if (height < W || n < W) {
     for (i64 l = 0; l < n; ++l)
       for (i64 i = 0; i < height; ++i) to[i * width + l] = from[l * step + i];
@@ -434,7 +436,8 @@ template <class T> inline void transpose(const T* from, i64 step, T* to, i64 wid
 }
 
 // The same for a strip of `count` columns.
-template <class T> inline void transpose_strip(const T* from, i64 step, T* to, i64 count, int height) {
+template <class T>
+inline void transpose_strip(const T* from, i64 step, T* to, i64 count, int height) {
   for (i64 l = 0; l < count; l += W) {
     const i64 rest = count - l;
     transpose(from + l * step, step, to + l, count, height, rest < W ? static_cast<int>(rest) : W);
@@ -459,13 +462,13 @@ inline mask window(i64 low, i64 high) {
 }
 
 // start, start + step, ...
-inline i64v positions(i64 start, i64 step) {
-  return add(splat<i64>(start), mul(iota<i64>(0), splat<i64>(step)));
+template <class T> inline V<T> positions(i64 start, i64 step) {
+  return add(splat<T>(T(start)), mul(iota<T>(0), splat<T>(T(step))));
 }
 
-template <class Index> inline i64v positions_each(Index index) {
-  i64 each[W];
-  for (i64 l = 0; l < W; ++l) each[l] = index(l);
+template <class T, class Index> inline V<T> positions_each(Index index) {
+  T each[W];
+  for (i64 l = 0; l < W; ++l) each[l] = T(index(l));
   return load(each);
 }
 

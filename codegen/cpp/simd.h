@@ -1,12 +1,23 @@
 // Sixteen lanes at a time: the vocabulary in which every generated C++ kernel is written.
 //
-// A value is V<T>, W = 16 lanes of a compute type T: f32v, f64v, i32v, i64v, or mask (bool). Storage
-// types (bf16, f16, f8, narrow integers) exist in memory only: load and store convert, and round_to<T>
-// leaves a value as storing it in a T would. A value that is the same everywhere is a vector too, so
-// there is no scalar path: an element has the same bits wherever it stands, in a full vector or in the
-// partial one at the end. A V is as many registers ("chunks", see simd_isa.h) as 16 lanes take.
+// A value is a V<T>, W = 16 lanes of a compute type T: f32v, f64v, i32v, i64v, or mask (of bool).
+// Storage types (bf16, f16, f8, narrow integers) exist in memory only: load and store convert, and
+// round_to<T> leaves a value as storing it in a T would. A value that is the same everywhere is a
+// vector too, so there is no scalar path: an element has the same bits wherever it stands, in a
+// full vector or in the partial one at the end. A V is as many registers ("chunks") as that takes.
 //
-// Build with -O2 -ffp-contract=off -fno-math-errno -fno-trapping-math -fwrapv; never with -ffast-math:
+//   memory       load store, load_part store_part (first n lanes), load_strided store_strided,
+//                gather scatter, splat, iota, lane
+//   arithmetic   add sub mul div neg abs sign sqrt rsqrt reciprocal fma floor ceil round trunc
+//                copysign maximum minimum fmax fmin div_trunc div_floor fmod remainder pow
+//   functions    exp exp2 expm1 sigmoid log log2 log10 log1p sin cos tan asin acos atan atan2 sinh
+//                cosh tanh asinh acosh atanh erf erfc erfinv lgamma hypot nextafter
+//   integers     bitwise_and bitwise_or bitwise_xor bitwise_not shift_left shift_right
+//   masks        eq ne lt le gt ge isnan isinf isfinite first, logical_and logical_or logical_xor
+//                logical_not, select, bits first_bits
+//   casts        cast<T> round_to<T>          reductions   hsum hprod hmax hmin hany hall
+//
+// Build with -O2 -ffp-contract=off -fno-math-errno -fno-trapping-math -fwrapv, never -ffast-math:
 // NaN, infinities and signed zeros are exact, integers wrap.
 #pragma once
 
@@ -17,14 +28,12 @@ namespace rw {
 constexpr int W = 16;
 
 template <class T> struct V {
-    using Chunk = chunk<T>;
-    static constexpr int K = W / SIZE<Chunk>;  // chunks
-    Chunk c[K];
+    static constexpr int K = W * sizeof(T) / REGISTER;  // chunks
+    chunk<T> c[K];
 };
 template <> struct V<bool> {  // 0 or -1 in every lane
-    using Chunk = I;
     static constexpr int K = W / LANES;
-    Chunk c[K];
+    I c[K];
 };
 using f32v = V<f32>;
 using f64v = V<f64>;
@@ -32,14 +41,17 @@ using i32v = V<i32>;
 using i64v = V<i64>;
 using mask = V<bool>;
 
-// return the V<T> whose chunk k is expr
-#define RW_EACH(T, expr) \
+template <class A, class B> constexpr bool same = false;
+template <class A> constexpr bool same<A, A> = true;
+template <class T> constexpr bool is_float = same<T, f32> || same<T, f64>;
+
+// return the V<T> whose chunk k is the expression
+#define RW_EACH(T, ...) \
     V<T> r; \
-    RW_UNROLL for (int k = 0; k < V<T>::K; ++k) r.c[k] = (expr); \
+    RW_UNROLL for (int k = 0; k < V<T>::K; ++k) r.c[k] = (__VA_ARGS__); \
     return r;
 
 template <class T> RW_INLINE V<T> splat(T x) { RW_EACH(T, all(x)) }
-
 
 // ---- storage types ------------------------------------------------------------------------------
 struct bf16 { u16 bits; };
@@ -47,8 +59,8 @@ struct f16 { u16 bits; };
 struct f8e4m3fn { u8 bits; };
 struct f8e5m2 { u8 bits; };
 
-// storage<T>: Raw lanes as they lie in memory, the Lane they are computed in, unpack and pack between
-// the two, and round, which is unpack(pack(c)). Here for the types that are computed as they are stored.
+// storage<T>: Raw lanes as they lie in memory, the Lane type they are computed in, unpack and pack
+// between the two, and round, which is unpack after pack. Here for types computed as stored.
 template <class T> struct storage {
     using Raw = T;
     using Lane = T;
@@ -56,22 +68,22 @@ template <class T> struct storage {
     RW_INLINE chunk<T> pack(chunk<T> c) { return c; }
     RW_INLINE chunk<T> round(chunk<T> c) { return c; }
 };
-template <class T> using compute = V<typename storage<T>::Lane>;
+template <class T> using lane_of = typename storage<T>::Lane;
+template <class T> using compute = V<lane_of<T>>;
 
-#define RW_INTEGER(T, narrow_to_bits, bits) \
+#define RW_NARROW_INTEGER(T, narrow_to, rounded) \
     template <> struct storage<T> { \
         using Raw = T; \
         using Lane = i32; \
         RW_INLINE I unpack(lanes<T> v) { return widen(v); } \
-        RW_INLINE lanes<T> pack(I c) { return (lanes<T>)narrow_to_bits(c); } \
-        RW_INLINE I round(I c) { return T(-1) < 0 ? c << (32 - bits) >> (32 - bits) : c & ((1 << bits) - 1); } \
+        RW_INLINE lanes<T> pack(I c) { return (lanes<T>)narrow_to(c); } \
+        RW_INLINE I round(I c) { return rounded; } \
     };
-RW_INTEGER(i8, narrow_to_8, 8)
-RW_INTEGER(u8, narrow_to_8, 8)
-RW_INTEGER(i16, narrow_to_16, 16)
-RW_INTEGER(u16, narrow_to_16, 16)
-#undef RW_INTEGER
-
+RW_NARROW_INTEGER(i8, narrow_to_8, c << 24 >> 24)
+RW_NARROW_INTEGER(u8, narrow_to_8, c & 0xff)
+RW_NARROW_INTEGER(i16, narrow_to_16, c << 16 >> 16)
+RW_NARROW_INTEGER(u16, narrow_to_16, c & 0xffff)
+#undef RW_NARROW_INTEGER
 template <> struct storage<u32> {
     using Raw = u32;
     using Lane = i64;
@@ -79,7 +91,7 @@ template <> struct storage<u32> {
     RW_INLINE half<u32> pack(L c) { return narrow_to_32(c); }
     RW_INLINE L round(L c) { return c & 0xffffffffL; }
 };
-template <> struct storage<u64> {  // the same bits as i64; compare, divide and cast as i64
+template <> struct storage<u64> {  // by its bits: compares, divides and casts as an i64
     using Raw = u64;
     using Lane = i64;
     RW_INLINE L unpack(chunk<u64> v) { return (L)v; }
@@ -100,40 +112,41 @@ template <> struct storage<bf16> {
     RW_INLINE lanes<u16> pack(F c) { return narrow_to_16((I)round(c) >> 16); }
     RW_INLINE F round(F c) {  // half to even
         I b = (I)c;
-        I even = b + 0x7fff + ((b >> 16) & 1);
-        return (F)((c == c ? even : b | 0x00400000) & -65536);
+        I nearest = b + 0x7fff + ((b >> 16) & 1);
+        return (F)((c == c ? nearest : b | 0x00400000) & -0x10000);
     }
 };
 
 // A float with a sign, E bits of exponent and M of mantissa. IEEE: the top exponent is inf and NaN.
-// Otherwise only the largest code is NaN, and overflow, inf too, gives the largest finite value (as
-// torch 2.13 has it).
+// Otherwise only the largest code is NaN, and what is too large, inf too, becomes the largest
+// number, as torch 2.13 has it.
 template <int E, int M, bool IEEE> struct small_float {
-    using Lane = f32;
     static constexpr int SHIFT = 23 - M, BIAS = (1 << (E - 1)) - 1;
-    static constexpr i32 TOP = IEEE ? ((1 << E) - 1) << M : (1 << (E + M)) - 1;
+    static constexpr i32 REBIAS = (127 - BIAS) << 23;
+    static constexpr i32 TOP = IEEE ? ((1 << E) - 1) << M : (1 << (E + M)) - 1;  // inf, or NaN
     static constexpr i32 QUIET = IEEE ? TOP | 1 << (M - 1) : TOP;
     static constexpr i32 power(int e) { return (127 + e) << 23; }  // the bits of 2^e in f32
 
     RW_INLINE F decode(I bits) {
         I code = bits & ((1 << (E + M)) - 1);
-        F subnormal = __builtin_convertvector(code, F) * (F)all(power(1 - BIAS - M));
-        F value = code < (1 << M) ? subnormal : (F)((code << SHIFT) + ((127 - BIAS) << 23));
+        F subnormal = convert<F>(code) * (F)all(power(1 - BIAS - M));
+        F value = code < (1 << M) ? subnormal : (F)((code << SHIFT) + REBIAS);
         value = code >= TOP ? (F)((code << SHIFT) | 0x7f800000) : value;
         return with_sign(value, (F)(bits << (31 - E - M)));
     }
     RW_INLINE I encode(F x) {  // half to even
-        I a = (I)magnitude(x), ulp = all(power(24 - BIAS - M));
-        I subnormal = (I)((F)a + (F)ulp) - ulp;
-        I value = (a - ((127 - BIAS) << 23) + ((1 << (SHIFT - 1)) - 1) + ((a >> SHIFT) & 1)) >> SHIFT;
+        I a = (I)magnitude(x), ulp_is_ours = all(power(24 - BIAS - M));
+        I subnormal = (I)((F)a + (F)ulp_is_ours) - ulp_is_ours;
+        I value = (a - REBIAS + ((1 << (SHIFT - 1)) - 1) + ((a >> SHIFT) & 1)) >> SHIFT;
         value = a < power(1 - BIAS) ? subnormal : value;
-        value = value < TOP ? value : TOP - !IEEE;
-        value = x == x ? value : QUIET;
+        value = value < TOP ? value : all(IEEE ? TOP : TOP - 1);
+        value = x == x ? value : all(QUIET);
         return value | (((I)x >> (31 - E - M)) & (1 << (E + M)));
     }
 };
-template <class Small> struct f8_storage : Small {
+template <class Small> struct f8_storage {
     using Raw = u8;
+    using Lane = f32;
     RW_INLINE F unpack(lanes<u8> v) { return Small::decode(widen(v)); }
     RW_INLINE lanes<u8> pack(F c) { return narrow_to_8(Small::encode(c)); }
     RW_INLINE F round(F c) { return Small::decode(Small::encode(c)); }
@@ -153,65 +166,52 @@ template <> struct storage<f16> {
 };
 
 template <class T> RW_INLINE compute<T> round_to(compute<T> x) {
-    RW_EACH(typename storage<T>::Lane, storage<T>::round(x.c[k]))
+    RW_EACH(lane_of<T>, storage<T>::round(x.c[k]))
 }
 
 // ---- memory -------------------------------------------------------------------------------------
-template <class T> using raw_lanes = vec_of<typename storage<T>::Raw, W / compute<T>::K>;
+template <class T> constexpr int STEP = W / compute<T>::K;  // elements of a storage type in a chunk
+template <class T> using raw_lanes = vec_of<typename storage<T>::Raw, STEP<T>>;
 
 template <class T> RW_INLINE compute<T> load(const T* p) {
     using Raw = raw_lanes<T>;
-    constexpr int N = W / compute<T>::K;
-    RW_EACH(typename storage<T>::Lane,
-            storage<T>::unpack((typename Raw::type)*(const typename Raw::unaligned*)(p + k * N)))
+    RW_EACH(lane_of<T>, storage<T>::unpack(
+        (typename Raw::type)*(const typename Raw::unaligned*)(p + k * STEP<T>)))
 }
 template <class T> RW_INLINE void store(T* p, compute<T> v) {
-    using Raw = raw_lanes<T>;
-    constexpr int N = W / compute<T>::K;
     RW_UNROLL for (int k = 0; k < compute<T>::K; ++k)
-        *(typename Raw::unaligned*)(p + k * N) = storage<T>::pack(v.c[k]);
+        *(typename raw_lanes<T>::unaligned*)(p + k * STEP<T>) = storage<T>::pack(v.c[k]);
 }
 
-// The first n lanes, 0 <= n <= W; no other byte is touched, and the other lanes are loaded as 0.
+// The first n lanes, 0 <= n <= W. No other byte is touched; the other lanes are loaded as 0.
+RW_INLINE unsigned first_bits(int n) { return (1u << n) - 1; }
 template <class T> RW_INLINE compute<T> load_part(const T* p, int n) {
 #if defined RW_PARTIAL_MEMORY
-    using Raw = typename raw_lanes<T>::type;
-    constexpr int N = W / compute<T>::K;
     using Bits = uint_of<T>;
-    unsigned bits = (1u << n) - 1;
-    RW_EACH(typename storage<T>::Lane,
-            storage<T>::unpack((Raw)load_lanes((const Bits*)p + k * N, bits >> (k * N), lane_count<N>{})))
+    RW_EACH(lane_of<T>, storage<T>::unpack((typename raw_lanes<T>::type)load_lanes(
+        (const Bits*)p + k * STEP<T>, first_bits(n) >> (k * STEP<T>), lane_count<STEP<T>>{})))
 #else
-    T all_lanes[W] = {};
-    __builtin_memcpy(all_lanes, p, n * sizeof(T));
-    return load(all_lanes);
+    T lanes[W] = {};
+    __builtin_memcpy(lanes, p, n * sizeof(T));
+    return load(lanes);
 #endif
 }
 template <class T> RW_INLINE void store_part(T* p, compute<T> v, int n) {
 #if defined RW_PARTIAL_MEMORY
-    constexpr int N = W / compute<T>::K;
     using Bits = uint_of<T>;
-    unsigned bits = (1u << n) - 1;
     RW_UNROLL for (int k = 0; k < compute<T>::K; ++k)
-        store_lanes((Bits*)p + k * N, (vec<Bits, N>)storage<T>::pack(v.c[k]), bits >> (k * N));
+        store_lanes((Bits*)p + k * STEP<T>, (vec<Bits, STEP<T>>)storage<T>::pack(v.c[k]),
+                    first_bits(n) >> (k * STEP<T>));
 #else
-    T all_lanes[W];
-    store(all_lanes, v);
-    __builtin_memcpy(p, all_lanes, n * sizeof(T));
+    T lanes[W];
+    store(lanes, v);
+    __builtin_memcpy(p, lanes, n * sizeof(T));
 #endif
 }
 
-// A set of lanes as bits, lane 0 lowest: of a mask, or the first n.
+// Lane i from or to p[at[i]], for the set of lanes `which`: first_bits(n), or bits(m) of a mask.
+// Other lanes are loaded as 0. Stores go in order: of equal indices the last lane stays.
 constexpr unsigned EVERY = (1u << W) - 1;
-RW_INLINE unsigned first_bits(int n) { return (1u << n) - 1; }
-RW_INLINE unsigned bits(mask m) {
-    unsigned r = 0;
-    RW_UNROLL for (int k = 0; k < mask::K; ++k) r |= signs(m.c[k]) << (k * LANES);
-    return r;
-}
-
-// Lane i from or to p[at[i]], for the set of lanes `which`; the others are loaded as 0. Stores go in
-// order: of equal indices the last lane stays.
 template <class T, class Index>
 RW_INLINE compute<T> gather(const T* p, V<Index> at, unsigned which = EVERY) {
     using Raw = typename storage<T>::Raw;
@@ -249,84 +249,52 @@ template <class T> RW_INLINE void store_strided(T* p, compute<T> v, i64 stride, 
         if (i < n) ((Raw*)p)[i * stride] = value[i];
 }
 
-// iota(x): x, x + 1, ..., x + 15. lane(v, i): its lane i. first(n): the mask of the first n lanes.
+// iota(x): x, x + 1, ... x + 15. lane(v, i): lane i of v.
 template <class T> RW_INLINE V<T> iota(T x) {
-    T count[W];
-    RW_UNROLL for (int i = 0; i < W; ++i) count[i] = T(i);
-    V<T> up = load(count);
-    RW_EACH(T, x + up.c[k])
+    T counts[W];
+    RW_UNROLL for (int i = 0; i < W; ++i) counts[i] = T(i);
+    V<T> count = load(counts);
+    RW_EACH(T, x + count.c[k])
 }
 template <class T> RW_INLINE T lane(V<T> v, int i) {
-    T a[W];
-    store(a, v);
-    return a[i];
-}
-RW_INLINE mask first(int n) {
-    i32v i = iota<i32>(0);
-    RW_EACH(bool, i.c[k] < n)
+    T lanes[W];
+    store(lanes, v);
+    return lanes[i];
 }
 
 // ---- elementwise --------------------------------------------------------------------------------
-// An operation on chunks a, b of one numeric type T, lifted to V<T>. Masks are no numbers: cast them.
-template <class T> constexpr bool is_number = true;
-template <> constexpr bool is_number<bool> = false;
-#define RW_UNARY(name, expr) \
+// An expression of chunks a, b lifted to V<T>, for every T it compiles for. Masks are no numbers.
+#define RW_UNARY(name, ...) \
     template <class T> RW_INLINE V<T> name(V<T> x) { \
-        static_assert(is_number<T>, "cast the mask first"); \
+        static_assert(!same<T, bool>, "cast the mask first"); \
         V<T> r; \
         RW_UNROLL for (int k = 0; k < V<T>::K; ++k) { \
-            auto a = x.c[k]; \
-            r.c[k] = expr; \
+            chunk<T> a = x.c[k]; \
+            r.c[k] = __VA_ARGS__; \
         } \
         return r; \
     }
-#define RW_BINARY(name, expr) \
+#define RW_BINARY(name, ...) \
     template <class T> RW_INLINE V<T> name(V<T> x, V<T> y) { \
-        static_assert(is_number<T>, "cast the mask first"); \
+        static_assert(!same<T, bool>, "cast the masks first"); \
         V<T> r; \
         RW_UNROLL for (int k = 0; k < V<T>::K; ++k) { \
-            auto a = x.c[k], b = y.c[k]; \
-            r.c[k] = expr; \
+            chunk<T> a = x.c[k], b = y.c[k]; \
+            r.c[k] = __VA_ARGS__; \
         } \
         return r; \
     }
 
-// Truncating division that is total: x / 0 is 0, and the least integer / -1 wraps to itself.
-RW_INLINE F quotient(F a, F b) { return trunc(a / b); }
-RW_INLINE D quotient(D a, D b) { return trunc(a / b); }
-RW_INLINE I quotient(I a, I b) {  // a double holds the quotient of two ints exactly enough to truncate
-    I d = (b == 0) | (b == -1) ? all(1) : b;
-    half<i32> low = convert<half<i32>>(convert<D>(lower(a)) / convert<D>(lower(d)));
-    half<i32> high = convert<half<i32>>(convert<D>(upper(a)) / convert<D>(upper(d)));
-    return b == 0 ? all(0) : b == -1 ? -a : joined(low, high);
-}
-RW_INLINE L quotient(L a, L b) {
-    RW_UNROLL for (int i = 0; i < SIZE<L>; ++i) a[i] = b[i] == 0 ? 0 : b[i] == -1 ? -a[i] : a[i] / b[i];
-    return a;
-}
-RW_INLINE I fmod(I a, I b) { return b == 0 ? all(0) : a - quotient(a, b) * b; }
-RW_INLINE L fmod(L a, L b) { return b == 0 ? L{} : a - quotient(a, b) * b; }
-RW_INLINE L remainder(L a, L b) {
-    L m = fmod(a, b);
-    return (m != 0) & ((m ^ b) < 0) ? m + b : m;
-}
-RW_INLINE I remainder(I a, I b) {
-    I m = fmod(a, b);
-    return (m != 0) & ((m ^ b) < 0) ? m + b : m;
-}
-RW_INLINE I div_floor(I a, I b) { return quotient(a, b) + ((fmod(a, b) != 0) & ((a ^ b) < 0)); }
-RW_INLINE L div_floor(L a, L b) { return quotient(a, b) + ((fmod(a, b) != 0) & ((a ^ b) < 0)); }
 RW_INLINE I magnitude(I a) { return a < 0 ? -a : a; }
 RW_INLINE L magnitude(L a) { return a < 0 ? -a : a; }
 RW_INLINE I least(I a, I b) { return a < b ? a : b; }
 RW_INLINE L least(L a, L b) { return a < b ? a : b; }
 RW_INLINE I greatest(I a, I b) { return a > b ? a : b; }
 RW_INLINE L greatest(L a, L b) { return a > b ? a : b; }
-template <class C> RW_INLINE C ones() { return 1 - C{}; }
 
 RW_UNARY(neg, -a)
 RW_UNARY(abs, magnitude(a))
-RW_UNARY(sign, a > 0 ? ones<decltype(a)>() : a < 0 ? -ones<decltype(a)>() : decltype(a){})
+RW_UNARY(sign, a > 0 ? all(T(1)) : a < 0 ? all(T(-1)) : all(T(0)))  // of NaN: 0
 RW_BINARY(add, a + b)
 RW_BINARY(sub, a - b)
 RW_BINARY(mul, a * b)
@@ -334,9 +302,8 @@ RW_BINARY(maximum, a == a ? greatest(a, b) : a)  // NaN if either is
 RW_BINARY(minimum, a == a ? least(a, b) : a)
 RW_BINARY(fmax, b == b ? greatest(a, b) : a)  // NaN if both are
 RW_BINARY(fmin, b == b ? least(a, b) : a)
-RW_BINARY(div_trunc, quotient(a, b))
 
-// Floats only: a template error otherwise.
+// Floats.
 RW_BINARY(div, a / b)
 RW_BINARY(copysign, with_sign(a, b))
 RW_UNARY(sqrt, sqrt(a))
@@ -346,37 +313,50 @@ RW_UNARY(floor, floor(a))
 RW_UNARY(ceil, ceil(a))
 RW_UNARY(round, rint(a))
 RW_UNARY(trunc, trunc(a))
+RW_INLINE f32v fma(f32v x, f32v y, f32v z) { RW_EACH(f32, fma(x.c[k], y.c[k], z.c[k])) }
+RW_INLINE f64v fma(f64v x, f64v y, f64v z) { RW_EACH(f64, fma(x.c[k], y.c[k], z.c[k])) }
 
-// Integers only. A shift by a negative count or by more than the width shifts everything out.
-template <class C> RW_INLINE C shifted_left(C a, C b) {
-    constexpr int WIDTH = 8 * sizeof(a[0]);
-    return (b >= 0) & (b < WIDTH) ? a << (b & (WIDTH - 1)) : a ^ a;
+// Truncating division; of integers it is total: by 0 gives 0, the least integer by -1 is itself.
+RW_INLINE F quotient(F a, F b) { return trunc(a / b); }
+RW_INLINE D quotient(D a, D b) { return trunc(a / b); }
+RW_INLINE I quotient(I a, I b) {  // the quotient of two ints in f64 truncates as the exact one does
+    I d = ((b == 0) | (b == -1)) ? all(1) : b;
+    half<i32> low = convert<half<i32>>(convert<D>(lower(a)) / convert<D>(lower(d)));
+    half<i32> high = convert<half<i32>>(convert<D>(upper(a)) / convert<D>(upper(d)));
+    return b == 0 ? all(0) : b == -1 ? -a : joined(low, high);
 }
-template <class C> RW_INLINE C shifted_right(C a, C b) {
-    constexpr int WIDTH = 8 * sizeof(a[0]);
-    return a >> ((b >= 0) & (b < WIDTH) ? b : b - b + (WIDTH - 1));
+RW_INLINE L quotient(L a, L b) {
+    RW_UNROLL for (int i = 0; i < SIZE<L>; ++i)
+        a[i] = b[i] == 0 ? 0 : b[i] == -1 ? -a[i] : a[i] / b[i];
+    return a;
 }
+RW_BINARY(div_trunc, quotient(a, b))
+
+// Integers. A shift by a negative count, or by the width and more, shifts everything out.
+template <class C> constexpr int BITS = 8 * sizeof(C{}[0]);
+template <class C> RW_INLINE auto in_width(C count) { return (count >= 0) & (count < BITS<C>); }
 RW_BINARY(bitwise_and, a & b)
 RW_BINARY(bitwise_or, a | b)
 RW_BINARY(bitwise_xor, a ^ b)
 RW_UNARY(bitwise_not, ~a)
-RW_BINARY(shift_left, shifted_left(a, b))
-RW_BINARY(shift_right, shifted_right(a, b))
+RW_BINARY(shift_left, in_width(b) ? a << (b & (BITS<chunk<T>> - 1)) : all(T(0)))
+RW_BINARY(shift_right, a >> (in_width(b) ? b : all(T(BITS<chunk<T>> - 1))))
+RW_BINARY(fmod, b == 0 ? all(T(0)) : a - quotient(a, b) * b)  // by 0: 0; of floats: simd_math.h
 
 // ---- masks --------------------------------------------------------------------------------------
-template <class T> using int_of = __typeof__(chunk<T>{} == chunk<T>{});
-
-// A mask from the chunks of a comparison of Ts, and back.
-template <class T> struct comparison { int_of<T> c[V<T>::K]; };
-template <class T> RW_INLINE mask to_mask(comparison<T> m) {
+// The chunks of a comparison of Ts are as wide as T; those of a mask are ints.
+template <class T> struct wide_mask {
+    __typeof__(chunk<T>{} == chunk<T>{}) c[V<T>::K];
+};
+template <class T> RW_INLINE mask narrowed(wide_mask<T> m) {
     if constexpr (sizeof(T) == 4) {
         RW_EACH(bool, (I)m.c[k])
     } else {
         RW_EACH(bool, narrow((L)m.c[2 * k], (L)m.c[2 * k + 1]))
     }
 }
-template <class T> RW_INLINE comparison<T> from_mask(mask m) {
-    comparison<T> r;
+template <class T> RW_INLINE wide_mask<T> widened(mask m) {
+    wide_mask<T> r;
     RW_UNROLL for (int k = 0; k < mask::K; ++k) {
         if constexpr (sizeof(T) == 4) {
             r.c[k] = m.c[k];
@@ -387,11 +367,12 @@ template <class T> RW_INLINE comparison<T> from_mask(mask m) {
     }
     return r;
 }
+
 #define RW_COMPARISON(name, op) \
     template <class T> RW_INLINE mask name(V<T> x, V<T> y) { \
-        comparison<T> r; \
+        wide_mask<T> r; \
         RW_UNROLL for (int k = 0; k < V<T>::K; ++k) r.c[k] = x.c[k] op y.c[k]; \
-        return to_mask<T>(r); \
+        return narrowed<T>(r); \
     } \
     RW_INLINE mask name(mask x, mask y) { RW_EACH(bool, -x.c[k] op -y.c[k]) }
 RW_COMPARISON(eq, ==)
@@ -401,49 +382,58 @@ RW_COMPARISON(le, <=)
 RW_COMPARISON(gt, >)
 RW_COMPARISON(ge, >=)
 #undef RW_COMPARISON
+template <class T> RW_INLINE mask isnan(V<T> x) { return ne(x, x); }
+template <class T> RW_INLINE mask isinf(V<T> x) { return eq(abs(x), splat(T(__builtin_inf()))); }
+template <class T> RW_INLINE mask isfinite(V<T> x) { return lt(abs(x), splat(T(__builtin_inf()))); }
+
 RW_INLINE mask logical_and(mask x, mask y) { RW_EACH(bool, x.c[k] & y.c[k]) }
 RW_INLINE mask logical_or(mask x, mask y) { RW_EACH(bool, x.c[k] | y.c[k]) }
 RW_INLINE mask logical_xor(mask x, mask y) { RW_EACH(bool, x.c[k] ^ y.c[k]) }
 RW_INLINE mask logical_not(mask x) { RW_EACH(bool, ~x.c[k]) }
-
+RW_INLINE mask first(int n) { return lt(iota(0), splat(n)); }
+RW_INLINE unsigned bits(mask m) {
+    unsigned r = 0;
+    RW_UNROLL for (int k = 0; k < mask::K; ++k) r |= signs(m.c[k]) << (k * LANES);
+    return r;
+}
 template <class T> RW_INLINE V<T> select(mask m, V<T> x, V<T> y) {
-    if constexpr (is_number<T>) {
-        comparison<T> which = from_mask<T>(m);
-        RW_EACH(T, which.c[k] != 0 ? x.c[k] : y.c[k])
-    } else {
-        RW_EACH(bool, (m.c[k] & x.c[k]) | (~m.c[k] & y.c[k]))
-    }
+    wide_mask<T> which = widened<T>(m);
+    RW_EACH(T, which.c[k] != 0 ? x.c[k] : y.c[k])
+}
+RW_INLINE mask select(mask m, mask x, mask y) {
+    RW_EACH(bool, (m.c[k] & x.c[k]) | (~m.c[k] & y.c[k]))
 }
 
 // ---- casts --------------------------------------------------------------------------------------
-// Between compute types, in one rounding. Floats to integers truncate; NaN and what does not fit give
-// the least integer, as on x86.
-template <class C> RW_INLINE C fitting(C x, C bound) { return (x >= -bound) & (x < bound) ? x : -bound; }
-template <class C> RW_INLINE auto halves(C a, int upper_half) { return upper_half ? upper(a) : lower(a); }
+// Between compute types, in one rounding. Floats to integers truncate; NaN and what does not fit
+// give the least integer, as on x86.
+template <class C> RW_INLINE C fitting(C x, C bound) {
+    return ((x >= -bound) & (x < bound)) ? x : -bound;
+}
+template <class C> RW_INLINE auto half_of(C a, int which) { return which ? upper(a) : lower(a); }
 
-RW_INLINE f64v to_f64(f32v x) { RW_EACH(f64, widen(halves(x.c[k / 2], k % 2))) }
-RW_INLINE f64v to_f64(i32v x) { RW_EACH(f64, convert<D>(halves(x.c[k / 2], k % 2))) }
+RW_INLINE f64v to_f64(f32v x) { RW_EACH(f64, widen(half_of(x.c[k / 2], k % 2))) }
+RW_INLINE f64v to_f64(i32v x) { RW_EACH(f64, convert<D>(half_of(x.c[k / 2], k % 2))) }
 RW_INLINE f64v to_f64(i64v x) { RW_EACH(f64, convert<D>(x.c[k])) }
 RW_INLINE f32v to_f32(f64v x) { RW_EACH(f32, narrow(x.c[2 * k], x.c[2 * k + 1])) }
 RW_INLINE f32v to_f32(i32v x) { RW_EACH(f32, convert<F>(x.c[k])) }
 RW_INLINE f32v to_f32(i64v x) {
     RW_EACH(f32, joined(convert<half<f32>>(x.c[2 * k]), convert<half<f32>>(x.c[2 * k + 1])))
 }
-RW_INLINE i64v to_i64(i32v x) { RW_EACH(i64, widen(halves(x.c[k / 2], k % 2))) }
+RW_INLINE i64v to_i64(i32v x) { RW_EACH(i64, widen(half_of(x.c[k / 2], k % 2))) }
 RW_INLINE i64v to_i64(f64v x) { RW_EACH(i64, convert<L>(fitting(x.c[k], all(0x1p63)))) }
 RW_INLINE i64v to_i64(f32v x) { return to_i64(to_f64(x)); }
 RW_INLINE half<i32> to_half_i32(D c) { return convert<half<i32>>(fitting(c, all(0x1p31))); }
 RW_INLINE i32v to_i32(f32v x) { RW_EACH(i32, convert<I>(fitting(x.c[k], all(0x1p31f)))) }
-RW_INLINE i32v to_i32(f64v x) { RW_EACH(i32, joined(to_half_i32(x.c[2 * k]), to_half_i32(x.c[2 * k + 1]))) }
+RW_INLINE i32v to_i32(f64v x) {
+    RW_EACH(i32, joined(to_half_i32(x.c[2 * k]), to_half_i32(x.c[2 * k + 1])))
+}
 RW_INLINE i32v to_i32(i64v x) { RW_EACH(i32, narrow(x.c[2 * k], x.c[2 * k + 1])) }
 RW_INLINE i32v to_i32(mask x) { RW_EACH(i32, -x.c[k]) }
 
-template <class A, class B> constexpr bool same = false;
-template <class A> constexpr bool same<A, A> = true;
-
 // cast<To>(x): x as PyTorch casts it to the storage type To, held in To's compute type.
 template <class To, class T> RW_INLINE compute<To> cast(V<T> x) {
-    using Lane = typename storage<To>::Lane;
+    using Lane = lane_of<To>;
     if constexpr (same<T, bool> && !same<Lane, bool>) {
         return cast<To>(to_i32(x));
     } else if constexpr (same<To, u8> && same<T, f64>) {
@@ -464,7 +454,7 @@ template <class To, class T> RW_INLINE compute<To> cast(V<T> x) {
 }
 
 // ---- reductions ---------------------------------------------------------------------------------
-// A tree by halves: lane i with lane i + 8, then + 4, + 2, + 1, the same on every machine.
+// A tree by halves, the same on every machine: lane i with lane i + 8, then + 4, + 2, + 1.
 template <int step, class C, class Op> RW_INLINE auto fold(C c, Op op) {
     if constexpr (step == 0) {
         return c[0];
@@ -474,16 +464,18 @@ template <int step, class C, class Op> RW_INLINE auto fold(C c, Op op) {
         return fold<step / 2>(op(c, shuffled<step, 1>(c, c, count<SIZE<C>>{})), op);
     }
 }
-#define RW_REDUCTION(name, expr) \
+#define RW_REDUCTION(name, ...) \
     template <class T> RW_INLINE T name(V<T> v) { \
+        auto op = [](auto a, auto b) __attribute__((always_inline)) { return __VA_ARGS__; }; \
         RW_UNROLL for (int h = V<T>::K / 2; h > 0; h /= 2) \
-            RW_UNROLL for (int k = 0; k < h; ++k) { auto a = v.c[k], b = v.c[k + h]; v.c[k] = expr; } \
-        return fold<W / V<T>::K / 2>(v.c[0], [](auto a, auto b) __attribute__((always_inline)) { return expr; }); \
+            RW_UNROLL for (int k = 0; k < h; ++k) v.c[k] = op(v.c[k], v.c[k + h]); \
+        return fold<W / V<T>::K / 2>(v.c[0], op); \
     }
 RW_REDUCTION(hsum, a + b)
 RW_REDUCTION(hprod, a * b)
-RW_REDUCTION(hmax, a != a ? a : a > b ? a : b)
-RW_REDUCTION(hmin, a != a ? a : a < b ? a : b)
+RW_REDUCTION(hmax, ((a != a) | (a > b)) ? a : b)  // NaN if any is
+RW_REDUCTION(hmin, ((a != a) | (a < b)) ? a : b)
+#undef RW_REDUCTION
 RW_INLINE bool hany(mask m) { return bits(m) != 0; }
 RW_INLINE bool hall(mask m) { return bits(m) == EVERY; }
 

@@ -1,7 +1,7 @@
-// One machine register of lanes (a "chunk"), and the few instructions that the vector extensions of
-// GCC and clang cannot spell, or that GCC spells badly: fma, sqrt, rounding, min and max, changes of
-// lane width, masks to bits, partial memory. Four blocks give the same names: GCC on AVX-512, GCC on
-// AVX2, clang, GCC elsewhere. All above this file is written once, in chunks, for every machine.
+// One machine register of lanes (a "chunk"), and the few instructions that the vector extensions
+// of GCC and clang cannot spell, or that GCC spells badly: fma, sqrt, rounding, min and max, masks
+// to bits, changes of lane width, partial memory. Blocks for GCC on AVX-512, GCC on AVX2 and the
+// rest give the same names; what includes this file is written once, in chunks, for every machine.
 #pragma once
 
 #define RW_INLINE static inline __attribute__((always_inline))
@@ -83,9 +83,15 @@ template <int from, int step, class C, int... i> RW_INLINE auto shuffled(C a, C 
     return __builtin_shufflevector(a, b, (from + step * i)...);
 }
 template <class C> constexpr int SIZE = sizeof(C) / sizeof(C{}[0]);
-template <class C> RW_INLINE auto lower(C c) { return shuffled<0, 1>(c, c, count<SIZE<C> / 2>{}); }
-template <class C> RW_INLINE auto upper(C c) { return shuffled<SIZE<C> / 2, 1>(c, c, count<SIZE<C> / 2>{}); }
-template <class C> RW_INLINE auto joined(C a, C b) { return shuffled<0, 1>(a, b, count<SIZE<C> * 2>{}); }
+template <class C> RW_INLINE auto lower(C c) {
+    return shuffled<0, 1>(c, c, count<SIZE<C> / 2>{});
+}
+template <class C> RW_INLINE auto upper(C c) {
+    return shuffled<SIZE<C> / 2, 1>(c, c, count<SIZE<C> / 2>{});
+}
+template <class C> RW_INLINE auto joined(C low, C high) {
+    return shuffled<0, 1>(low, high, count<SIZE<C> * 2>{});
+}
 
 // ---- what each machine has ----------------------------------------------------------------------
 // sqrt, rint (half to even), floor, ceil, trunc of F and D.
@@ -96,9 +102,13 @@ template <class C> RW_INLINE auto joined(C a, C b) { return shuffled<0, 1>(a, b,
 // signs(I): the sign bit of every lane, lane 0 lowest.
 // from_f16, to_f16 (half to even), if RW_F16.
 
-template <class Wide, class Small> RW_INLINE Wide convert(Small v) { return __builtin_convertvector(v, Wide); }
+template <class To, class From> RW_INLINE To convert(From v) {
+    return __builtin_convertvector(v, To);
+}
 RW_INLINE L widen(half<u32> v) { return convert<L>(v); }
-RW_INLINE F narrow(D low, D high) { return joined(convert<half<f32>>(low), convert<half<f32>>(high)); }
+RW_INLINE F narrow(D low, D high) {
+    return joined(convert<half<f32>>(low), convert<half<f32>>(high));
+}
 RW_INLINE I narrow(L low, L high) { return shuffled<0, 2>((I)low, (I)high, count<LANES>{}); }
 
 #if defined RW_AVX512 && !defined __clang__
@@ -118,7 +128,9 @@ RW_INLINE I widen(lanes<i8> v) { return __builtin_ia32_pmovsxbd512_mask((lanes<c
 RW_INLINE I widen(lanes<u8> v) { return __builtin_ia32_pmovzxbd512_mask((lanes<char>)v, I{}, -1); }
 RW_INLINE I widen(lanes<i16> v) { return __builtin_ia32_pmovsxwd512_mask(v, I{}, -1); }
 RW_INLINE I widen(lanes<u16> v) { return __builtin_ia32_pmovzxwd512_mask((lanes<i16>)v, I{}, -1); }
-RW_INLINE L widen(half<i32> v) { return (L)__builtin_ia32_pmovsxdq512_mask(v, half<long long>{}, -1); }
+RW_INLINE L widen(half<i32> v) {
+    return (L)__builtin_ia32_pmovsxdq512_mask(v, half<long long>{}, -1);
+}
 RW_INLINE D widen(half<f32> v) { return __builtin_ia32_cvtps2pd512_mask(v, D{}, -1, 4); }
 RW_INLINE half<u32> narrow_to_32(L v) {
     return (half<u32>)__builtin_ia32_pmovqd512_mask((half<long long>)v, half<i32>{}, -1);
@@ -136,9 +148,13 @@ RW_INLINE F lookup(const f32 (&table)[16], I at) {
 #define RW_SCALE 1
 RW_INLINE F scale(F x, F n) { return __builtin_ia32_scalefps512_mask(x, n, x, -1, 4); }
 #define RW_FIX 1
-RW_INLINE F fix(F y, F x, i32 table) { return __builtin_ia32_fixupimmps512_mask(y, x, all(table), 0, -1, 4); }
+RW_INLINE F fix(F y, F x, i32 table) {
+    return __builtin_ia32_fixupimmps512_mask(y, x, all(table), 0, -1, 4);
+}
 #define RW_F16 1
-RW_INLINE F from_f16(lanes<u16> v) { return __builtin_ia32_vcvtph2ps512_mask((lanes<i16>)v, F{}, -1, 4); }
+RW_INLINE F from_f16(lanes<u16> v) {
+    return __builtin_ia32_vcvtph2ps512_mask((lanes<i16>)v, F{}, -1, 4);
+}
 RW_INLINE lanes<u16> to_f16(F x) {
     return (lanes<u16>)__builtin_ia32_vcvtps2ph512_mask(x, 0, lanes<i16>{}, -1);
 }
@@ -165,7 +181,9 @@ RW_INLINE I widen(lanes<i16> v) { return __builtin_ia32_pmovsxwd256(v); }
 RW_INLINE I widen(lanes<u16> v) { return __builtin_ia32_pmovzxwd256((lanes<i16>)v); }
 RW_INLINE L widen(half<i32> v) { return (L)__builtin_ia32_pmovsxdq256(v); }
 RW_INLINE D widen(half<f32> v) { return __builtin_ia32_cvtps2pd256(v); }
-RW_INLINE half<u32> narrow_to_32(L v) { return (half<u32>)shuffled<0, 2>((I)v, (I)v, count<LANES / 2>{}); }
+RW_INLINE half<u32> narrow_to_32(L v) {
+    return (half<u32>)shuffled<0, 2>((I)v, (I)v, count<LANES / 2>{});
+}
 RW_INLINE lanes<u16> narrow_to_16(I v) { return convert<lanes<u16>>(v); }
 RW_INLINE lanes<u8> narrow_to_8(I v) { return convert<lanes<u8>>(narrow_to_16(v)); }
 RW_INLINE unsigned signs(I v) { return __builtin_ia32_movmskps256((F)v); }
@@ -193,7 +211,9 @@ RW_INLINE I widen(lanes<i16> v) { return convert<I>(v); }
 RW_INLINE I widen(lanes<u16> v) { return convert<I>(v); }
 RW_INLINE L widen(half<i32> v) { return convert<L>(v); }
 RW_INLINE D widen(half<f32> v) { return convert<D>(v); }
-RW_INLINE half<u32> narrow_to_32(L v) { return (half<u32>)shuffled<0, 2>((I)v, (I)v, count<LANES / 2>{}); }
+RW_INLINE half<u32> narrow_to_32(L v) {
+    return (half<u32>)shuffled<0, 2>((I)v, (I)v, count<LANES / 2>{});
+}
 RW_INLINE lanes<u16> narrow_to_16(I v) { return convert<lanes<u16>>(v); }
 RW_INLINE lanes<u8> narrow_to_8(I v) { return convert<lanes<u8>>(narrow_to_16(v)); }
 RW_INLINE F lookup(const f32 (&table)[16], I at) {
@@ -232,8 +252,13 @@ RW_INLINE lanes<u16> to_f16(F x) { return (lanes<u16>)convert<lanes<_Float16>>(x
 #define RW_LANEWISE(C, expr) \
     RW_UNROLL for (int i = 0; i < SIZE<C>; ++i) x[i] = expr; \
     return x;
+#if defined __SSE2__
+RW_INLINE F sqrt(F x) { return __builtin_ia32_sqrtps(x); }
+RW_INLINE D sqrt(D x) { return __builtin_ia32_sqrtpd(x); }
+#else
 RW_INLINE F sqrt(F x) { RW_LANEWISE(F, __builtin_sqrtf(x[i])) }
 RW_INLINE D sqrt(D x) { RW_LANEWISE(D, __builtin_sqrt(x[i])) }
+#endif
 #if defined RW_FMA
 RW_INLINE F fma(F x, F b, F c) { RW_LANEWISE(F, __builtin_fmaf(x[i], b[i], c[i])) }
 RW_INLINE D fma(D x, D b, D c) { RW_LANEWISE(D, __builtin_fma(x[i], b[i], c[i])) }
@@ -271,7 +296,9 @@ template <int n> struct lane_count {};
     RW_INLINE vec<T, n> load_lanes(const T* p, unsigned bits, lane_count<n>) { \
         return (vec<T, n>)loader((const Raw*)p, vec<Raw, n>{}, bits); \
     } \
-    RW_INLINE void store_lanes(T* p, vec<T, n> v, unsigned bits) { storer((Raw*)p, (vec<Raw, n>)v, bits); }
+    RW_INLINE void store_lanes(T* p, vec<T, n> v, unsigned bits) { \
+        storer((Raw*)p, (vec<Raw, n>)v, bits); \
+    }
 RW_PARTIAL(u8, 16, char, __builtin_ia32_loaddquqi128_mask, __builtin_ia32_storedquqi128_mask)
 RW_PARTIAL(u16, 16, short, __builtin_ia32_loaddquhi256_mask, __builtin_ia32_storedquhi256_mask)
 RW_PARTIAL(u32, 8, int, __builtin_ia32_loaddqusi256_mask, __builtin_ia32_storedqusi256_mask)

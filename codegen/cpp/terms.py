@@ -101,12 +101,12 @@ class Printer:
         return f"{name}({', '.join(self.term(a) for a in term.args)})"
 
     def _position(self, position: Position) -> str:
-        access = self.place.access(position.at)
+        access, type = self.place.access(position.at), STORAGE[position.dtype]
         if access.step is None:
-            return f"positions_each({_lane_function(access.start)})"
+            return f"positions_each<{type}>({_lane_function(access.start)})"
         if access.step == 0:
-            return f"splat<i64>({access.start})"
-        return f"positions({access.start}, {size_text(access.step)})"
+            return f"splat<{type}>({access.start})"
+        return f"positions<{type}>({access.start}, {size_text(access.step)})"
 
     # --- reads ----------------------------------------------------------------------------------
 
@@ -138,9 +138,10 @@ class Printer:
 
     def _inside(self, guard: Guard) -> str:
         if guard.each:
-            conditions = [guard.condition] if guard.condition else []
-            windows = [f"within(l, {lo}, {hi})" for lo, hi in zip(guard.low, guard.high, strict=True)]
-            return f"mask_each({_lane_function(' && '.join([*conditions, *windows, *guard.each]))})"
+            bounds = zip(guard.low, guard.high, strict=True)
+            windows = [f"within(l, {low}, {high})" for low, high in bounds]
+            conditions = [c for c in (guard.condition, *windows, *guard.each) if c]
+            return f"mask_each({_lane_function(' && '.join(conditions))})"
         if guard.low:
             low, high = _bounds(guard)
             return f"window({low}, {high})"

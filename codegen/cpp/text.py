@@ -42,21 +42,21 @@ VECTOR: Final[dict[torch.dtype, str]] = {
     torch.bool: "mask",
 }
 
-_KEYWORDS: Final = (
-    "alignas alignof and asm auto bool break case catch char class compl const constexpr continue"
-    " decltype default delete do double else enum explicit export extern false float for friend"
-    " goto if inline int long mutable namespace new noexcept not nullptr operator or private"
-    " protected public register return short signed sizeof static struct switch template this"
-    " throw true try typedef typeid typename union unsigned using virtual void volatile while xor"
-).split()
-_OWN: Final = (
-    "p s r u l n rw begin end width main load load_part load_strided load_each load_across"
-    " load_window load_where store store_part store_strided store_each store_across broadcast splat cast round_to positions"
-    " positions_each window mask_each within parallel parallel_rows serial serial_rows steps strips"
-    " reduce parallel_reduce sequence parallel_sequence size_div size_mod size_pow size_max size_min"
-).split()
+# What a kernel's text means by these words: C++'s keywords and the vocabulary of emitters.
+_WORDS: Final = """
+alignas alignof and asm auto bool break case catch char class compl const constexpr continue
+decltype default delete do double else enum explicit export extern false float for friend goto if
+inline int long mutable namespace new noexcept not nullptr operator or private protected public
+register return short signed sizeof static struct switch template this throw true try typedef
+typeid typename union unsigned using virtual void volatile while xor
+p s r u l n rw begin end width main load load_part load_strided load_each load_across load_window
+load_where store store_part store_strided store_each store_across broadcast splat cast round_to
+positions positions_each window mask_each within parallel parallel_rows serial serial_rows steps
+strips reduce parallel_reduce sequence parallel_sequence transpose transpose_strip size_div
+size_mod size_pow size_max size_min
+"""
 _TYPES: Final = (*STORAGE.values(), *VECTOR.values())
-_RESERVED: Final = frozenset((*_KEYWORDS, *_OWN, *_TYPES, *PRIMITIVES))
+_RESERVED: Final = frozenset((*_WORDS.split(), *_TYPES, *PRIMITIVES))
 
 # Names that emitters make: scalars t0, axes a0 a1oi, indices i0, and what is built on them.
 _MADE: Final = re.compile(r"([taci]\d+[oi]*(_.*)?|.*__.*|_.*|[A-Z].*)")

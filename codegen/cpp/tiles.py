@@ -34,11 +34,11 @@ class Tile:
 
     def bounds(self) -> list[str]:
         """Lines that define which rows belong to the tile."""
-        place = f"{self.axis.name}_tile"
+        place, size = f"{self.axis.name}_tile", size_text(self.axis.size)
         self.rows.used.add(place)
         return [
             f"const i64 {self.first} = {place} * {LANES};",
-            f"const i64 {self.end} = size_min({self.first} + {LANES}, {size_text(self.axis.size)});",
+            f"const i64 {self.end} = size_min({self.first} + {LANES}, {size});",
         ]
 
     def loop(self) -> str:
@@ -90,5 +90,6 @@ def tile_of(kernel: Kernel, lanes: Axis) -> Tile | None:
         return None
     names = set(tiled_loads(nest, lanes, axis))
     lets = {s.name: s for s in nest.statements() if isinstance(s, Let) and s.name in names}
-    rows = [a if a != axis else Axis(f"{a.name}_tile", (a.size + 15) // 16) for a in kernel.plan.outer]
+    tiles = Axis(f"{axis.name}_tile", (axis.size + LANES - 1) // LANES)
+    rows = [tiles if a == axis else a for a in kernel.plan.outer]
     return Tile(axis, lanes, counter("r", rows), tuple(lets.values()))

@@ -1,7 +1,7 @@
 """The loop IR: regions as loop nests over typed scalars, before any choice of schedule."""
 
 from rewright.ir.loops.affine import Affine, Axis
-from rewright.ir.loops.lower import lower, order_of
+from rewright.ir.loops.lower import lower
 from rewright.ir.loops.nest import (
     Apply,
     Buffer,
@@ -24,7 +24,8 @@ from rewright.ir.loops.nest import (
     indices_of,
     subterms,
 )
-from rewright.ir.loops.operators import OPERATORS, reduced_dims
+from rewright.ir.loops.operators import OPERATORS
+from rewright.ir.loops.reductions import order_of, reduced_count, reduced_dims
 from rewright.ir.loops.views import VIEWS
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "indices_of",
     "lower",
     "order_of",
+    "reduced_count",
     "reduced_dims",
     "subterms",
 ]

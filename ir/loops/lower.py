@@ -1,23 +1,25 @@
 """From a region (a graph of ATen nodes that becomes one kernel) to a loop nest.
 
 The iteration space is that of the region's reductions, or of its largest output when it has none.
-Every output is evaluated at the index with the same row-major position; axes are cut where
-reshapes need it and merged again where nothing tells the parts apart.
+Every output is evaluated at the index with the same row-major position, or where views stand in the
+way at that of the same axes in another order; axes are cut where reshapes need it and merged again
+where nothing tells the parts apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from rewright.ir.dims import Size, equal, hint, product
+from rewright.ir.dims import Size, equal, exact_div, hint, product
 from rewright.ir.errors import UnsupportedError
-from rewright.ir.graph import Graph, Node, Value
+from rewright.ir.graph import Graph, Value, fresh_names
 from rewright.ir.loops.affine import Affine, Axis, NeedSplit, axis_index, delinearize, linear
+from rewright.ir.loops.keep import kept_scalars
 from rewright.ir.loops.merge import merge_axes
 from rewright.ir.loops.nest import (
-    Apply,
     Buffer,
     Let,
     Nest,
@@ -28,7 +30,7 @@ from rewright.ir.loops.nest import (
     Store,
     subterms,
 )
-from rewright.ir.loops.operators import reduced_dims
+from rewright.ir.loops.reductions import order_of, reduced_count, reduced_dims
 from rewright.ir.loops.scope import Defined, Scope
 from rewright.ir.ops import Kind
 from rewright.ir.types import TensorType
@@ -36,14 +38,8 @@ from rewright.ir.types import TensorType
 # Cutting axes ends long before this; the bound turns a mistake into a message.
 MAX_CUTS: Final = 64
 
-# Rows up to this many bytes may be kept in a scratch array between stages.
-KEPT_BYTES: Final = 1 << 18
-
-# Primitives worth a store and a load instead of a second computation.
-COSTLY: Final = frozenset(
-    ("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "pow", "tanh", "erf", "erfc")
-    + ("sigmoid", "sin", "cos", "tan", "atan2", "asin", "acos", "atan", "sinh", "cosh", "div")
-)
+# Other orders of a space's dimensions that are tried for an output, see `_arrangements`.
+MAX_ORDERS: Final = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +69,12 @@ def lower(region: Graph, name: str) -> Nest:
 def space_of(region: Graph) -> Space:
     """The iteration space of a region that has at least one output."""
     for node in region.nodes:
-        if node.op.kind is Kind.REDUCTION:
+        if node.op.kind is Kind.REDUCTION and reduced_count(node) != 1:
             return Space(node.operands[0].tensor.shape, reduced_dims(node), order_of(node))
     outputs = [v.tensor for v in region_outputs(region)]
     if not outputs:
         raise UnsupportedError("a region without outputs")
     return Space(max(outputs, key=lambda t: hint(t.numel)).shape)
-
-
-def order_of(node: Node) -> Order:
-    """The summation order of a reduction node: a function of its operand's type alone."""
-    shape, dims = node.operands[0].tensor.shape, reduced_dims(node)
-    last = len(shape) - 1
-    in_lanes = last in dims and (hint(shape[last]) >= 16 or len(dims) == len(shape))
-    return Order("lanes") if in_lanes else Order("columns")
 
 
 def region_outputs(region: Graph) -> tuple[Value, ...]:
@@ -99,7 +87,8 @@ def _split(axes: Sequence[tuple[Axis, bool]], cut: NeedSplit) -> list[tuple[Axis
         if axis.name != cut.axis:
             result.append((axis, reduced))
             continue
-        outer = axis.size // cut.inner
+        outer = exact_div(axis.size, cut.inner)
+        assert outer is not None, "an axis is only cut where that leaves no rest"
         result.append((Axis(f"{axis.name}o", outer), reduced))
         result.append((Axis(f"{axis.name}i", cut.inner), reduced))
     return result
@@ -108,31 +97,64 @@ def _split(axes: Sequence[tuple[Axis, bool]], cut: NeedSplit) -> list[tuple[Axis
 def _lower(region: Graph, name: str, space: Space, axes: Sequence[tuple[Axis, bool]]) -> Nest:
     moving = [(a, reduced) for a, reduced in axes if a.size != 1]
     columns = frozenset(a.name for a, reduced in moving if reduced)
-    scope = Scope(region, [a for a, _ in moving], columns)
-    stores = [_store(scope, value) for value in region_outputs(region)]
-    stages = _stages(scope, stores)
+    scope = Scope(region, [a for a, _ in moving], columns, space.order)
+    outputs = _outputs(region)
+    stores = [_store(scope, value, b.name) for value, b in outputs]
     nest = Nest(
         name=name,
         rows=tuple(a for a, reduced in moving if not reduced),
         cols=tuple(a for a, reduced in moving if reduced),
         order=space.order if columns else None,
         inputs=tuple(Buffer(i.value.name, i.value.tensor) for i in region.inputs),
-        outputs=tuple(Buffer(v.name, v.tensor) for v in region_outputs(region)),
-        stages=stages,
+        outputs=tuple(buffer for _, buffer in outputs),
+        stages=_stages(scope, stores),
     )
-    return replace(merge_axes(nest), kept=_kept(nest, scope))
+    return replace(merge_axes(nest), kept=kept_scalars(nest))
 
 
-def _store(scope: Scope, value: Value) -> Store:
-    """Where the element of `value` that belongs to the current index is written."""
-    rows = [a for a in scope.axes if a.name not in scope.columns]
-    for axes in (list(scope.axes), rows):
-        if not equal(product(a.size for a in axes), value.tensor.numel):
-            continue
+def _outputs(region: Graph) -> list[tuple[Value, Buffer]]:
+    """The buffer of each output; what is an input, or returned twice, is copied into its own."""
+    fresh = fresh_names(i.value.name for i in region.inputs)
+    return [(v, Buffer(fresh(v.name), v.tensor)) for v in region_outputs(region)]
+
+
+def _store(scope: Scope, value: Value, buffer: str) -> Store:
+    """Where the element of `value` that belongs to the current index is written.
+
+    Any arrangement of the axes reaches each element once; the first is taken that every view on
+    the way back to the region's inputs can follow.
+    """
+    refused: UnsupportedError | None = None
+    for axes in _arrangements(scope, value):
         position = linear([axis_index(a) for a in axes], [a.size for a in axes])
-        index = delinearize(position, value.tensor.shape, scope.sizes)
-        return Store(value.name, _offset(value.tensor, index), scope.at(value, index))
-    raise UnsupportedError(f"%{value.name} has another number of elements than its kernel")
+        try:
+            index = delinearize(position, value.tensor.shape, scope.sizes)
+            return Store(buffer, _offset(value.tensor, index), scope.at(value, index))
+        except UnsupportedError as error:
+            refused = refused or error
+    raise refused or UnsupportedError(f"%{value.name} has not as many elements as its kernel")
+
+
+def _arrangements(scope: Scope, value: Value) -> Iterator[list[Axis]]:
+    """Axes that together run over the elements of `value`, outermost first: all, or the rows; in
+    the order of the space, then in other orders of its dimensions."""
+    rows = [a for a in scope.axes if a.name not in scope.columns]
+    fits = [
+        axes
+        for axes in (rows, list(scope.axes))
+        if equal(product(a.size for a in axes), value.tensor.numel)
+    ]
+    # Without columns both are the same; an empty tensor may be either.
+    yield from fits[:1] if not scope.columns else fits
+    for axes in fits:
+        dims = [list(group) for _, group in itertools.groupby(axes, key=_dimension)]
+        for order in itertools.islice(itertools.permutations(dims), 1, MAX_ORDERS):
+            yield list(itertools.chain(*order))
+
+
+def _dimension(axis: Axis) -> str:
+    """The dimension of the space that an axis is, or is a part of."""
+    return axis.name.rstrip("oi")
 
 
 def _offset(type: TensorType, index: Sequence[Affine]) -> Affine:
@@ -198,22 +220,3 @@ def _column_closure(scope: Scope, roots: Sequence[str], depth: int) -> list[str]
     starts = [*inner, *(r for r in roots if r not in reduces)]
     found = _closure(scope, starts, across_stages=False) | reduces
     return [name for name in scope.defined if name in found]
-
-
-def _kept(nest: Nest, scope: Scope) -> tuple[str, ...]:
-    """Costly column scalars that a later stage reads again, when a row fits a scratch array."""
-    count = product(a.size for a in nest.cols)
-    if not isinstance(count, int) or nest.order is None or nest.order.style != "lanes":
-        return ()
-    seen: set[str] = set()
-    kept: list[str] = []
-    for stage in nest.stages:
-        lets = [s for s in stage.body if isinstance(s, Let)] if stage.per == "column" else []
-        kept += [s.name for s in lets if s.name in seen and _is_costly(s) and s.name not in kept]
-        seen |= {s.name for s in lets}
-    room = KEPT_BYTES // max(1, count * 4)
-    return tuple(kept[:room])
-
-
-def _is_costly(statement: Let) -> bool:
-    return isinstance(statement.term, Apply) and statement.term.name in COSTLY

@@ -6,7 +6,7 @@ compute type and rounded once, at the node's result, as eager's own kernels do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
@@ -20,6 +20,7 @@ from rewright.ir.loops.reductions import REDUCTIONS
 from rewright.ir.loops.scope import Guards, Rule, Scope, convert, number
 from rewright.ir.loops.views import Index, select_place, slice_start
 from rewright.ir.pointwise import compute_dtype
+
 
 def _batch_norm(scope: Scope, node: Node, value: Value, index: Index, guards: Guards) -> Term:
     """Batch norm with given statistics: (x - mean) * rsqrt(var + eps) * weight + bias."""
@@ -51,32 +52,43 @@ def _cat(scope: Scope, node: Node, value: Value, index: Index, guards: Guards) -
     dim = node.arg("dim")
     assert isinstance(dim, int)
     dim %= value.tensor.rank
-    _align(scope, index[dim], parts, dim)
     dtype = compute_dtype(value.tensor.dtype)
     joined: Term | None = None
-    start: Size = 0
-    for part in parts:
-        size = part.tensor.shape[dim]
-        local = index[dim].shifted(-start)
-        here = scope.within(local, 0, size)
+    for part, local, here in _places(scope, index[dim], parts, dim):
         inner = (*index[:dim], local, *index[dim + 1 :])
         element = convert(scope.at(part, inner, (*guards, here)), dtype)
         is_here = Inside((here,))
         joined = element if joined is None else scope.apply("select", is_here, element, joined)
-        start = start + size
     assert joined is not None
     return joined
 
 
-def _align(scope: Scope, position: Affine, parts: Sequence[Value], dim: int) -> None:
-    """Cut the joined axis at the parts when they are equally long: each vector is in one part."""
+def _places(
+    scope: Scope, position: Affine, parts: Sequence[Value], dim: int
+) -> Iterator[tuple[Value, Affine, Within]]:
+    """Each part with the position in it, and when that is what is read."""
     sizes = [p.tensor.shape[dim] for p in parts]
+    aligned = _aligned(scope, position, sizes)
+    start: Size = 0
+    for place, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        if aligned is not None:
+            yield part, aligned[1], Within(aligned[0], place, place + 1)
+        else:
+            local = position.shifted(-start)
+            yield part, local, scope.within(local, 0, size)
+        start = start + size
+
+
+def _aligned(scope: Scope, position: Affine, sizes: Sequence[Size]) -> tuple[Affine, Affine] | None:
+    """(number of the part, position in it) when the parts are equally long and axes can be cut
+    where they meet; each vector is then in one part."""
     if position.offset != 0 or not all(equal(s, sizes[0]) for s in sizes):
-        return
+        return None
     try:
-        delinearize(position, (len(sizes), sizes[0]), scope.sizes)
+        place, local = delinearize(position, (len(sizes), sizes[0]), scope.sizes)
     except UnsupportedError:
-        return
+        return None
+    return place, local
 
 
 def _window(

@@ -25,6 +25,7 @@ from rewright.ir.pointwise import compute_dtype
 # Elements of a vector; see `Order`.
 LANES: Final = 16
 
+
 def reduced_dims(node: Node) -> tuple[int, ...]:
     """The dimensions of the first operand that a reduction node combines, ascending."""
     rank = node.operands[0].tensor.rank
@@ -96,7 +97,7 @@ class Sweep:
 
     def reduce(self, how: str, term: Ref) -> Ref:
         """`term` combined over the columns; of a single element, that element."""
-        return term if self.count == 1 else self.scope.reduce(how, term, self.node.name)
+        return term if self.count == 1 else self.scope.reduce(how, term)
 
 
 def _sweep(scope: Scope, node: Node, index: Index, guards: Guards) -> Sweep:
@@ -152,14 +153,18 @@ def _variance(scope: Scope, node: Node, value: Value, index: Index, guards: Guar
     mean, squares = _moments(sweep, element)
     if node.op.name == "aten.var_mean.correction" and value == node.results[1]:
         return mean
-    correction, count = node.arg("correction"), sweep.count
-    if correction is None:
-        correction = 1
-    if not isinstance(correction, (int, float)) or not isinstance(count, int):
-        raise UnsupportedError("a variance over a size known only at run time")
-    freedom = max(count - correction, 0)
-    variance = scope.apply("div", squares, Number(float(freedom), element.dtype))
+    variance = scope.apply("div", squares, _freedom(sweep, element.dtype))
     return scope.apply("sqrt", variance) if ".std." in node.op.name else variance
+
+
+def _freedom(sweep: Sweep, dtype: torch.dtype) -> Term:
+    """Degrees of freedom: elements less the correction, at least none."""
+    correction = sweep.node.arg("correction")
+    less = number(1 if correction is None else correction, dtype)
+    if isinstance(sweep.count, int) and isinstance(less.value, float):
+        return number(max(sweep.count - less.value, 0.0), dtype)
+    freedom = sweep.scope.apply("sub", Number(sweep.count, dtype), less)
+    return sweep.scope.apply("maximum", freedom, number(0, dtype))
 
 
 def _softmax_parts(sweep: Sweep, index: Index, dtype: torch.dtype) -> tuple[Ref, Ref, Ref]:

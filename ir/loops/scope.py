@@ -13,7 +13,7 @@ from typing import Final
 
 import torch
 
-from rewright.ir.dims import Size, divisible, equal, exact_div, hint, product
+from rewright.ir.dims import Dim, Size, divisible, equal, exact_div, hint, product
 from rewright.ir.errors import UnsupportedError
 from rewright.ir.expr import PREDICATES, Call, Expr, Literal, Operand
 from rewright.ir.graph import Graph, Node, Value
@@ -73,6 +73,7 @@ class Scope:
         self._values: dict[tuple[Value, Index, Guards], Ref] = {}
         self._terms: dict[object, Ref] = {}
         self._inputs = {i.value for i in region.inputs}
+        self._origin = ""
         cols = [a for a in axes if a.name in columns]
         self.col_count = product(a.size for a in cols)
         self._col_position = linear([axis_index(a) for a in cols], [a.size for a in cols])
@@ -84,7 +85,9 @@ class Scope:
         key = (value, index, guards)
         found = self._values.get(key)
         if found is None:
+            reader, self._origin = self._origin, value.name
             found = self._values[key] = self._evaluate(value, index, guards)
+            self._origin = reader
         return found
 
     def _evaluate(self, value: Value, index: Index, guards: Guards) -> Ref:
@@ -108,7 +111,7 @@ class Scope:
         offset = Affine()
         for part, stride in zip(index, type.layout, strict=True):
             offset = offset + part.scaled(stride)
-        return self.let(Load(value.name, offset, compute_dtype(type.dtype), guards), value.name)
+        return self.let(Load(value.name, offset, compute_dtype(type.dtype), guards))
 
     def _pointwise(self, node: Node, index: Index, guards: Guards) -> Ref:
         element = scalar_expr(node)
@@ -138,32 +141,37 @@ class Scope:
         typed = convert(term, compute_dtype(dtype))
         if dtype != compute_dtype(dtype):
             typed = Round(typed, dtype, compute_dtype(dtype))
-        return self.let(typed, value.name)
+        return self.let(typed)
 
     # --- statements -------------------------------------------------------------------------
 
-    def let(self, term: Term, origin: str = "") -> Ref:
-        """Name a term; an equal term keeps the name it has."""
+    def let(self, term: Term) -> Ref:
+        """Name a term; an equal term keeps the name it has, and the node it was made for."""
         if isinstance(term, Ref):
             return term
         found = self._terms.get(term)
         if found is not None:
             return found
         ref = Ref(f"t{len(self.defined)}", term.dtype)
-        self.defined[ref.name] = Defined(Let(ref.name, term, origin), *self._reach(term))
+        self.defined[ref.name] = Defined(Let(ref.name, term, self._origin), *self._reach(term))
         self._terms[term] = ref
         return ref
 
     def apply(self, name: str, *args: Term) -> Ref:
         """A primitive of named operands; the result is a mask for predicates."""
         named = tuple(a if isinstance(a, Number) else self.let(a) for a in args)
-        value = named[-1].dtype if name == "select" else named[0].dtype
+        value = named[0].dtype
+        if name == "select":
+            # Between a number and a truth value the number's type is the result's.
+            value = next((a.dtype for a in named[1:] if a.dtype != torch.bool), torch.bool)
+            branches = (convert(a, value) for a in named[1:])
+            named = (named[0], *(b if isinstance(b, Number) else self.let(b) for b in branches))
         if value == torch.bool:
             name = _ON_MASKS.get(name, name)
         dtype = torch.bool if name in PREDICATES else value
         return self.let(Apply(name, named, dtype))
 
-    def reduce(self, how: str, term: Term, origin: str = "") -> Ref:
+    def reduce(self, how: str, term: Term) -> Ref:
         """Combine `term` over all columns."""
         key = ("reduce", how, term)
         found = self._terms.get(key)
@@ -171,7 +179,7 @@ class Scope:
             return found
         ref = Ref(f"t{len(self.defined)}", term.dtype)
         _, depth = self._reach(term)
-        self.defined[ref.name] = Defined(Reduce(ref.name, how, term, origin), True, depth)
+        self.defined[ref.name] = Defined(Reduce(ref.name, how, term, self._origin), True, depth)
         self._terms[key] = ref
         return ref
 

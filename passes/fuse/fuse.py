@@ -120,13 +120,13 @@ class _Plan:
         domain = self.domains.pop(a).join(self.domains.pop(b))
         assert domain is not None
         self.domains[self.groups.merge(a, b, visited)] = domain
-        size = value.tensor.nbytes_hint
-        self.env.log.decide("fuse", subject, f"joins %{value.name}: {_bytes(size)} read once less")
+        size = _bytes(value.tensor.nbytes_hint)
+        self.env.log.decide("fuse", subject, f"joins %{value.name}, saving a read of {size}")
 
     def _obstacle(self, a: int, b: int, visited: int) -> str | None:
         members = self.groups.members
         if (members[a] | members[b]).bit_count() > self.options.max_ops:
-            return f"more than {self.options.max_ops} nodes in one kernel (fuse{{max-ops=}})"
+            return f"more than {self.options.max_ops} nodes in one kernel (see fuse{{max-ops}})"
         if self.domains[a].join(self.domains[b]) is None:
             return "their iteration spaces differ"
         devices = {v.tensor.device for g in (a, b) for v in self._results(g)}

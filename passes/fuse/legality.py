@@ -56,7 +56,9 @@ def obstacle(node: Node) -> str | None:
         return pointwise_obstacle(node)
     if node.op.name in OPERATORS:
         return None
-    return f"{node.op} has no loop form"
+    if node.op.kind is Kind.CONTRACTION:
+        return f"{node.op} runs as a library call"
+    return f"{node.op} has no kernel of ours"
 
 
 def _type_obstacle(name: str, type: object) -> str | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rewright.ir import (
     CheckError,
     Graph,
+    Kind,
     Node,
     Step,
     TensorType,
@@ -19,7 +20,13 @@ from rewright.ir import (
 from rewright.passes.base import Env, Pass
 from rewright.passes.memory.judge import judge
 from rewright.passes.memory.lifetimes import Lifetime, frees_after, lifetimes
-from rewright.passes.memory.problem import Buffer, MemoryPlan, MemoryProblem, lower_bound
+from rewright.passes.memory.problem import (
+    Buffer,
+    MemoryPlan,
+    MemoryProblem,
+    lower_bound,
+    peak_load,
+)
 from rewright.passes.memory.solve import solve
 
 
@@ -70,7 +77,12 @@ def problem_of(found: tuple[Lifetime, ...], alignment: int) -> MemoryProblem:
 
 def peak_bytes(graph: Graph) -> int:
     """Bytes that a run of a kernel-level graph holds at its peak beyond its inputs, at the hints:
-    the arena, and the tensors of their own that are alive at one time."""
+    the arena, and the tensors of their own that are alive at one time. Before the memory pass: the
+    most that is alive at one time."""
+    if not any(n.op.kind is Kind.STORAGE for n in graph.nodes):
+        return peak_load(
+            (f.start, f.last + 1, f.value.tensor.nbytes_hint) for f in lifetimes(graph)
+        )
     arena = max((_end_of(n) for n in graph.nodes if n.op.name == "rw.alloc"), default=0)
     placed = {n.result for n in graph.nodes if n.op.name == "rw.alloc"}
     placed |= {n.results[i] for n in graph.nodes for i in _destined(n)}

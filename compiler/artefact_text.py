@@ -1,0 +1,181 @@
+"""`program.py` of an artefact: the call sequence with what it needs around it, as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from rewright.codegen import input_sizes, main_device
+from rewright.codegen.python_text import python_tuple
+from rewright.codegen.runtime import cpu_flags
+from rewright.ir import Graph, ScalarType, TensorType, UnsupportedError, op
+
+if TYPE_CHECKING:
+    from rewright.driver import Program
+
+# Families of instructions that a compiler may use when it builds for the host.
+_FAMILIES: Final = ("avx", "amx", "fma", "f16c", "bmi", "sse4", "gfni", "vaes", "vpclmul", "movbe")
+_NEEDS: Final = {
+    "avx512": ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+    "avx2": ("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"),
+}
+
+
+def program_text(program: Program) -> str:
+    """Imports, the operators and kernels it calls, the call sequence, `load()`.
+
+    Raises UnsupportedError for operators that need more than torch.
+    """
+    calls, graph = program.executable.calls, program.source
+    operators = [f"{short} = {_operator(name)}" for short, name in sorted(calls.operators.items())]
+    return _PROGRAM.format(
+        title=graph.name,
+        operators="\n".join(operators),
+        kernels=json.dumps(sorted(set(calls.kernels.values()))),
+        needs=json.dumps(_needs(program) if calls.kernels else []),
+        device=str(main_device(program.graph)),
+        calls=calls.source.split('"""', 2)[2].strip(),
+        inputs=json.dumps([i.value.name for i in graph.inputs]),
+        given=json.dumps([i.value.name for i in graph.inputs if i.role == "input"]),
+        mutable=json.dumps([i.value.name for i in graph.inputs if i.mutable]),
+        first=json.dumps(_first_shapes(graph)),
+        bounds="\n".join(f"    {line}" for line in _bounds(graph)) or "    pass",
+        symbols=", ".join(input_sizes(graph)),
+        layouts="\n".join(f"        {line}" for line in _layouts(graph)),
+    )
+
+
+def _operator(name: str) -> str:
+    found = op(name)
+    if isinstance(found.target, torch._ops.OpOverload):
+        return f"torch.ops.{name}"
+    if found.namespace == "py" and found.target is not None:
+        return f"{found.target.__module__.lstrip('_')}.{found.target.__name__}"
+    raise UnsupportedError(f"an artefact cannot hold the higher-order {name}", who="save")
+
+
+def _needs(program: Program) -> list[str]:
+    """What the CPU must be able to do, in the words of /proc/cpuinfo."""
+    from rewright.calibrate_host import host
+
+    target = program.plan.env.target
+    if target == host():
+        return sorted(flag for flag in cpu_flags() if flag.startswith(_FAMILIES))
+    return sorted(_NEEDS.get(target.isa, ()))
+
+
+def _first_shapes(graph: Graph) -> dict[str, int]:
+    """The rank of each tensor that the caller passes."""
+    given = (i.value for i in graph.inputs if i.role == "input")
+    return {v.name: v.type.rank for v in given if isinstance(v.type, TensorType)}
+
+
+def _bounds(graph: Graph) -> Iterator[str]:
+    """Checks of the sizes, and of the Python numbers that were fixed."""
+    known = input_sizes(graph)
+    for symbol in graph.symbols:
+        if symbol.name not in known:
+            continue
+        high = "" if symbol.high is None else f" <= {symbol.high}"
+        divides = f" and {symbol.name} % {symbol.divisor} == 0" if symbol.divisor > 1 else ""
+        wanted = f"{symbol.low} <= {symbol.name}{high}{divides}"
+        yield f"if not ({wanted}):"
+        yield f'    raise ValueError(f"wanted {wanted}, not {symbol.name} = {{{symbol.name}}}")'
+
+
+def _layouts(graph: Graph) -> Iterator[str]:
+    for input in graph.inputs:
+        type = input.value.type
+        if input.role == "input" and isinstance(type, TensorType):
+            shape, strides = python_tuple(type.shape), python_tuple(type.layout)
+            yield f"{input.value.name!r}: ({type.dtype}, {shape}, {strides}),"
+        elif input.role == "input" and isinstance(type, ScalarType) and type.dim is not None:
+            yield f"{input.value.name!r}: {type.dim},"
+
+
+_PROGRAM: Final = '''"""graph {title} as Python: `load()` gives a function of the model's inputs.
+
+Written by rewright; needs torch, nothing else.
+"""
+
+import ctypes
+import math
+import operator
+import pathlib
+import runpy
+
+import torch
+
+HERE = pathlib.Path(__file__).resolve().parent
+runtime = runpy.run_path(str(HERE / "runtime.py"))
+Frame, Frames = runtime["Frame"], runtime["Frames"]
+new, own, place_again = runtime["new"], runtime["own"], runtime["place_again"]
+
+{operators}
+
+DEVICE = torch.device("{device}")
+KERNELS = {kernels}
+NEEDS = {needs}
+INPUTS = {inputs}
+GIVEN = {given}
+MUTABLE = {mutable}
+RANKS = {first}
+constants = {{}}
+
+
+{calls}
+
+
+def check_bounds({symbols}):
+{bounds}
+
+
+def layouts({symbols}):
+    return {{
+{layouts}
+    }}
+
+
+def load():
+    """A function that takes the model's inputs and returns its outputs as a list."""
+    if KERNELS:
+        runtime["check_cpu"](NEEDS)
+        library = ctypes.CDLL(str(HERE / "kernels.so"))
+        for name in KERNELS:
+            function = getattr(library, name)
+            function.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+            function.restype = None
+            globals()[name] = function
+    tensors = torch.load(HERE / "tensors.pt", weights_only=True)
+    constants.update(tensors["constants"])
+    state = tensors["state"]
+    frames = Frames(lambda sizes: prepare(sizes, DEVICE), retain=True)
+
+    @torch.no_grad()
+    def call(*inputs):
+        if len(inputs) != len(GIVEN):
+            raise TypeError(f"takes {{len(GIVEN)}} inputs: {{', '.join(GIVEN)}}")
+        given = dict(zip(GIVEN, inputs))
+        for name, rank in RANKS.items():
+            if not isinstance(given[name], torch.Tensor) or given[name].dim() != rank:
+                raise TypeError(f"{{name}} is a tensor of {{rank}} dimensions")
+        args = [given[n] if n in given else state[n] for n in INPUTS]
+        sizes = sizes_of(args)
+        check_bounds(*sizes)
+        for name, wanted in layouts(*sizes).items():
+            args[INPUTS.index(name)] = runtime["fitted"](name, given[name], wanted)
+        written = [(given[n], args[INPUTS.index(n)]) for n in MUTABLE if n in given]
+        frame = frames.take(sizes)
+        try:
+            return run(args, frame)
+        finally:
+            frames.put(sizes, frame)
+            for arg, used in written:
+                if used is not arg:
+                    arg.copy_(used)
+
+    return call
+'''
