@@ -39,6 +39,7 @@ from rewright.ir.graph import (
     Node,
     Step,
     Value,
+    dims_in,
     freeze,
     fresh_names,
     leaves,
@@ -46,6 +47,7 @@ from rewright.ir.graph import (
     map_values,
     values_in,
 )
+from rewright.ir.late_sizes import late_sizes, symbols_read
 from rewright.ir.ops import Effect, Kind, Op, op, op_of_target, out_variant
 from rewright.ir.pointwise import compute_dtype
 from rewright.ir.pointwise import obstacle as pointwise_obstacle
@@ -104,6 +106,7 @@ __all__ = [
     "compute_dtype",
     "contiguous_strides",
     "did_you_mean",
+    "dims_in",
     "divisible",
     "effect_of",
     "equal",
@@ -117,6 +120,7 @@ __all__ = [
     "is_call",
     "is_dense",
     "known_targets",
+    "late_sizes",
     "leaves",
     "map_leaves",
     "map_values",
@@ -133,5 +137,6 @@ __all__ = [
     "shares_input_storage",
     "storage_roots",
     "symbols_of",
+    "symbols_read",
     "values_in",
 ]

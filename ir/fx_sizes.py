@@ -134,7 +134,8 @@ class SizeTable:
             found = sympy.Symbol(f"opaque{len(self._opaque)}", integer=True)
             self._opaque[expr] = found
             low, high = range_of(expr, env)
-            self._symbols[found.name] = Symbol(self._next("u"), value_of(expr, env), low, high)
+            # Without a hint, though torch has one: no plan made before the run may count on it.
+            self._symbols[found.name] = Symbol(self._next("u"), None, low, high)
         return found
 
     def _declare(self, symbol: sympy.Symbol, env: Any) -> Symbol:

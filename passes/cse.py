@@ -60,6 +60,8 @@ def obstacle(node: Node, twin: Node, aliases: Aliases) -> str | None:
     """Why `node`, which computes the same as the earlier `twin`, must run all the same."""
     if not may_merge(node, twin):
         return f"{node.op} has an effect ({effect_of(node).value}) and runs as often as it is asked"
+    if any(old.type != new.type for old, new in zip(node.results, twin.results, strict=True)):
+        return f"%{twin.name} has another type: its sizes are known only at run time"
     pairs = zip(node.results, twin.results, strict=True)
     return next((why for old, new in pairs if (why := aliases.obstacle(old, new))), None)
 

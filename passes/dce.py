@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rewright.ir import Graph, Node, may_drop
+from rewright.ir import Graph, Node, dims_in, late_sizes, may_drop, symbols_of, symbols_read
 from rewright.passes.base import Env, Pass
 
 
@@ -33,16 +33,24 @@ class Dce(Pass, name="dce", takes="aten", gives="aten"):
 
 
 def split_dead(graph: Graph) -> tuple[list[Node], list[Node]]:
-    """The nodes that stay and those that may go, each in order."""
+    """The nodes that stay and those that may go, each in order.
+
+    A node also stays when somebody reads a size that is known from it alone.
+    """
     read = {value.name for value in graph.returned}
+    late = {symbol: id(node) for symbol, node in late_sizes(graph).items()}
+    wanted = {late[s.name] for s in symbols_of(dims_in(graph.outputs)) if s.name in late}
     kept: list[Node] = []
     dropped: list[Node] = []
     for node in reversed(graph.nodes):
-        if may_drop(node) and not any(value.name in read for value in node.results):
+        is_read = id(node) in wanted or any(value.name in read for value in node.results)
+        if may_drop(node) and not is_read:
             dropped.append(node)
             continue
         kept.append(node)
         read.update(value.name for value in node.operands)
+        if late:
+            wanted.update(late[s.name] for s in symbols_read(node) if s.name in late)
     return kept[::-1], dropped[::-1]
 
 

@@ -58,6 +58,31 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def every_graph_round_trips() -> Iterator[None]:
+    """Whatever graph a test puts through a checked pipeline prints, parses and is itself again."""
+    from rewright.ir import Graph
+    from rewright.ir import check as module
+    from rewright.ir.parse import parse
+    from rewright.ir.show import show
+
+    check, seen = module.check, set[str]()
+
+    def check_and_round_trip(graph: Graph, level: str) -> None:
+        check(graph, level)
+        text = show(graph)
+        if text in seen:
+            return
+        seen.add(text)
+        parsed = parse(text)
+        assert parsed == graph, f"another graph after a round trip:\n{text}"
+        assert show(parsed) == text
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "check", check_and_round_trip)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def without_dynamo_state() -> Iterator[None]:
     """Nothing torch.compile remembers reaches the next test."""

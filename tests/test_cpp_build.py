@@ -114,8 +114,8 @@ def test_the_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     assert cache_root() == Path("/caches/rewright")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/of-user")
-    assert cache_root() == Path("/home/of-user/.cache/rewright")
+    monkeypatch.setenv("HOME", "/users/someone")
+    assert cache_root() == Path("/users/someone/.cache/rewright")
 
 
 def test_keys_tell_parts_apart() -> None:

@@ -25,6 +25,8 @@ from cpp_kernels import (
 )
 from rewright.codegen.cpp import emit
 from rewright.codegen.cpp.text import identifiers, number_text
+from rewright.codegen.schedule import schedule
+from rewright.ir import UnsupportedError
 from rewright.ir.dims import evaluate as size_of
 from rewright.ir.interpret import interpret
 
@@ -376,6 +378,42 @@ def test_sizes_change_no_bit_of_an_element() -> None:
     assert all(torch.equal(r, results[-1][: len(r)]) for r in results)
 
 
+# --- schedules ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("function", "shape", "style", "shared"),
+    [
+        (torch.exp, (8, 8), "elements", "nothing"),
+        (torch.exp, (512, 512), "elements", "rows"),
+        (partly(Tensor.softmax, -1), (8, 64), "lanes", "nothing"),
+        (partly(Tensor.softmax, -1), (512, 512), "lanes", "rows"),
+        (partly(Tensor.softmax, -1), (1, 65536), "lanes", "blocks"),
+        (partly(Tensor.sum, 0), (512, 768), "columns", "rows"),
+        (partly(Tensor.sum, 0), (30000, 16), "columns", "blocks"),
+    ],
+)
+def test_threads_share_what_there_is_enough_of(
+    function: Function, shape: tuple[int, ...], style: str, shared: str
+) -> None:
+    plan = schedule(traced("f", function, torch.empty(shape)).nest)
+    assert (plan.style, plan.shared) == (style, shared)
+
+
+def test_reads_that_jump_from_lane_to_lane_are_tiled() -> None:
+    jumping = traced("f", lambda x: x.t().contiguous() * 2, numbers(40, 50))
+    straight = traced("f", lambda x: x * 2, numbers(40, 50))
+    tile = schedule(jumping.nest).tile
+    assert tile is not None and tile.size == 50
+    assert schedule(straight.nest).tile is None
+
+
+def test_wide_strips_are_for_single_sweeps() -> None:
+    once = traced("f", lambda x: x.sum(0), numbers(20, 1024))
+    often = traced("f", lambda x: x.softmax(0), numbers(20, 1024))
+    assert schedule(once.nest).vectors == 2 * schedule(often.nest).vectors
+
+
 # --- text ---------------------------------------------------------------------------------------
 
 
@@ -385,6 +423,31 @@ def test_the_text_is_the_same_every_time_and_says_what_it_computes() -> None:
     assert text == emit([case.nest], graph="net")
     assert "graph net" in text and "rows [a0: 4, a1: 8]" in text
     assert all(len(line) <= 110 for line in text.splitlines())
+
+
+def test_a_value_is_rounded_once_where_only_a_store_reads_it() -> None:
+    half = numbers(4, 8, dtype=torch.bfloat16)
+    alone = traced("alone", lambda x: x.exp(), half)
+    read = traced("read", lambda x: x.exp().sin(), half)
+    assert "round_to" not in emit([alone.nest])
+    assert emit([read.nest]).count("round_to<bf16>") == 1
+
+
+def test_positions_that_are_only_compared_take_32_bits() -> None:
+    mask = traced("mask", lambda x: x.tril(), numbers(4, 8))
+    value = traced(
+        "value", lambda x: torch.where(torch.arange(8) > 3, torch.arange(8), 0) + x, numbers(8)
+    )
+    assert "i64v" not in emit([mask.nest]) and "positions<i32>" in emit([mask.nest])
+    assert "positions<i64>" in emit([value.nest])
+
+
+def test_a_dtype_without_a_place_in_kernels_is_refused() -> None:
+    case = traced("f", lambda x: x * 2, numbers(8))
+    buffer = case.nest.inputs[0]
+    odd = replace(buffer, type=buffer.type.with_dtype(torch.complex64))
+    with pytest.raises(UnsupportedError, match="c64"):
+        emit([replace(case.nest, inputs=(odd,))])
 
 
 def test_names_that_mean_something_else_in_cpp_are_changed() -> None:

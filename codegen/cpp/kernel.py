@@ -12,7 +12,7 @@ import torch
 from rewright.codegen.cpp.index import Block, Counter, Place
 from rewright.codegen.cpp.simplify import reads, simplified
 from rewright.codegen.cpp.terms import Printer
-from rewright.codegen.cpp.text import STORAGE, identifiers, size_text
+from rewright.codegen.cpp.text import STORAGE, identifiers, size_text, storage_text
 from rewright.codegen.schedule import Schedule
 from rewright.ir import Size, divisible, product
 from rewright.ir.loops import Axis, Let, Nest, Reduce, Statement, Store, indices_of
@@ -41,7 +41,7 @@ class Kernel:
         lines = []
         buffers = [(b, "const ") for b in self.nest.inputs] + [(b, "") for b in self.nest.outputs]
         for place, (buffer, const) in enumerate(buffers):
-            type = f"{const}{STORAGE[buffer.type.dtype]}*"
+            type = f"{const}{storage_text(buffer.type.dtype)}*"
             name = self.names[buffer.name]
             lines.append(f"{type} const {name} = static_cast<{type}>(p[{place}]);")
         return lines

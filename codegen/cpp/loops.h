@@ -334,6 +334,8 @@ template <class T> inline auto load(const T* from, int n) { return load_part(fro
 template <class T> inline void store(T* to, compute<T> x, Whole) { store(to, x); }
 template <class T> inline void store(T* to, compute<T> x, int n) { store_part(to, x, n); }
 
+inline int within_lanes(i64 l) { return static_cast<int>(l < 0 ? 0 : l > W ? W : l); }
+
 // One element in every lane.
 template <class T> inline compute<T> broadcast(const T* from) {
   using Raw = typename storage<T>::Raw;
@@ -386,13 +388,20 @@ inline auto load_where(const T* base, int n, Index index, Inside inside) {
   return load(picked);
 }
 
-// Lanes [low, high) from memory, the others zero.
-template <class T, class N> inline auto load_window(const T* from, i64 low, i64 high, N n) {
+// Lanes [low, high) of the first n from memory, the others zero.
+template <class T, class N> inline compute<T> load_window(const T* from, i64 low, i64 high, N n) {
   if (low <= 0 && n <= high) return load(from, n);
+  const int begin = within_lanes(low), end = within_lanes(high < n ? high : static_cast<i64>(n));
+#if defined RW_PARTIAL_MEMORY
+  const unsigned which = first_bits(end) & ~first_bits(begin);
+  const auto* const bits = reinterpret_cast<const uint_of<T>*>(from);
+  RW_EACH(lane_of<T>, storage<T>::unpack((typename raw_lanes<T>::type)load_lanes(
+      bits + k * STEP<T>, which >> (k * STEP<T>), lane_count<STEP<T>>{})))
+#else
   T picked[W] = {};
-  const i64 end = high < n ? high : static_cast<i64>(n);
-  for (i64 l = low < 0 ? 0 : low; l < end; ++l) picked[l] = from[l];
+  for (int l = begin; l < end; ++l) picked[l] = from[l];
   return load(picked);
+#endif
 }
 
 // --- transposition -------------------------------------------------------------------------------
@@ -456,9 +465,7 @@ template <class Inside> inline mask mask_each(Inside inside) {
 
 // Lanes [low, high).
 inline mask window(i64 low, i64 high) {
-  const int from = static_cast<int>(low < 0 ? 0 : low > W ? W : low);
-  const int end = static_cast<int>(high < 0 ? 0 : high > W ? W : high);
-  return logical_and(first(end), logical_not(first(from)));
+  return logical_and(first(within_lanes(high)), logical_not(first(within_lanes(low))));
 }
 
 // start, start + step, ...

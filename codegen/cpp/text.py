@@ -11,7 +11,7 @@ from typing import Final
 
 import torch
 
-from rewright.ir import Dim, Size
+from rewright.ir import DTYPE_NAMES, Dim, Size, UnsupportedError
 from rewright.ir.expr import PRIMITIVES
 
 # What an element of each dtype is in memory, as a type of simd.h. That of a compute type is also
@@ -53,13 +53,23 @@ p s r u l n rw begin end width main load load_part load_strided load_each load_a
 load_where store store_part store_strided store_each store_across broadcast splat cast round_to
 positions positions_each window mask_each within parallel parallel_rows serial serial_rows steps
 strips reduce parallel_reduce sequence parallel_sequence transpose transpose_strip size_div
-size_mod size_pow size_max size_min
+size_mod size_pow size_max size_min gather scatter iota lane all fma isfinite first bits first_bits
+hsum hprod hmax hmin hany hall bitwise_and bitwise_or bitwise_xor bitwise_not
 """
 _TYPES: Final = (*STORAGE.values(), *VECTOR.values())
 _RESERVED: Final = frozenset((*_WORDS.split(), *_TYPES, *PRIMITIVES))
 
 # Names that emitters make: scalars t0, axes a0 a1oi, indices i0, and what is built on them.
 _MADE: Final = re.compile(r"([taci]\d+[oi]*(_.*)?|.*__.*|_.*|[A-Z].*)")
+
+
+def storage_text(dtype: torch.dtype) -> str:
+    """The type of an element in memory. Raises UnsupportedError for dtypes kernels don't know."""
+    if dtype not in STORAGE:
+        raise UnsupportedError(
+            f"C++ kernels have no elements of {DTYPE_NAMES.get(dtype, dtype)}", who="cpp"
+        )
+    return STORAGE[dtype]
 
 
 def identifiers(names: Iterable[str]) -> dict[str, str]:

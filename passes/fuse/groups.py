@@ -1,121 +1,109 @@
-"""Groups of nodes that become regions, kept convex while they grow.
+"""Groups of items that become regions, kept in an order that can run while they grow.
 
-A group is convex when no path leaves it and comes back: otherwise the region would have to run
-before something it reads. Sets of nodes are bit masks, `before[g]` holds all nodes that must run
-before group `g`, with every touched group counted whole.
+Two groups may become one when no path leads from one through others to the other: the region would
+have to run before something that it reads. Groups keep places in a topological order, so that only
+what stands between two of them is searched, and a merge moves only what it must (Pearce and Kelly,
+"A dynamic topological sort algorithm for directed acyclic graphs", 2007).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from rewright.ir import Effect, Graph, effect_of
+from collections.abc import Sequence
 
 
 class Groups:
-    """A partition of a graph's nodes; every node starts alone, groups only grow."""
+    """A partition of items that stand in an order that can run; every item starts alone.
 
-    def __init__(self, graph: Graph) -> None:
-        self.nodes = graph.nodes
-        self.group_of = list(range(len(graph.nodes)))
-        self.members = [1 << i for i in range(len(graph.nodes))]
-        self.before = [0] * len(graph.nodes)
-        self._sources = _dependencies(graph)
+    `sources[i]` are the items that must run before item `i`.
+    """
 
-    def visit(self, node: int) -> None:
-        """Learn what must run before `node`; nodes are visited in order, before they are merged."""
-        before = 0
-        for source in self._sources[node]:
-            group = self.group_of[source]
-            before |= self.members[group] | self.before[group]
-        self.before[node] = before
+    def __init__(self, sources: Sequence[Sequence[int]]) -> None:
+        self.sources = sources
+        self.group_of = list(range(len(sources)))
+        self.members = [[i] for i in range(len(sources))]
+        self._before = [set(found) for found in sources]
+        self._after: list[set[int]] = [set() for _ in sources]
+        for item, found in enumerate(sources):
+            for source in found:
+                self._after[source].add(item)
+        self._place = list(range(len(sources)))
 
-    def between(self, a: int, b: int, visited: int) -> str | None:
-        """The name of a node on a path from one group through outside to the other, or None.
-
-        `visited` is the number of nodes visited so far.
-        """
-        both = self.members[a] | self.members[b]
-        for first, last in ((a, b), (b, a)):
-            outside = self.before[last] & ~both
-            if not outside:
-                continue
-            start = _lowest(self.members[first])
-            for node in bits(outside >> start << start):
-                if node < visited and self.before[self.group_of[node]] & self.members[first]:
-                    return self.nodes[node].name
+    def between(self, a: int, b: int) -> int | None:
+        """An item on a path from one group through others to the other, or None."""
+        first, last = self._ordered(a, b)
+        for group in self._reached(first, last, self._after):
+            if last in self._after[group]:
+                return self.members[group][0]
         return None
 
-    def merge(self, a: int, b: int, visited: int) -> int:
+    def distance(self, a: int, b: int) -> int:
+        """Places from one group to the other."""
+        return abs(self._place[a] - self._place[b])
+
+    def merge(self, a: int, b: int) -> int:
         """One group of both; returns its number. `between` must have found nothing."""
-        keep, gone = (a, b) if a < b else (b, a)
-        both = self.members[a] | self.members[b]
-        before = (self.before[a] | self.before[b]) & ~both
-        self.members[keep], self.before[keep] = both, before
-        self.members[gone] = 0
-        for node in bits(both):
-            self.group_of[node] = keep
-        new = both | before
-        for node in range(_lowest(both), visited):
-            group = self.group_of[node]
-            if group != keep and self.before[group] & both:
-                self.before[group] |= new
+        first, last = self._ordered(a, b)
+        self._make_neighbours(first, last)
+        keep, gone = (a, b) if len(self.members[a]) >= len(self.members[b]) else (b, a)
+        for item in self.members[gone]:
+            self.group_of[item] = keep
+        self.members[keep] = sorted(self.members[keep] + self.members[gone])
+        self.members[gone] = []
+        self._rewire(keep, gone, self._before, self._after)
+        self._rewire(keep, gone, self._after, self._before)
         return keep
 
-    def nodes_of(self, group: int) -> list[int]:
-        return list(bits(self.members[group]))
+    def schedule(self) -> list[int]:
+        """Groups in an order in which each runs after all it reads, each where its last item was
+        if that can be."""
+        import heapq
 
+        owners = sorted(set(self.group_of))
+        waiting = {g: len(self._before[g]) for g in owners}
+        ready = [(self.members[g][-1], g) for g in owners if waiting[g] == 0]
+        heapq.heapify(ready)
+        order: list[int] = []
+        while ready:
+            _, group = heapq.heappop(ready)
+            order.append(group)
+            for reader in self._after[group]:
+                waiting[reader] -= 1
+                if waiting[reader] == 0:
+                    heapq.heappush(ready, (self.members[reader][-1], reader))
+        return order
 
-def bits(mask: int) -> Iterator[int]:
-    """Positions of the set bits, ascending."""
-    while mask:
-        low = mask & -mask
-        yield low.bit_length() - 1
-        mask ^= low
+    def _ordered(self, a: int, b: int) -> tuple[int, int]:
+        return (a, b) if self._place[a] < self._place[b] else (b, a)
 
+    def _reached(self, start: int, end: int, edges: Sequence[set[int]]) -> list[int]:
+        """Groups that stand strictly between two and are reached from `start` along `edges`."""
+        low, high = sorted((self._place[start], self._place[end]))
+        found: dict[int, None] = {}
+        todo = [start]
+        while todo:
+            for group in edges[todo.pop()]:
+                if group not in found and low < self._place[group] < high:
+                    found[group] = None
+                    todo.append(group)
+        return list(found)
 
-def _lowest(mask: int) -> int:
-    return (mask & -mask).bit_length() - 1
+    def _make_neighbours(self, first: int, last: int) -> None:
+        """Reorder what stands between two groups: what `last` needs, both, what needs `first`."""
+        needed = self._reached(last, first, self._before)
+        needing = self._reached(first, last, self._after)
+        order = [*self._by_place(needed), first, last, *self._by_place(needing)]
+        for group, place in zip(order, sorted(self._place[g] for g in order), strict=True):
+            self._place[group] = place
 
+    def _by_place(self, groups: Sequence[int]) -> list[int]:
+        return sorted(groups, key=self._place.__getitem__)
 
-def _dependencies(graph: Graph) -> list[list[int]]:
-    """For each node the nodes it must follow: producers, and the last node of its effect."""
-    number = {value: i for i, node in enumerate(graph.nodes) for value in node.results}
-    last: dict[Effect, int] = {}
-    found: list[list[int]] = []
-    for i, node in enumerate(graph.nodes):
-        sources = {number[v] for v in node.operands if v in number}
-        effect = effect_of(node)
-        if effect is not Effect.NONE:
-            if effect in last:
-                sources.add(last[effect])
-            last[effect] = i
-        found.append(sorted(sources))
-    return found
-
-
-def schedule(graph: Graph, groups: Groups) -> list[int]:
-    """Groups in an order in which each runs after all it reads, as near to the old as possible."""
-    import heapq
-
-    owners = sorted(set(groups.group_of))
-    place = {g: groups.members[g].bit_length() for g in owners}
-    readers: dict[int, set[int]] = {g: set() for g in owners}
-    waiting = dict.fromkeys(owners, 0)
-    for node, sources in enumerate(_dependencies(graph)):
-        target = groups.group_of[node]
-        for source in {groups.group_of[s] for s in sources} - {target}:
-            if target not in readers[source]:
-                readers[source].add(target)
-                waiting[target] += 1
-    ready = [(place[g], g) for g in owners if waiting[g] == 0]
-    heapq.heapify(ready)
-    order: list[int] = []
-    while ready:
-        _, group = heapq.heappop(ready)
-        order.append(group)
-        for reader in sorted(readers[group]):
-            waiting[reader] -= 1
-            if waiting[reader] == 0:
-                heapq.heappush(ready, (place[reader], reader))
-    return order
+    @staticmethod
+    def _rewire(keep: int, gone: int, edges: list[set[int]], back: list[set[int]]) -> None:
+        for group in edges[gone]:
+            back[group].discard(gone)
+            if group != keep:
+                back[group].add(keep)
+        edges[keep] |= edges[gone]
+        edges[keep] -= {keep, gone}
+        edges[gone] = set()

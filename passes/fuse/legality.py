@@ -6,22 +6,29 @@ Never asks what a merge costs. Every refusal is a sentence.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rewright.ir import (
+    DTYPE_NAMES,
     Effect,
     Kind,
     Node,
     Size,
     TensorType,
     UnsupportedError,
+    Value,
     compute_dtype,
     effect_of,
     equal,
     pointwise_obstacle,
     product,
     symbols_of,
+    symbols_read,
 )
-from rewright.ir.loops import OPERATORS, Order, order_of, reduced_dims
+from rewright.ir.loops import OPERATORS, Order, order_of, reduced_count, reduced_dims
+
+if TYPE_CHECKING:
+    from rewright.ir.target import Target
 
 
 @dataclass(frozen=True)
@@ -44,14 +51,22 @@ class Domain:
         same = equal(self.elements, other.elements) and equal(self.rows, other.rows)
         return self if same and self.order == other.order else None
 
+    def __str__(self) -> str:
+        if self.rows is None:
+            return f"{self.elements} elements"
+        return f"{self.elements} elements in {self.rows} rows"
 
-def obstacle(node: Node) -> str | None:
+
+def obstacle(node: Node, target: Target) -> str | None:
     """Why the node cannot be part of a kernel of ours, or None."""
     if effect_of(node) is not Effect.NONE:
         return f"{node.op} has an effect ({effect_of(node).value})"
     for value in (*node.operands, *node.results):
-        if (why := _type_obstacle(value.name, value.type)) is not None:
+        if (why := _value_obstacle(value, target)) is not None:
             return why
+    late = next((s.name for s in symbols_read(node) if s.hint is None), None)
+    if late is not None:
+        return f"it reads the size {late}, which depends on the data"
     if node.op.kind is Kind.POINTWISE:
         return pointwise_obstacle(node)
     if node.op.name in OPERATORS:
@@ -61,23 +76,28 @@ def obstacle(node: Node) -> str | None:
     return f"{node.op} has no kernel of ours"
 
 
-def _type_obstacle(name: str, type: object) -> str | None:
+def _value_obstacle(value: Value, target: Target) -> str | None:
+    type = value.type
     if not isinstance(type, TensorType):
-        return f"%{name} is not a tensor"
+        return f"%{value.name} is not a tensor"
     if any(s.hint is None for s in symbols_of((*type.shape, *type.layout))):
-        return f"%{name} has a size that depends on the data"
+        return f"%{value.name} has a size that depends on the data"
     try:
         compute_dtype(type.dtype)
     except UnsupportedError as error:
         return error.message
+    if not any(type.dtype in emitter.dtypes for emitter in target.emitters):
+        return f"kernels for {target.name} do not take {DTYPE_NAMES[type.dtype]}"
+    if type.device.type != target.device:
+        return f"%{value.name} is on {type.device}, kernels are for {target.name}"
     return None
 
 
 def domain_of(node: Node) -> Domain:
     """The iteration space that a single node needs."""
-    if node.op.kind is not Kind.REDUCTION:
-        return Domain(max((v.tensor for v in node.results), key=lambda t: t.nbytes_hint).numel)
-    shape = node.operands[0].tensor.shape
-    dims = reduced_dims(node)
+    results = Domain(max((v.tensor for v in node.results), key=lambda t: t.nbytes_hint).numel)
+    if node.op.kind is not Kind.REDUCTION or reduced_count(node) == 1:
+        return results
+    shape, dims = node.operands[0].tensor.shape, reduced_dims(node)
     rows = product(size for d, size in enumerate(shape) if d not in dims)
     return Domain(product(shape), rows, order_of(node))

@@ -35,13 +35,27 @@ class PlanMemory(Pass, name="memory", takes="fused", gives="kernel"):
     """Give every intermediate an address in one arena, and say when it is allocated and freed.
 
     before:
-        %a = aten.mm.default(%x, %y) : f32[8, 8]
-        %b = aten.mm.default(%a, %y) : f32[8, 8]
+        graph f(%x: f32[8, 8], %y: f32[8, 8]) {
+          %a = aten.mm.default(%x, %y) : f32[8, 8]
+          %b = aten.mm.default(%a, %y) : f32[8, 8]
+          %c = aten.mm.default(%b, %y) : f32[8, 8]
+          %d = aten.mm.default(%c, %y) : f32[8, 8]
+          return %d
+        }
     after:
-        %a_buffer = rw.alloc(offset=0) : f32[8, 8]
-        %a = aten.mm.default(%x, %y, out=[%a_buffer]) : f32[8, 8]
-        %b = aten.mm.default(%a, %y) : f32[8, 8]
-        rw.free(%a)
+        graph f(%x: f32[8, 8], %y: f32[8, 8]) {
+          %a_buffer = rw.alloc(offset=0) : f32[8, 8]
+          %a = aten.mm.default(%x, %y, out=[%a_buffer]) : f32[8, 8]
+          %b_buffer = rw.alloc(offset=256) : f32[8, 8]
+          %b = aten.mm.default(%a, %y, out=[%b_buffer]) : f32[8, 8]
+          rw.free(%a)
+          %c_buffer = rw.alloc(offset=0) : f32[8, 8]
+          %c = aten.mm.default(%b, %y, out=[%c_buffer]) : f32[8, 8]
+          rw.free(%b)
+          %d = aten.mm.default(%c, %y) : f32[8, 8]
+          rw.free(%c)
+          return %d
+        }
 
     What leaves the graph, and what ATen can only allocate by itself, is a tensor of its own. With
     symbolic sizes the offsets are those at the hints; the runtime places again at other sizes.

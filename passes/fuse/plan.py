@@ -1,0 +1,174 @@
+"""Which units go together: groups grown while it is legal and saves time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from rewright.ir import Graph, Node, Value, hint
+from rewright.passes.base import Env
+from rewright.passes.fuse.groups import Groups
+from rewright.passes.fuse.legality import Domain, domain_of, obstacle
+from rewright.passes.fuse.profit import NEIGHBOURHOOD, saved_seconds, sweeps
+from rewright.passes.fuse.units import Units, sources_of
+
+Join = tuple[int, int]
+
+
+class FusionPlan:
+    """A partition of a graph's units, as it grows.
+
+    `domains` holds the groups that become kernels; `joins` for each the pairs of units by which it
+    grew, in order.
+    """
+
+    def __init__(self, graph: Graph, env: Env, max_ops: int) -> None:
+        self.env, self.max_ops = env, max_ops
+        self.units = Units.of(graph)
+        self.groups = Groups(sources_of(graph, self.units))
+        self.domains: dict[int, Domain] = {}
+        self.joins: dict[int, list[Join]] = {}
+        for i, node in enumerate(self.units.nodes):
+            self._admit(i, node)
+
+    def _admit(self, i: int, node: Node) -> None:
+        why = obstacle(node, self.env.target)
+        if why is None:
+            self.domains[i], self.joins[i] = domain_of(node), []
+        elif node.op.name != "rw.constant":  # which nothing runs for
+            self.env.log.refuse("fuse", node.name, why)
+
+    # --- growing ----------------------------------------------------------------------------
+
+    def grow_vertically(self) -> None:
+        """Join each unit with the groups that make what it reads, most bytes first."""
+        for i, node in enumerate(self.units.nodes):
+            if i not in self.domains:
+                continue
+            read = dict.fromkeys(self.units.roots[value] for value in node.operands)
+            made = [value for value in read if value in self.units.number]
+            for value in sorted(made, key=lambda v: (-v.tensor.nbytes_hint, v.name)):
+                self._try(self.units.number[value], i, value)
+
+    def grow_inwards(self) -> None:
+        """Move groups into the only one that reads them, though that runs over another space: what
+        is small is computed wherever it is broadcast to, what is joined in its place."""
+        for i in reversed(range(len(self.units.nodes))):
+            group = self.groups.group_of[i]
+            if group not in self.domains or self.groups.members[group][-1] != i:
+                continue
+            reader = self._only_reader(group)
+            if reader is not None and self.domains[group].rows is None:
+                self._try_inside(group, reader)
+
+    def grow_horizontally(self) -> None:
+        """Join groups that read the same value and run at about the same time."""
+        for value, readers in self.units.readers.items():
+            for first, second in itertools.pairwise(readers):
+                a, b = (self.groups.group_of[unit] for unit in (first, second))
+                if self.groups.distance(a, b) <= NEIGHBOURHOOD:
+                    self._try(first, second, value)
+
+    def _try(self, first: int, second: int, value: Value) -> None:
+        """Join the groups of two units that share `value`, if they may and should."""
+        a, b = self.groups.group_of[first], self.groups.group_of[second]
+        if a == b or a not in self.domains or b not in self.domains:
+            return
+        subject, log = self.units.nodes[second].name, self.env.log
+        domain = self.domains[a].join(self.domains[b])
+        if domain is None:
+            spaces = f"their spaces differ ({self.domains[a]}, {self.domains[b]})"
+            log.refuse("fuse", subject, f"stays apart from %{value.name}: {spaces}")
+        elif (why := self._obstacle(a, b)) is not None:
+            log.refuse("fuse", subject, f"stays apart from %{value.name}: {why}")
+        elif self._saved_by_joining(a, b, value) <= 0:
+            log.refuse("fuse", subject, f"no gain in joining %{value.name}")
+        else:
+            self._merge(a, b, domain, (first, second))
+            size = _bytes(value.tensor.nbytes_hint)
+            log.decide("fuse", subject, f"joins %{value.name}, saving a read of {size}")
+
+    def _try_inside(self, group: int, reader: int) -> None:
+        """Move a group, all of it, to where a unit of the only group that reads it reads it."""
+        into, values = self.groups.group_of[reader], list(self._leaving(group))
+        unit = self.groups.members[group][-1]
+        if self.domains[group].join(self.domains[into]) is not None:
+            self._try(unit, reader, values[-1])
+            return
+        subject, place, log = (
+            self.units.nodes[unit].name,
+            self.units.nodes[reader].name,
+            self.env.log,
+        )
+        size = sum(v.tensor.nbytes_hint for v in values)
+        times = hint(self.domains[into].elements) / max(1, hint(self.domains[group].elements))
+        if (why := self._obstacle(group, into)) is not None:
+            log.refuse("fuse", subject, f"does not run inside %{place}: {why}")
+        elif saved_seconds(self.env.target, 2 * size, self._nodes(group), times) <= 0:
+            why = f"it would be computed {times:.0f} times"
+            log.refuse("fuse", subject, f"does not run inside %{place}: {why}")
+        else:
+            self._merge(group, into, self.domains[into], (unit, reader))
+            log.decide(
+                "fuse", subject, f"runs inside %{place}, and {_bytes(size)} stay in registers"
+            )
+
+    def _merge(self, a: int, b: int, domain: Domain, join: Join) -> None:
+        joins = [*self.joins.pop(a), *self.joins.pop(b), join]
+        del self.domains[a], self.domains[b]
+        group = self.groups.merge(a, b)
+        self.domains[group], self.joins[group] = domain, joins
+
+    def _saved_by_joining(self, a: int, b: int, value: Value) -> float:
+        """What is computed for a reduction that goes over its elements several times is computed as
+        often, unless rows are kept."""
+        nodes, times = [], 1
+        for one, other in ((a, b), (b, a)):
+            order = self.domains[other].order
+            if self.domains[one].rows is None and order is not None and order.style == "columns":
+                nodes, times = self._nodes(one), sweeps(self._nodes(other))
+        return saved_seconds(self.env.target, value.tensor.nbytes_hint, nodes, times)
+
+    # --- may two groups be one ----------------------------------------------------------------
+
+    def _obstacle(self, a: int, b: int) -> str | None:
+        if len(self.groups.members[a]) + len(self.groups.members[b]) > self.max_ops:
+            return f"more than {self.max_ops} nodes in one kernel (see fuse{{max-ops}})"
+        if self._device(a) != self._device(b):
+            return f"they run on {self._device(a)} and {self._device(b)}"
+        between = self.groups.between(a, b)
+        if between is None:
+            return None
+        return f"%{self.units.nodes[between].name} must run between them"
+
+    def _device(self, group: int) -> object:
+        return self.units.nodes[self.groups.members[group][0]].results[0].tensor.device
+
+    def _nodes(self, group: int) -> list[Node]:
+        return [self.units.nodes[i] for i in self.groups.members[group]]
+
+    def _only_reader(self, group: int) -> int | None:
+        """A unit of the one group, of those that become kernels, that reads what leaves a group."""
+        readers: dict[int, int] = {}
+        for value in self._leaving(group):
+            if value in self.units.leaving:
+                return None
+            for unit in self.units.readers[value]:
+                readers.setdefault(self.groups.group_of[unit], unit)
+        readers.pop(group, None)
+        (into, unit), *others = readers.items() or [(-1, -1)]
+        return unit if not others and into in self.domains else None
+
+    def _leaving(self, group: int) -> Iterator[Value]:
+        members = self.groups.members[group]
+        for i in members:
+            for value in self.units.nodes[i].results:
+                if self.units.leaves(value, members):
+                    yield value
+
+
+def _bytes(size: int) -> str:
+    for unit, step in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size >= step:
+            return f"{size / step:.1f} {unit}"
+    return f"{size} B"
