@@ -58,10 +58,12 @@ def load_source(spec: str) -> Source:
 def from_text(path: Path) -> Source:
     """A graph at the aten level."""
     from rewright.ir.check import check
+    from rewright.ir.check_types import check_types
     from rewright.ir.text_files import load_text
 
     graph = load_text(path)
     check(graph, "aten")
+    check_types(graph)
     return Source(graph)
 
 

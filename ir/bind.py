@@ -136,7 +136,10 @@ def _family(dtype: torch.dtype) -> tuple[bool, bool, bool]:
 
 
 def _spell(arg: object) -> str:
-    return "none" if arg is None else f"a {type(arg).__name__}"
+    if arg is None:
+        return "none"
+    name = type(arg).__name__
+    return f"an {name}" if name[0] in "aeio" else f"a {name}"
 
 
 def _dtype(dtype: torch.dtype) -> str:

@@ -22,7 +22,6 @@ from rewright.ir.fx_node import (
     attribute,
     attribute_role,
     constant_of,
-    getitem_names,
     is_guard,
     is_joint,
     loc_of,
@@ -306,11 +305,11 @@ class _Importer:
                 return {key: give(part, (*path, key)) for key, part in item.items()}
             if isinstance(item, list | tuple):
                 return tuple([give(part, (*path, i)) for i, part in enumerate(item)])
-            stem = names.get(path) or self._fresh("_".join([node.name, *map(str, path)]))
-            values.append(Value(stem, self._sizes.type(item)))
+            # The first goes by the node's name; a reader knows "getitem_7" for nothing.
+            later = self._fresh(".".join([node.name, *map(str, path)])) if values else node.name
+            values.append(Value(later, self._sizes.type(item)))
             return self._as_read(item, values[-1])
 
-        names = dict(getitem_names(node, ()))
         read = give(traced, ())
         return tuple(values), read
 

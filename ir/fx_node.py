@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import reduce
 from typing import Any, Final
 
@@ -50,17 +49,6 @@ def constant_of(held: torch.Tensor) -> Constant:
         raise ImportFailure("a constant has no data (it is a fake or meta tensor)")
     with unset_fake_temporarily():
         return Constant.of(held)
-
-
-def getitem_names(
-    node: fx.Node, path: tuple[object, ...]
-) -> Iterator[tuple[tuple[object, ...], str]]:
-    """The names of the `getitem` nodes that read parts of a node; the first one of each part."""
-    for user in reversed(node.users):
-        if user.target is operator.getitem and user.args[0] is node:
-            here = (*path, user.args[1])
-            yield from getitem_names(user, here)
-            yield here, user.name
 
 
 def returns_bare(gm: fx.GraphModule) -> bool:

@@ -18,7 +18,7 @@ from rewright.ir.constant import Constant
 from rewright.ir.dims import Dim, Size, evaluate
 from rewright.ir.errors import CheckError, UnsupportedError
 from rewright.ir.expand import body_of
-from rewright.ir.graph import Arg, Graph, Node, Value, map_leaves, values_in
+from rewright.ir.graph import Arg, Graph, Node, Value, map_leaves
 from rewright.ir.ops import Kind
 from rewright.ir.precision import Precision
 from rewright.ir.signature import result_paths
@@ -99,7 +99,8 @@ class _Run:
                     del self._values[value]
                 return []
         returned = self._returned(node)
-        return [self._precise(_pick(returned, path)) for path in result_paths(node)]
+        results = [self._precise(_pick(returned, path)) for path in result_paths(node)]
+        return self._written(node, results)
 
     def _returned(self, node: Node) -> Any:
         target = _LOOSE.get(node.op.name, node.op.target)
@@ -111,7 +112,7 @@ class _Run:
             args, kwargs = hop_args.decode(node, leaf, graphs)
             return target(*args, **kwargs)
         args = tuple(self._arg(a) for a in node.args)
-        kwargs = {name: self._arg(a) for name, a in node.kwargs}
+        kwargs = {name: self._arg(a) for name, a in _given(node)}
         if self._precision is not None:
             return self._precision.call(node, target, args, kwargs)
         return target(*args, **kwargs)
@@ -119,12 +120,18 @@ class _Run:
     def _region(self, node: Node) -> Sequence[Any]:
         args = [self._arg(a) for a in node.args]
         results = _Run(body_of(node), args, self._precision, self._sizes).outputs()
-        if node.kwarg("out") is None:
+        return self._written(node, results)
+
+    def _written(self, node: Node, results: Sequence[Any]) -> Sequence[Any]:
+        """The results, each in the buffer that `out=` names for it; None: a tensor of its own."""
+        out = node.kwarg("out")
+        if out is None or "out" in node.op.argument_names:
             return results
-        buffers = [self._values[value] for value in values_in(node.kwarg("out"))]
-        for buffer, result in zip(buffers, results, strict=True):
-            buffer.copy_(result)
-        return buffers[: len(node.results)]
+        buffers = out if isinstance(out, tuple) else (out,)
+        return [
+            result if buffer is None else self._arg(buffer).copy_(result)
+            for buffer, result in zip(buffers, results, strict=True)
+        ]
 
     def _function(self, node: Node, name: str) -> Callable[..., Any]:
         """A nested graph as something that a higher-order operator can call."""
@@ -248,6 +255,12 @@ def _last_reads(graph: Graph) -> list[list[Value]]:
         if value not in graph.returned:
             dead[index].append(value)
     return dead
+
+
+def _given(node: Node) -> Iterator[tuple[str, Arg]]:
+    """Arguments by name, without the buffers that the kernel level adds to any operator."""
+    known = node.op.argument_names
+    return ((name, a) for name, a in node.kwargs if name != "out" or name in known)
 
 
 def _pick(returned: Any, path: hop_args.Path) -> Any:

@@ -160,13 +160,15 @@ class _Body:
         if node.op.dialect is not None:
             return self.region(node)
         args = [self.arg(a) for a in node.args]
-        args += [_keyword(key, self.arg(a)) for key, a in node.kwargs]
+        # A list of buffers is where the schedule puts results; a script makes new ones.
+        named = [(key, a) for key, a in node.kwargs if key != "out" or isinstance(a, Value)]
+        args += [_keyword(key, self.arg(a)) for key, a in named]
         return f"{_spelling(node.op)}({', '.join(args)})"
 
     def region(self, node: Node) -> str:
         assert node.op.dialect is not None
         body = node.op.dialect.body
-        if body is None or node.kwarg("out") is not None:
+        if body is None or isinstance(node.kwarg("out"), Value):
             raise UnsupportedError(f"{node.op} (%{node.name}) has no form in a script")
         graph = node.graph(body)
         name = self.script.fresh(f"{node.name}_{body}")

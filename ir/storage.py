@@ -3,21 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from rewright.ir.graph import Graph, Node, Value
 from rewright.ir.ops import Kind
+from rewright.ir.types import TensorType
+
+# Operators that torch declares as views and that copy when strides or types leave no other way.
+MAY_COPY: Final = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("reshape.default", "reshape_as.default", "flatten.using_ints", "ravel.default"),
+        *("contiguous.default", "to.dtype", "to.device", "to.other", "to.dtype_layout"),
+        *("_autocast_to_full_precision.default", "_autocast_to_reduced_precision.default"),
+        *("pin_memory.default", "coalesce.default", "resolve_conj.default", "resolve_neg.default"),
+    )
+)
+
+# Those of them that go by what a type does not show.
+_UNSEEN: Final = frozenset(
+    f"aten.{name}.default" for name in ("pin_memory", "coalesce", "resolve_conj", "resolve_neg")
+)
 
 
 def shares_input_storage(node: Node) -> bool:
-    """True when every result is a window of the first operand's storage."""
-    return node.op.kind is Kind.VIEW and bool(node.operands)
+    """True when every result is certainly a window of the first operand's storage."""
+    if node.op.kind is not Kind.VIEW or not node.operands:
+        return False
+    return node.op.name not in MAY_COPY or _is_in_place(node)
+
+
+def may_share_input_storage(node: Node) -> bool:
+    """True unless every result certainly has memory of its own."""
+    if node.op.kind is not Kind.VIEW or not node.operands:
+        return False
+    return node.op.name not in MAY_COPY or not _is_copy(node)
 
 
 def storage_roots(graph: Graph) -> Mapping[Value, Value]:
-    """For every value the value that owns its storage (itself when it has its own)."""
+    """For every value the value that owns its storage (itself when it has its own).
+
+    A result that may or may not be a copy counts with its operand, which therefore stays alive.
+    """
     roots: dict[Value, Value] = {i.value: i.value for i in graph.inputs}
     for node in graph.nodes:
-        base = roots[node.operands[0]] if shares_input_storage(node) else None
+        base = roots[node.operands[0]] if may_share_input_storage(node) else None
         for value in node.results:
             roots[value] = value if base is None else base
     return roots
+
+
+def _is_in_place(node: Node) -> bool:
+    """True when the operand already is what is asked for, but for its shape."""
+    source, result = _types(node)
+    if source is None or result is None or _asks_for_copy(node) or node.op.name in _UNSEEN:
+        return False
+    if source.dtype != result.dtype or source.device != result.device:
+        return False
+    return source == result or (source.is_contiguous and result.is_contiguous)
+
+
+def _is_copy(node: Node) -> bool:
+    source, result = _types(node)
+    if source is None or result is None:
+        return False
+    return _asks_for_copy(node) or source.dtype != result.dtype or source.device != result.device
+
+
+def _types(node: Node) -> tuple[TensorType | None, TensorType | None]:
+    types = (node.operands[0].type, node.results[0].type)
+    source, result = (t if isinstance(t, TensorType) else None for t in types)
+    return source, result
+
+
+def _asks_for_copy(node: Node) -> bool:
+    return "copy" in node.op.argument_names and node.arg("copy") is True

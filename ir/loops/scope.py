@@ -40,6 +40,7 @@ from rewright.ir.pointwise import compute_dtype, scalar_expr
 from rewright.ir.types import TensorType
 
 Guards = tuple[Within, ...]
+Read = tuple[Value, Index, Guards]
 Rule = Callable[["Scope", Node, Value, Index, Guards], Term]
 
 
@@ -64,15 +65,14 @@ class Scope:
     def __init__(
         self, region: Graph, axes: Sequence[Axis], columns: frozenset[str], order: Order | None
     ) -> None:
-        self.region = region
         self.order = order
         self.axes = tuple(axes)
         self.columns = columns
         self.sizes = {a.name: a.size for a in axes}
         self.defined: dict[str, Defined] = {}
-        self._values: dict[tuple[Value, Index, Guards], Ref] = {}
+        self._values: dict[Read, Ref] = {}
         self._terms: dict[object, Ref] = {}
-        self._inputs = {i.value for i in region.inputs}
+        self._producers = region.producers
         self._origin = ""
         cols = [a for a in axes if a.name in columns]
         self.col_count = product(a.size for a in cols)
@@ -81,22 +81,48 @@ class Scope:
     # --- values -----------------------------------------------------------------------------
 
     def at(self, value: Value, index: Index, guards: Guards = ()) -> Ref:
-        """The scalar that is element `index` of `value`; unspecified where a guard is false."""
-        key = (value, index, guards)
-        found = self._values.get(key)
-        if found is None:
-            reader, self._origin = self._origin, value.name
-            found = self._values[key] = self._evaluate(value, index, guards)
-            self._origin = reader
-        return found
+        """The scalar that is element `index` of `value`; unspecified where a guard is false.
+
+        Chains of pointwise nodes and views may be long: what they read is evaluated first.
+        """
+        wanted = (value, index, guards)
+        todo = [wanted]
+        while todo:
+            read = todo[-1]
+            if read in self._values:
+                todo.pop()
+                continue
+            missing = [r for r in self._reads(*read) if r not in self._values]
+            todo += reversed(missing)
+            if not missing:
+                reader, self._origin = self._origin, read[0].name
+                self._values[read] = self._evaluate(*read)
+                self._origin = reader
+        return self._values[wanted]
+
+    def _reads(self, value: Value, index: Index, guards: Guards) -> list[Read]:
+        """The elements that an element of a view or of a pointwise node is made of."""
+        node = self._producers.get(value)
+        if node is None:
+            return []
+        if node.op.name in VIEWS:
+            return [(*view_source(node, value, index, self.sizes), guards)]
+        if node.op.kind is not Kind.POINTWISE:
+            return []
+        shape = node.result.tensor.shape
+        operands = (v for v in scalar_expr(node).operands if isinstance(v, Value))
+        return [
+            (v, broadcast(index, shape, v.type.shape), guards)
+            for v in operands
+            if isinstance(v.type, TensorType)
+        ]
 
     def _evaluate(self, value: Value, index: Index, guards: Guards) -> Ref:
-        if value in self._inputs:
+        node = self._producers.get(value)
+        if node is None:
             return self._load(value, index, guards)
-        node = self.region.producers[value]
         if node.op.name in VIEWS:
-            source, inner = view_source(node, value, index, self.sizes)
-            return self.at(source, inner, guards)
+            return self._values[*view_source(node, value, index, self.sizes), guards]
         if node.op.kind is Kind.POINTWISE:
             return self._pointwise(node, index, guards)
         from rewright.ir.loops.operators import OPERATORS

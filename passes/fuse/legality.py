@@ -61,19 +61,17 @@ def obstacle(node: Node, target: Target) -> str | None:
     """Why the node cannot be part of a kernel of ours, or None."""
     if effect_of(node) is not Effect.NONE:
         return f"{node.op} has an effect ({effect_of(node).value})"
+    if node.op.kind is Kind.CONTRACTION:
+        return f"{node.op} runs as a library call"
+    if node.op.kind is not Kind.POINTWISE and node.op.name not in OPERATORS:
+        return f"{node.op} has no kernel of ours"
     for value in (*node.operands, *node.results):
         if (why := _value_obstacle(value, target)) is not None:
             return why
     late = next((s.name for s in symbols_read(node) if s.hint is None), None)
     if late is not None:
         return f"it reads the size {late}, which depends on the data"
-    if node.op.kind is Kind.POINTWISE:
-        return pointwise_obstacle(node)
-    if node.op.name in OPERATORS:
-        return None
-    if node.op.kind is Kind.CONTRACTION:
-        return f"{node.op} runs as a library call"
-    return f"{node.op} has no kernel of ours"
+    return pointwise_obstacle(node) if node.op.kind is Kind.POINTWISE else None
 
 
 def _value_obstacle(value: Value, target: Target) -> str | None:
