@@ -62,6 +62,9 @@ def save(program: Program, bindings: Bindings | None, folder: Path) -> Path:
 
 def check_free(folder: Path) -> None:
     """Raise ArtefactError unless the folder is missing, empty, or an artefact of ours."""
+    above = next((p for p in folder.absolute().parents if p.exists()), folder)
+    if above.is_file():
+        raise ArtefactError(f"{above} is a file, not a folder", help="give -o another name")
     if not folder.exists() or (folder / MANIFEST).is_file():
         return
     if not folder.is_dir():
@@ -90,10 +93,10 @@ def _move(made: Path, folder: Path) -> None:
 
 def _write(program: Program, bindings: Bindings | None, text: str, folder: Path) -> None:
     (folder / "program.py").write_text(text)
-    shutil.copy(Path(runtime.__file__), folder / "runtime.py")
+    shutil.copyfile(Path(runtime.__file__), folder / "runtime.py")
     if program.library is not None:
         (folder / "kernels.cpp").write_text(program.plan.kernel_source)
-        shutil.copy(program.library.path, folder / "kernels.so")
+        shutil.copyfile(program.library.path, folder / "kernels.so")
     torch.save(_tensors(program, bindings), folder / "tensors.pt")
     (folder / "graph.rw").write_text(f"{program.graph}\n")
     (folder / "report.json").write_text(json.dumps(program.report.as_json(), indent=1) + "\n")

@@ -78,10 +78,10 @@ def _kernel() -> Finding:
     )
     x = torch.linspace(-1, 1, 100)
     try:
-        program = compile_graph(graph, Options())
-        (y,) = program.executable([x])
+        (y,) = compile_graph(graph, Options(fallback="error")).executable([x])
     except RewrightError as error:
-        return Finding("kernels", False, error.message, "run with CXX set to a working compiler")
+        works_without = not _compiler().works
+        return Finding("kernels", False, error.message, "see above", optional=works_without)
     right = bool(torch.allclose(y, x.exp()))
     return Finding("kernels", right, "a kernel was built and ran" if right else "wrong numbers")
 

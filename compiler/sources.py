@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -13,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from rewright.ir import Graph, ImportFailure, ScalarType, Symbol, TensorType, evaluate
+from rewright.ir import CheckError, Graph, ImportFailure, ScalarType, Symbol, TensorType, evaluate
 
 if TYPE_CHECKING:
     from rewright.ir.pt2 import Bindings
@@ -62,9 +65,22 @@ def from_text(path: Path) -> Source:
     from rewright.ir.text_files import load_text
 
     graph = load_text(path)
-    check(graph, "aten")
-    check_types(graph)
+    try:
+        check(graph, "aten")
+        check_types(graph)
+    except CheckError as error:
+        raise _in_file(error, path) from None
     return Source(graph)
+
+
+def _in_file(error: CheckError, path: Path) -> CheckError:
+    """The error with its excerpt from the file, where the file has that very line."""
+    lines = path.read_text().splitlines()
+    found = error.excerpt
+    if found is None or found.text not in lines:
+        return error
+    excerpt = dataclasses.replace(found, file=str(path), line=1 + lines.index(found.text))
+    return CheckError(error.message, who=error.who, excerpt=excerpt, help=error.help)
 
 
 def from_program(path: Path) -> Source:
@@ -88,7 +104,9 @@ def from_factory(spec: str) -> Source:
             help="return (module, (input, ...))",
         )
     module, inputs = made
-    graph, bindings = load(export(module, tuple(inputs)), name=spec.rpartition(":")[2])
+    with contextlib.redirect_stderr(io.StringIO()):  # torch prints pages before it raises
+        program = export(module, tuple(inputs))
+    graph, bindings = load(program, name=spec.rpartition(":")[2])
     return Source(graph, bindings, module, tuple(inputs))
 
 

@@ -216,8 +216,8 @@ class Graph:
         for value in self.values:
             if value.name == wanted:
                 return value
-        names = [v.name for v in self.values]
-        raise CheckError(f"no value '%{wanted}' in graph {self.name}{did_you_mean(wanted, names)}")
+        near = did_you_mean(f"%{wanted}", [f"%{v.name}" for v in self.values])
+        raise CheckError(f"no value '%{wanted}' in graph {self.name}{near}")
 
     def with_step(self, step: Step) -> Graph:
         return dataclasses.replace(self, history=(*self.history, step))

@@ -6,6 +6,7 @@ multiply-add is two. A region moves only its operands and results, whatever it c
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Final
@@ -34,6 +35,8 @@ def flops(node: Node) -> Size:
         return _sum(flops(inner) for _, graph in node.graphs for inner in graph.nodes)
     if not is_call(node):
         return 0
+    if node.kwarg("out") is not None:  # where a result goes is no part of the work
+        node = dataclasses.replace(node, kwargs=tuple(k for k in node.kwargs if k[0] != "out"))
     formula = _CONTRACTIONS.get(node.op.name)
     if formula is not None:
         return formula(node)

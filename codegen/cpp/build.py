@@ -32,7 +32,12 @@ COMPILERS: Final = ("c++", "g++", "clang++")
 FLAGS: Final = (
     *("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fwrapv"),
-    *("-fno-tree-vectorize", "-fno-exceptions", "-fno-rtti", "-fno-asynchronous-unwind-tables"),
+    *(
+        "-fno-tree-loop-vectorize",
+        "-fno-exceptions",
+        "-fno-rtti",
+        "-fno-asynchronous-unwind-tables",
+    ),
     *("-Wno-psabi", "-Wno-unknown-pragmas"),
 )
 MESSAGE_LINES: Final = 12

@@ -49,8 +49,13 @@ class Kernel:
     def block(self, counter: Counter | None, parent: Block | None = None) -> Block:
         return Block(counter, parent, self.numbers)
 
-    def printer(self, place: Place, refs: Callable[[str], str] = str) -> Printer:
-        return Printer(place, self.names, refs)
+    def printer(
+        self,
+        place: Place,
+        refs: Callable[[str], str] = str,
+        ahead: frozenset[str] = frozenset(),
+    ) -> Printer:
+        return Printer(place, self.names, refs, ahead)
 
 
 def moves(statement: Statement, place: Place, moving: Iterable[str]) -> bool:

@@ -11,7 +11,7 @@ from rewright.codegen.cpp.simplify import reads
 from rewright.codegen.cpp.text import STORAGE, VECTOR, size_text
 from rewright.codegen.cpp.tiles import Tile, tile_of
 from rewright.codegen.schedule import is_costly
-from rewright.ir.loops import Let, Reduce, Stage, Statement, Store
+from rewright.ir.loops import Let, Load, Reduce, Stage, Statement, Store, subterms
 
 
 @dataclass
@@ -22,6 +22,7 @@ class Sweeps:
     row: Block
     tile: Tile | None = None
     scratch: set[str] = field(default_factory=set)
+    fetched: set[str] = field(default_factory=set)
 
     def add(self, stage: Stage) -> None:
         if stage.per == "column":
@@ -39,16 +40,28 @@ class Sweeps:
         nest = self.kernel.nest
         block = self.kernel.block(counter("j", nest.cols), self.row)
         body = needed(stage.body, self.scratch)
+        ahead = self._ahead(body)
         for statement in body:
-            block.lines += self._statement(statement, block)
+            block.lines += self._statement(statement, block, ahead)
         reductions = [s for s in body if isinstance(s, Reduce)]
         if reductions:
             return self._reduce(block, reductions, is_costly(body))
         return self._steps(block)
 
-    def _statement(self, statement: Statement, block: Block) -> list[str]:
+    def _ahead(self, body: Sequence[Statement]) -> frozenset[str]:
+        """Buffers that this sweep reads first, and at other places in every row."""
+        if self.kernel.plan.shared == "blocks":
+            return frozenset()
+        rows = frozenset(axis.name for axis in self.kernel.nest.rows)
+        terms = (t for s in body if not isinstance(s, Store) for t in subterms(s.term))
+        loads = [t for t in terms if isinstance(t, Load)]
+        new = {t.buffer for t in loads if t.at.reads(rows)} - self.fetched
+        self.fetched |= {t.buffer for t in loads}
+        return frozenset(new)
+
+    def _statement(self, statement: Statement, block: Block, ahead: frozenset[str]) -> list[str]:
         assert block.counter is not None
-        printer = self.kernel.printer(Place(block, block.counter))
+        printer = self.kernel.printer(Place(block, block.counter), ahead=ahead)
         if isinstance(statement, Store):
             return [printer.store(statement)]
         if isinstance(statement, Reduce):

@@ -46,11 +46,13 @@ class Guard:
 @dataclass(frozen=True)
 class Printer:
     """Prints what is evaluated at one place. `names` gives identifiers to buffers, `refs` the text
-    of scalars that are not variables of their own name."""
+    of scalars that are not variables of their own name. Contiguous reads of the buffers `ahead`
+    also ask for what follows."""
 
     place: Place
     names: Mapping[str, str]
     refs: Callable[[str], str]
+    ahead: frozenset[str] = frozenset()
 
     # --- statements -----------------------------------------------------------------------------
 
@@ -115,7 +117,7 @@ class Printer:
         access, guard = self.place.access(load.at), self._guard(load.guards)
         moves = bool(guard.low or guard.each)
         if not moves:
-            text = self._plain(name, access)
+            text = self._plain(name, access, "load_ahead" if load.buffer in self.ahead else "load")
             zero = f"{VECTOR[load.dtype]}{{}}"
             return f"({guard.condition} ? {text} : {zero})" if guard.condition else text
         if access.step == 1 and not guard.each:
@@ -125,7 +127,7 @@ class Printer:
         where = _lane_function(self._of_lane(load.guards))
         return f"load_where({name}, n, {index}, {where})"
 
-    def _plain(self, name: str, access: Access) -> str:
+    def _plain(self, name: str, access: Access, load: str) -> str:
         if access.step is None:
             index = _lane_function(access.start)
             if access.run:
@@ -134,7 +136,7 @@ class Printer:
         at = _at(name, access.start)
         if access.step == 0:
             return f"broadcast({at})"
-        return f"load({at}, n)" if access.step == 1 else f"load_strided({at}, {_step(access)}, n)"
+        return f"{load}({at}, n)" if access.step == 1 else f"load_strided({at}, {_step(access)}, n)"
 
     def _inside(self, guard: Guard) -> str:
         if guard.each:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
 
 from rewright.ir import Graph, Kind, Node, TensorType, Value, out_variant, storage_roots, symbols_of
 
@@ -13,7 +16,7 @@ class Lifetime:
     """A value that owns storage: made at step `start`, last read at step `last` (inclusive).
 
     `placed`: it gets an address in the arena; otherwise it is a tensor of its own, because it
-    leaves the graph or because ATen allocates it.
+    leaves the graph, because ATen allocates it, or because it is on another device than the arena.
     """
 
     value: Value
@@ -38,7 +41,17 @@ def lifetimes(graph: Graph) -> tuple[Lifetime, ...]:
             placed = value not in leaving and takes_destination(node) and _is_sized(value)
             end = len(graph.nodes) if value in leaving else last[value]
             found.append(Lifetime(value, step, end, placed))
-    return tuple(found)
+    home = _home(found)
+    return tuple(replace(f, placed=f.placed and f.value.tensor.device == home) for f in found)
+
+
+def _home(found: Iterable[Lifetime]) -> torch.device | None:
+    """The device of the arena: where most of what could be placed lies."""
+    sizes: Counter[torch.device] = Counter()
+    for lifetime in found:
+        if lifetime.placed:
+            sizes[lifetime.value.tensor.device] += lifetime.value.tensor.nbytes_hint
+    return max(sizes, key=sizes.__getitem__, default=None)
 
 
 def _allocates(node: Node, value: Value) -> bool:

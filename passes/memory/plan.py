@@ -14,6 +14,7 @@ from rewright.ir import (
     Step,
     TensorType,
     Value,
+    fresh_names,
     op,
     shares_input_storage,
 )
@@ -139,13 +140,14 @@ def _scheduled(
     """The nodes with their allocations in front and their frees behind."""
     frees = frees_after(graph, found)
     placed = {f.value for f in found if f.placed}
+    fresh = fresh_names(value.name for value in graph.values)
     for step, node in enumerate(graph.nodes):
         buffers: list[Value | None] = []
         for value in node.results:
             if value not in placed:
                 buffers.append(None)
                 continue
-            buffer = Value(f"{value.name}_buffer", value.type)
+            buffer = Value(fresh(f"{value.name}_buffer"), value.type)
             offset = offsets[value.name]
             yield Node(op("rw.alloc"), (), (("offset", offset),), (buffer,), loc=node.loc)
             buffers.append(buffer)
