@@ -51,6 +51,10 @@ class Executable:
         sizes = self._sizes_of(args)
         frame = self._frames.take(sizes)
         try:
+            if torch.is_autocast_enabled(self._device.type):
+                # The types in the graph are final; ATen must not change them on the way.
+                with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+                    return self._run(args, frame)
             if torch.is_grad_enabled():
                 with torch.no_grad():
                     return self._run(args, frame)

@@ -141,7 +141,7 @@ def load(folder: Path) -> Artefact:
         by_digest = {c.sha256: c.tensor for c in constants}
         text = (folder / "graph.rw").read_text()
         graph = parse(text, file=str(folder / "graph.rw"), constants=by_digest)
-    except (OSError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, KeyError, SyntaxError, pickle.UnpicklingError) as error:
         raise ArtefactError(f"{folder} is damaged: {error}") from error
     given = [n for n, i in enumerate(graph.inputs) if i.value.name not in tensors["state"]]
     return Artefact(graph, lambda args: call(*(args[n] for n in given)), tensors["state"])

@@ -170,7 +170,8 @@ def load():
         written = [(given[n], args[INPUTS.index(n)]) for n in MUTABLE if n in given]
         frame = frames.take(sizes)
         try:
-            return run(args, frame)
+            with torch.autocast(DEVICE.type, enabled=False):
+                return run(args, frame)
         finally:
             frames.put(sizes, frame)
             for arg, used in written:

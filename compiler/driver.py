@@ -14,7 +14,15 @@ from rewright.calibrate_host import host, isa
 from rewright.codegen import Executable, Kernels, input_sizes, kernels_of, write_calls
 from rewright.codegen.executable import Kernel
 from rewright.costmodel import Roofline
-from rewright.ir import Graph, OptionError, TensorType, ToolchainError, UnsupportedError
+from rewright.ir import (
+    Graph,
+    OptionError,
+    TensorType,
+    ToolchainError,
+    UnsupportedError,
+    symbols_of,
+)
+from rewright.ir.graph import sizes_of
 from rewright.ir.target import Target
 from rewright.options import Options
 from rewright.passes import DEFAULT, Env, Fuse, Pass, Pipeline, PipelineResult
@@ -129,8 +137,22 @@ def compile_graph(
 
 def plan_graph(graph: Graph, options: Options) -> Plan:
     """All of `compile_graph` but building the kernels, which takes most of its time."""
+    _check_sizes(graph)
     target = _target_for(graph, options)
     return _passed(graph, options, target, _device_note(graph) or _compiler_note(target, options))
+
+
+def _check_sizes(graph: Graph) -> None:
+    """Raises UnsupportedError for a size that a call does not tell."""
+    known = input_sizes(graph)
+    shown = symbols_of(s for i in graph.inputs for s in sizes_of(i.value.type))
+    hidden = next((s.name for s in shown if s.name not in known), None)
+    if hidden is not None:
+        raise UnsupportedError(
+            f"nothing says what {hidden} is: no input of graph {graph.name} has that size, or one "
+            "that it alone decides",
+            help=f"add an input with a dimension of that size, or the number itself: int({hidden})",
+        )
 
 
 def _passed(graph: Graph, options: Options, target: Target, note: str | None) -> Plan:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 import io
+import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,10 +105,22 @@ def from_factory(spec: str) -> Source:
             help="return (module, (input, ...))",
         )
     module, inputs = made
-    with contextlib.redirect_stderr(io.StringIO()):  # torch prints pages before it raises
+    with _torch_kept_quiet():
         program = export(module, tuple(inputs))
     graph, bindings = load(program, name=spec.rpartition(":")[2])
     return Source(graph, bindings, module, tuple(inputs))
+
+
+@contextmanager
+def _torch_kept_quiet() -> Iterator[None]:
+    """torch.export prints pages, and logs, before it raises what says the same."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _call_factory(spec: str) -> object:

@@ -38,7 +38,7 @@ def main() -> None:
     medians = time_interleaved(calls, ROUNDS)
     ratio = medians["eager"] / medians["rewright"]
     print(f"time  rewright {seconds_text(medians['rewright'])}", end="")
-    print(f", eager {seconds_text(medians['eager'])}: {ratio:.2f}x  (medians of {ROUNDS}, in turns)")
+    print(f", eager {seconds_text(medians['eager'])}: {ratio:.2f}x  (medians of {ROUNDS} turns)")
 
 
 if __name__ == "__main__":

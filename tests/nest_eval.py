@@ -12,9 +12,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from primitives import FUNCTIONS
 from rewright.ir import Dim, Size
 from rewright.ir.dims import evaluate as size_of
-from rewright.ir.evaluate import FUNCTIONS
 from rewright.ir.loops import (
     Affine,
     Apply,

@@ -277,7 +277,8 @@ def strides_of_everything(x: Tensor) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_outputs_have_eagers_strides(layout: torch.memory_format) -> None:
-    convolution = nn.Conv2d(3, 4, 3, padding=1).to(memory_format=layout)
+    convolution = nn.Conv2d(3, 4, 3, padding=1)
+    convolution.weight.data = convolution.weight.to(memory_format=layout)
     x = torch.randn(2, 3, 8, 10).to(memory_format=layout)
     with torch.no_grad():
         same_as_eager(lambda x: (*strides_of_everything(x), convolution(x).sigmoid()), x)
@@ -287,7 +288,8 @@ def test_outputs_have_eagers_strides(layout: torch.memory_format) -> None:
 
 
 def branches(x: Tensor) -> Tensor:
-    return torch.cond(x.sum() > 0, lambda x: x.sin() * 2, lambda x: x.cos() + 1, (x,))
+    y: Tensor = torch.cond(x.sum() > 0, lambda x: x.sin() * 2, lambda x: x.cos() + 1, (x,))
+    return y
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -301,7 +303,9 @@ def test_while_loop() -> None:
     def count_up(x: Tensor) -> Tensor:
         zero = torch.zeros((), dtype=torch.int64)
         limit, carried = 4, (zero, x.clone())
-        return while_loop(lambda i, x: i < limit, lambda i, x: (i + 1, x * 1.5 + i), carried)[1]
+        _, y = while_loop(lambda i, x: i < limit, lambda i, x: (i + 1, x * 1.5 + i), carried)
+        assert isinstance(y, Tensor)
+        return y
 
     same_as_eager(count_up, X)
 

@@ -250,6 +250,14 @@ def test_optimize_reads_weights_when_it_is_called() -> None:
     torch.testing.assert_close(compiled(*inputs), infer(module, inputs)[0])
 
 
+def test_autocast_does_not_reach_into_a_program() -> None:
+    module, inputs = tiny_gpt2()
+    compiled = rewright.optimize(module, inputs)
+    expected = compiled(*inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(compiled(*inputs), expected)
+
+
 def test_a_module_that_cannot_be_exported_is_refused() -> None:
     class Chatty(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pointwise_cases import FLOATS, INTS, MASK, Arguments, Slot, cases_of, given, node_of
-from rewright.ir.evaluate import FUNCTIONS, evaluate
+from primitives import FUNCTIONS, evaluate
 from rewright.ir.expr import PREDICATES, PRIMITIVES, Call, Literal, Operand, Scalar, call
 from rewright.ir.graph import Value
 from rewright.ir.ops import Kind, op

@@ -85,7 +85,7 @@ class Watch(TorchDispatchMode):
     """
 
     def __init__(self, program: Program) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[str] = []
         self.alive: list[set[Place]] = []
         self.made: list[dict[int, weakref.ref[Tensor]]] = []
@@ -426,8 +426,10 @@ def test_own_copies_the_storage_and_keeps_the_strides() -> None:
 
 def test_values_may_be_called_anything() -> None:
     """Names that mean something in the call sequence, to a frame or to Python."""
-    names = ("frame", "args", "for", "arena", "sizes", "tables", "place", "new", "torch", "p")
-    names += ("aten_sort", "aten_mm_out", "float", "returned", "trace", "B0", "k0_add", "1x", "a.b")
+    names = (
+        *("frame", "args", "for", "arena", "sizes", "tables", "place", "new", "torch", "p"),
+        *("aten_sort", "aten_mm_out", "float", "returned", "trace", "B0", "k0_add", "1x", "a.b"),
+    )
     inputs = ", ".join(f"%{name}: f32[4, 4]" for name in names)
     lines = []
     previous = f"%{names[0]}"

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pointwise_cases import node_of
+from primitives import evaluate
 from rewright.ir.dims import Dim, Symbol
 from rewright.ir.errors import UnsupportedError
-from rewright.ir.evaluate import evaluate
 from rewright.ir.expr import Call, Literal, Operand, call
 from rewright.ir.graph import Value
 from rewright.ir.pointwise import obstacle, scalar_expr

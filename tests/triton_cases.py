@@ -12,8 +12,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from primitives import FUNCTIONS
 from rewright.ir import Graph, TensorType, evaluate
-from rewright.ir.evaluate import FUNCTIONS
 from rewright.ir.expr import PREDICATES, PRIMITIVES
 from rewright.ir.loops import (
     Affine,
