@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +93,10 @@ def read_program(path: str | Path) -> torch.export.ExportedProgram:
 def _from_program(program: torch.export.ExportedProgram, name: str) -> tuple[Graph, Bindings]:
     forget_derived_ranges(program.graph_module)
     try:
-        plain = program.run_decompositions(decomposition_table())
+        with warnings.catch_warnings():
+            # torch copies its own deprecated tree specifications; nothing a caller could change.
+            warnings.simplefilter("ignore", FutureWarning)
+            plain = program.run_decompositions(decomposition_table())
     except Exception as error:
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise ImportFailure(f"program {name} cannot be decomposed: {reason[0]}") from error

