@@ -51,6 +51,7 @@ VIEWS: dict[str, Case] = {
     "slice beyond the end": (lambda x: (x * 2)[:, 2:99] + 1, (floats(8, 5),)),
     "slice of a slice": (lambda x: (x * 2)[1:][2:-1] + 1, (floats(8, 5),)),
     "slice, then reshape": (lambda x: (x * 2)[:, 2:6].reshape(16, 2) + 1, (floats(8, 8),)),
+    "slice inside a row": (lambda x: (x * 2).view(8)[5:7] + 1, (floats(2, 4),)),
     "select": (lambda x: (x * 2)[1] + (x * 2)[-2], (floats(8, 5),)),
     "split": (lambda x: torch.split(x * 2, 3, 1)[1] + 1, (floats(8, 6),)),
     "split in unequal parts": (
@@ -171,6 +172,10 @@ INDEXING: dict[str, Case] = {
     "cat of cats": (
         lambda x, y: torch.cat([torch.cat([x, y], 1), torch.cat([y, x], 1)]) + 1,
         (floats(2, 3), floats(2, 2)),
+    ),
+    "part of a cat": (
+        lambda x, y: torch.cat([x * 2, y + 1], 1)[:, 6:] + torch.cat([x, y], 1)[:, 3:9],
+        (floats(8, 6), floats(8, 6)),
     ),
     "cat of dtypes": (lambda x, y: torch.cat([x, y]), (floats(3), integers(4))),
     "rotate half": (

@@ -1,4 +1,4 @@
-"""The torch.compile backend on operators of every kind, whether they have kernels of ours or not."""
+"""The torch.compile backend on operators of every kind, with kernels of ours or without."""
 
 from __future__ import annotations
 
@@ -79,12 +79,10 @@ def test_their_gradients(function: Function) -> None:
     torch.testing.assert_close(gradient(compiled(function)), gradient(function))
 
 
-@pytest.mark.parametrize("module", [nn.LSTM(6, 5), nn.MultiheadAttention(6, 2, dropout=0.5)])
-def test_modules_that_torch_writes_in_one_piece(module: nn.Module) -> None:
-    x = torch.randn(3, 2, 6)
-    args = (x,) if isinstance(module, nn.LSTM) else (x, x, x)
+def test_attention_with_dropout_in_one_module() -> None:
+    module, x = nn.MultiheadAttention(6, 2, dropout=0.5).train(), torch.randn(3, 2, 6)
     with torch.no_grad():
-        same_as_eager(module.train(), *args)
+        same_as_eager(module, x, x, x)
 
 
 def test_nothing_to_compute() -> None:

@@ -82,7 +82,7 @@ def _places(
 def _aligned(scope: Scope, position: Affine, sizes: Sequence[Size]) -> tuple[Affine, Affine] | None:
     """(number of the part, position in it) when the parts are equally long and axes can be cut
     where they meet; each vector is then in one part."""
-    if position.offset != 0 or not all(equal(s, sizes[0]) for s in sizes):
+    if not all(equal(s, sizes[0]) for s in sizes):
         return None
     try:
         place, local = delinearize(position, (len(sizes), sizes[0]), scope.sizes)
