@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from torch import fx
 
 from rewright.codegen import Executable
 from rewright.options import Options
 
-# The programs of recent compiles, newest last, for `rewright.programs()` and tests.
-_RECENT = 64
-_programs: list[Any] = []
+if TYPE_CHECKING:
+    from rewright.codegen.cpp import Library
+    from rewright.driver import Plan, Program
+
+# What else there is of each program, for as long as somebody can run it, oldest first.
+_rest: WeakKeyDictionary[Executable, tuple[Plan, Library | None, float]] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -47,18 +51,21 @@ def rewright(gm: fx.GraphModule, example_inputs: Sequence[Any], **given: Any) ->
 
 
 def reset() -> None:
-    """Forget recent programs; `torch._dynamo.reset()` calls it."""
+    """Forget all programs; `torch._dynamo.reset()` calls it."""
     with _lock:
-        _programs.clear()
+        _rest.clear()
 
 
 rewright.reset = reset  # type: ignore[attr-defined]
 
 
-def programs() -> tuple[Any, ...]:
-    """The programs of recent compiles in this process, oldest first."""
+def programs() -> tuple[Program, ...]:
+    """The programs that were compiled in this process and can still run, oldest first."""
+    from rewright.driver import Program
+
     with _lock:
-        return tuple(_programs)
+        found = list(_rest.items())
+    return tuple(Program(plan, runs, library, built) for runs, (plan, library, built) in found)
 
 
 def _plain(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
@@ -79,8 +86,7 @@ def _compiler(options: Options, phase: str) -> Callable[..., Executable]:
             graph = from_fx(gm, name=phase)
             program = compile_graph(graph, options, retain=phase == "inference")
         with _lock:
-            _programs.append(program)
-            del _programs[:-_RECENT]
+            _rest[program.executable] = (program.plan, program.library, program.build_seconds)
         return program.executable
 
     return compile_fx_graph

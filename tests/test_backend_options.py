@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from typing import Any
 
@@ -107,7 +108,7 @@ def test_without_a_compiler_everything_runs_as_aten(monkeypatch: pytest.MonkeyPa
         found = gradients(block, compiled(block), x)
     torch.testing.assert_close(found, gradients(block, block, x))
     assert len([w for w in seen if "rewright" in str(w.message)]) == 1
-    assert all("ours" not in p.report.counts() for p in rewright.programs())
+    assert ["ours" in p.report.counts() for p in rewright.programs()] == [False, False]
 
 
 def test_without_a_compiler_fallback_error_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,3 +142,19 @@ def test_an_operator_that_only_raises_is_reported_as_eager_reports_it() -> None:
 
 def test_unsupported_is_one_of_our_errors() -> None:
     assert issubclass(UnsupportedError, rewright.RewrightError)
+
+
+def test_programs_live_as_long_as_somebody_can_run_them() -> None:
+    """Their arenas would stay with them."""
+
+    def function(x: Tensor) -> Tensor:
+        return x.sin() @ x.t()
+
+    kept = compiled(function)
+    kept(X)
+    (program,) = rewright.programs()
+    torch.testing.assert_close(program.executable([X]), [function(X)])
+    del program
+    torch._dynamo.eval_frame.remove_from_cache(function)
+    gc.collect()
+    assert rewright.programs() == ()
