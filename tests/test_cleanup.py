@@ -105,8 +105,11 @@ def outcome(graph: Graph) -> tuple[list[torch.Tensor], set[tuple[int, int]]]:
     torch.manual_seed(0)
     outputs = interpret(graph, inputs)
     tensors = [*outputs, *inputs]
-    owners = [t.untyped_storage().data_ptr() for t in tensors if isinstance(t, torch.Tensor)]
-    shared = {(i, j) for i, j in combinations(range(len(owners)), 2) if owners[i] == owners[j]}
+    storages = [t.untyped_storage() for t in tensors if isinstance(t, torch.Tensor)]
+    # Empty storages may all have the same address.
+    owners = [s.data_ptr() if s.nbytes() else None for s in storages]
+    pairs = combinations(range(len(owners)), 2)
+    shared = {(i, j) for i, j in pairs if owners[i] is not None and owners[i] == owners[j]}
     return outputs, shared
 
 

@@ -385,6 +385,19 @@ def blocks(count: int) -> Graph:
     return made.graph(stream)
 
 
+@pytest.mark.parametrize(("between", "kernels"), [(1, 1), (50, 2)])
+def test_what_runs_much_later_does_not_join(between: int, kernels: int) -> None:
+    """Else what the earlier of two readers needs would have to stay in memory until the later."""
+    made = Builder()
+    x, m = made.inputs
+    last, first = m, made.add("sin.default", x)
+    for _ in range(between):
+        last = made.add("mm.default", last, m)
+    joined = made.add("mm.default", first, made.add("mul.Tensor", x, last))
+    after = Fuse().run(made.graph(joined), case_env())
+    assert len(regions(after)) == kernels
+
+
 @pytest.mark.parametrize("make", [chain, blocks])
 def test_time_grows_with_the_graph(make: Callable[[int], Graph]) -> None:
     """Five times the nodes take about five times as long, not twenty-five times."""

@@ -136,6 +136,15 @@ def _origins(nest: Nest) -> dict[str, str]:
     return {s.name: s.origin for s in nest.statements() if not isinstance(s, Store)}
 
 
+def test_what_no_output_needs_is_left_out() -> None:
+    x = floats(4, 5)
+    region = region_of(lambda x: (x.sum(1), x * 2), x)
+    nest = check_region(replace(region, outputs=region.outputs[1:]), (x,))
+    assert nest.cols == () and len(list(nest.statements())) == 3
+    with pytest.raises(UnsupportedError, match="without outputs"):
+        lower(replace(region, outputs=()), "kernel")
+
+
 def test_equal_scalars_are_computed_once() -> None:
     region = region_of(lambda x: (x * 2).exp() + (x * 2).exp() * (x * 2), floats(4))
     origins = list(_origins(lower(region, "kernel")).values())

@@ -1,7 +1,7 @@
 """The loop IR: regions as loop nests over typed scalars, before any choice of schedule."""
 
 from rewright.ir.loops.affine import Affine, Axis
-from rewright.ir.loops.lower import lower
+from rewright.ir.loops.lower import lower, needed_nodes
 from rewright.ir.loops.nest import (
     Apply,
     Buffer,
@@ -53,6 +53,7 @@ __all__ = [
     "Within",
     "indices_of",
     "lower",
+    "needed_nodes",
     "order_of",
     "reduced_count",
     "reduced_dims",

@@ -15,7 +15,7 @@ from typing import Final
 
 from rewright.ir.dims import Size, equal, exact_div, hint, product
 from rewright.ir.errors import UnsupportedError
-from rewright.ir.graph import Graph, Value, fresh_names
+from rewright.ir.graph import Graph, Node, Value, fresh_names
 from rewright.ir.loops.affine import Affine, Axis, NeedSplit, axis_index, delinearize, linear
 from rewright.ir.loops.keep import kept_scalars
 from rewright.ir.loops.merge import merge_axes
@@ -67,14 +67,25 @@ def lower(region: Graph, name: str) -> Nest:
 
 
 def space_of(region: Graph) -> Space:
-    """The iteration space of a region that has at least one output."""
-    for node in region.nodes:
-        if node.op.kind is Kind.REDUCTION and reduced_count(node) != 1:
-            return Space(node.operands[0].tensor.shape, reduced_dims(node), order_of(node))
-    outputs = [v.tensor for v in region_outputs(region)]
+    """The iteration space of a region. Raises UnsupportedError when it has no outputs."""
+    outputs = region_outputs(region)
     if not outputs:
         raise UnsupportedError("a region without outputs")
-    return Space(max(outputs, key=lambda t: hint(t.numel)).shape)
+    for node in needed_nodes(region.nodes, outputs):
+        if node.op.kind is Kind.REDUCTION and reduced_count(node) != 1:
+            return Space(node.operands[0].tensor.shape, reduced_dims(node), order_of(node))
+    return Space(max((v.tensor for v in outputs), key=lambda t: hint(t.numel)).shape)
+
+
+def needed_nodes(nodes: Sequence[Node], results: Iterable[Value]) -> list[Node]:
+    """Those of `nodes`, in their order, that computing `results` takes."""
+    read = set(results)
+    found: list[Node] = []
+    for node in reversed(nodes):
+        if any(value in read for value in node.results):
+            found.append(node)
+            read.update(node.operands)
+    return found[::-1]
 
 
 def region_outputs(region: Graph) -> tuple[Value, ...]:
@@ -175,17 +186,17 @@ def _stages(scope: Scope, stores: Sequence[Store]) -> tuple[Stage, ...]:
     stages: list[Stage] = []
     for depth in range(last + 1):
         rows: list[Statement] = [d.statement for d in made.values() if _in_row(scope, d, depth)]
-        roots = [n for n, d in made.items() if _is_reduce(d) and d.depth == depth]
+        reduces = [n for n, d in made.items() if _is_reduce(d) and d.depth == depth]
         columns: list[Store] = []
         for store in stores:
             if scope.defined[store.value.name].ready != depth:
                 continue
             if store.at.reads(scope.columns) or not scope.is_row(store.value.name):
                 columns.append(store)
-                roots.append(store.value.name)
             else:
                 rows.append(store)
-        body = [made[n].statement for n in _column_closure(scope, roots, depth)]
+        stored = [store.value.name for store in columns]
+        body = [made[n].statement for n in _column_closure(scope, reduces, stored)]
         stages.append(Stage("row", tuple(rows)))
         stages.append(Stage("column", (*body, *columns)))
     return tuple(s for s in stages if s.body)
@@ -212,11 +223,9 @@ def _closure(scope: Scope, roots: Iterable[str], *, across_stages: bool) -> set[
     return found
 
 
-def _column_closure(scope: Scope, roots: Sequence[str], depth: int) -> list[str]:
-    """Column statements that the roots need in this stage, in definition order."""
-    reduces = {r for r in roots if _is_reduce(scope.defined[r]) and scope.defined[r].depth == depth}
-    terms = [scope.defined[r].statement.term for r in sorted(reduces)]
+def _column_closure(scope: Scope, reduces: Sequence[str], stored: Sequence[str]) -> list[str]:
+    """Column statements that a stage needs for its reductions and stores, in definition order."""
+    terms = [scope.defined[name].statement.term for name in reduces]
     inner = [t.name for term in terms for t in subterms(term) if isinstance(t, Ref)]
-    starts = [*inner, *(r for r in roots if r not in reduces)]
-    found = _closure(scope, starts, across_stages=False) | reduces
+    found = _closure(scope, [*inner, *stored], across_stages=False) | set(reduces)
     return [name for name in scope.defined if name in found]

@@ -14,7 +14,7 @@ from rewright.ir import (
     op,
     symbols_read,
 )
-from rewright.ir.loops import lower
+from rewright.ir.loops import lower, needed_nodes
 from rewright.passes.fuse.groups import Groups
 from rewright.passes.fuse.legality import obstacle
 from rewright.passes.fuse.plan import FusionPlan, Join
@@ -78,7 +78,10 @@ class Regions:
     # --- groups -------------------------------------------------------------------------------
 
     def _group(self, members: Sequence[int], joins: Sequence[Join]) -> None:
-        """One region of all members; when that has no loop nest, several."""
+        """One region of all members; when that has no loop nest, several. What is computed for
+        nobody is left out."""
+        if not self._leaving(members):
+            return
         region = self._region(members)
         if isinstance(region, Node):
             self._place(region)
@@ -109,8 +112,7 @@ class Regions:
 
     def _region(self, members: Sequence[int]) -> Node | str:
         """The region of some units, or why there is no loop nest for it."""
-        nodes = [self.units.nodes[unit] for unit in members]
-        results = tuple(v for node in nodes for v in node.results if self.units.leaves(v, members))
+        nodes, results = [self.units.nodes[unit] for unit in members], self._leaving(members)
         why: str | None = None
         for views_of_outside in (True, False):
             copied = self._copied(nodes, views_of_outside=views_of_outside)
@@ -121,6 +123,10 @@ class Regions:
                 return region
         assert why is not None
         return why
+
+    def _leaving(self, members: Sequence[int]) -> tuple[Value, ...]:
+        results = (v for unit in members for v in self.units.nodes[unit].results)
+        return tuple(v for v in results if self.units.leaves(v, members))
 
     def _copied(self, members: Sequence[Node], *, views_of_outside: bool) -> list[Node]:
         """Views and creations that the members read and that cost nothing inside the region.
@@ -159,10 +165,12 @@ class Regions:
 
 
 def make_region(nodes: Sequence[Node], results: tuple[Value, ...], last: Node) -> Node:
-    """The region of `nodes`, in their order. `last` says where it comes from."""
-    inside = {v for node in nodes for v in node.results}
-    operands = dict.fromkeys(v for node in nodes for v in node.operands if v not in inside)
-    body = Graph("body", tuple(Input(v) for v in operands), tuple(nodes), results)
+    """The region of those of `nodes`, in their order, that `results` need. `last` says where it
+    comes from."""
+    needed = needed_nodes(nodes, results)
+    inside = {v for node in needed for v in node.results}
+    operands = dict.fromkeys(v for node in needed for v in node.operands if v not in inside)
+    body = Graph("body", tuple(Input(v) for v in operands), tuple(needed), results)
     return Node(
         op=op("rw.fused"),
         args=tuple(operands),
