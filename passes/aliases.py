@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from rewright.ir import Graph, Node, Value, shares_input_storage, values_in
+from rewright.ir import Graph, Node, Value, may_share_input_storage, values_in
 
 
 class Aliases:
@@ -62,6 +62,6 @@ class Aliases:
     def _note(self, node: Node) -> None:
         if node.op.name == "rw.constant":
             self._lasting.add(node.result.name)
-        elif shares_input_storage(node):
+        elif may_share_input_storage(node):
             base = node.operands[0].name
             self._base.update((value.name, base) for value in node.results)

@@ -156,13 +156,17 @@ def test_costly_scalars_are_kept_for_later_stages() -> None:
         nest = lower(region_of(function, *inputs), "kernel")
         return [_origins(nest)[name] for name in nest.kept]
 
-    x = floats(4, 64)
+    x, long = floats(4, 64), floats(2, 4096)
     # Exponentials are; loading one number again is as cheap as loading what was made of it.
     assert kept(lambda x: x.exp().softmax(1), x) == ["exp", "_softmax"]
     assert kept(lambda x: (x * 2).var(1), x) == []
-    # Two loads and an addition, three times over.
+    # Loads of three numbers, three times over; of two only when they come from afar.
     norm = aten.native_layer_norm
-    assert kept(lambda x, y: norm(x + y, [64], None, None, 1e-5)[0], x, x + 1) == ["add"]
+    assert kept(lambda x, y: norm(x + y, [64], None, None, 1e-5)[0], x, x + 1) == []
+    assert kept(lambda x, y, z: norm(x + y + z, [64], None, None, 1e-5)[0], x, x + 1, x[0]) == [
+        "add_1"
+    ]
+    assert kept(lambda x, y: norm(x + y, [4096], None, None, 1e-5)[0], long, long + 1) == ["add"]
     assert kept(lambda x: norm(x * 2, [64], None, None, 1e-5)[0], x) == []
     # Rows of no length that is known, or whose lanes run across them, have no scratch array.
     assert kept(lambda x: x.exp().softmax(0), x) == []
