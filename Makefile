@@ -8,7 +8,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint
+.PHONY: help demo test sweep bench lint
 
 VENV ?= .venv
 WORKERS ?= 2
@@ -36,6 +36,9 @@ demo: $(LINKED) ## optimize GPT-2 for this machine: passes, error, first call, s
 
 test: $(LINKED) ## all tests; those that need a GPU are skipped where there is none
 	$(PY) -m pytest -n $(WORKERS) --durations=10 $(ARGS)
+
+sweep: $(LINKED) ## every operator of PyTorch's own tables through our backend, in at most two hours
+	PYTHONPATH=tests $(PY) -m sweep $(ARGS)
 
 bench: $(LINKED) ## kernels, models and start-up against eager and Inductor
 	$(PY) -m benchmarks.kernels

@@ -1,27 +1,29 @@
 """The torch.compile backend: inference and training, through AOTAutograd.
 
 AOTAutograd hands over functional graphs (forward, backward, or one for inference); each becomes a
-boxed executable. Registered by the entry point `torch_dynamo_backends`.
+boxed executable, which AOTAutograd's cache may store. Registered by the entry point
+`torch_dynamo_backends`.
 """
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from torch import fx
 
-from rewright.codegen import Executable
 from rewright.options import Options
 
 if TYPE_CHECKING:
-    from rewright.codegen.cpp import Library
-    from rewright.driver import Plan, Program
+    from rewright.compiled_program import CompiledProgram
+    from rewright.driver import Program
 
-# What else there is of each program, for as long as somebody can run it, oldest first.
-_rest: WeakKeyDictionary[Executable, tuple[Plan, Library | None, float]] = WeakKeyDictionary()
+# The programs that somebody can run, oldest first.
+_live: WeakKeyDictionary[CompiledProgram, None] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
@@ -30,9 +32,10 @@ def rewright(gm: fx.GraphModule, example_inputs: Sequence[Any], **given: Any) ->
 
     Raises OptionError for an unknown option.
     """
+    from rewright.aot_cache import pays, tag
     from rewright.ir import OptionError
-    from rewright.ir.decompositions import decomposition_table
-    from rewright.torch_compat import aot_backend, min_cut_partition
+    from rewright.ir.decompositions import autograd_table
+    from rewright.torch_compat import aot_backend, caching, min_cut_partition, without_caching
 
     options = Options.of(_plain(given.pop("options", None)))
     given.pop("mode", None)
@@ -44,16 +47,17 @@ def rewright(gm: fx.GraphModule, example_inputs: Sequence[Any], **given: Any) ->
         bw_compiler=_compiler(options, "backward"),
         inference_compiler=_compiler(options, "inference"),
         partition_fn=min_cut_partition(),
-        decompositions=decomposition_table(),
+        decompositions=autograd_table(),
         keep_inference_input_mutations=True,
     )
-    return compile_with(gm, example_inputs)  # type: ignore[no-any-return]
+    with caching(tag(options)) if pays(gm) else without_caching(), _without_collection():
+        return compile_with(gm, example_inputs)  # type: ignore[no-any-return]
 
 
 def reset() -> None:
     """Forget all programs; `torch._dynamo.reset()` calls it."""
     with _lock:
-        _rest.clear()
+        _live.clear()
 
 
 rewright.reset = reset  # type: ignore[attr-defined]
@@ -61,21 +65,41 @@ rewright.reset = reset  # type: ignore[attr-defined]
 
 def programs() -> tuple[Program, ...]:
     """The programs that were compiled in this process and can still run, oldest first."""
-    from rewright.driver import Program
-
     with _lock:
-        found = list(_rest.items())
-    return tuple(Program(plan, runs, library, built) for runs, (plan, library, built) in found)
+        found = list(_live)
+    return tuple(compiled.program for compiled in found)
+
+
+def remember(compiled: CompiledProgram) -> None:
+    """Count it among `programs()` for as long as somebody can run it."""
+    with _lock:
+        _live[compiled] = None
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep Python from looking for garbage: what Dynamo has made by now takes it 0.3 s each time,
+    and hardly any of it is."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _plain(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return {} if options is None else options
 
 
-def _compiler(options: Options, phase: str) -> Callable[..., Executable]:
+def _compiler(options: Options, phase: str) -> Callable[..., Any]:
     """fw, bw or inference compiler: fx graph in, boxed executable out."""
+    from rewright.compiled_program import CompiledProgram
+    from rewright.torch_compat import serializable
 
-    def compile_fx_graph(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Executable:
+    def compile_fx_graph(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> CompiledProgram:
         from torch._subclasses.fake_tensor import unset_fake_temporarily
 
         from rewright.driver import compile_graph
@@ -85,8 +109,8 @@ def _compiler(options: Options, phase: str) -> Callable[..., Executable]:
         with unset_fake_temporarily():
             graph = from_fx(gm, name=phase)
             program = compile_graph(graph, options, retain=phase == "inference")
-        with _lock:
-            _rest[program.executable] = (program.plan, program.library, program.build_seconds)
-        return program.executable
+        compiled = CompiledProgram(program)
+        remember(compiled)
+        return compiled
 
-    return compile_fx_graph
+    return serializable(compile_fx_graph, CompiledProgram)

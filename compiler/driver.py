@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from rewright.calibrate_host import host, isa
+from rewright.building import Built, Recipe, build_program, march_of
+from rewright.calibrate_host import host
 from rewright.codegen import Executable, Kernels, input_sizes, kernels_of, write_calls
-from rewright.codegen.executable import Kernel
 from rewright.costmodel import Roofline
 from rewright.ir import (
     Graph,
@@ -31,10 +30,6 @@ from rewright.report import Report, refuse_fallback, report_of
 if TYPE_CHECKING:
     from rewright.codegen.cpp import Library
     from rewright.passes import DecisionLog
-
-# What the compiler is told to build for, unless it is the host itself. A CPU of one of these can
-# run what is built for those after it.
-_MARCH: Final = {"avx512": "x86-64-v4", "avx2": "x86-64-v3", "generic": "x86-64", "neon": "armv8-a"}
 
 
 @dataclass(frozen=True)
@@ -70,6 +65,11 @@ class Plan:
         nests = self.kernels.nests
         return emit(nests, symbols, graph=self.graph.name) if nests else ""
 
+    def recipe(self, *, retain: bool) -> Recipe:
+        """What it takes to build this."""
+        target = self.env.target
+        return Recipe(self.graph, self.kernels.of_node, self.kernel_source, target, retain)
+
     @property
     def calls(self) -> str:
         """The call sequence as Python."""
@@ -87,9 +87,17 @@ class Program:
     """A plan, built: call its `executable` with a list of arguments (boxed), or look into it."""
 
     plan: Plan
-    executable: Executable
-    library: Library | None
-    build_seconds: float
+    recipe: Recipe
+    built: Built
+
+    @property
+    def executable(self) -> Executable:
+        return self.built.executable
+
+    @property
+    def library(self) -> Library | None:
+        """Where the kernels are; None when there are none."""
+        return self.built.library
 
     @property
     def source(self) -> Graph:
@@ -102,7 +110,7 @@ class Program:
 
     @property
     def report(self) -> Report:
-        return self.plan.report.built(self.build_seconds)
+        return self.plan.report.built(self.built.seconds)
 
 
 def compile_graph(
@@ -119,15 +127,14 @@ def compile_graph(
     `fallback="error"` that is an error, as is an operator that has no kernel of ours.
     """
     plan = plan_graph(graph, options)
-    started = time.perf_counter()
+    recipe = plan.recipe(retain=retain)
     try:
-        kernels, library = _build(plan)
+        built = build_program(recipe, trace=trace)
     except ToolchainError as error:
         plan = _passed(graph, options, plan.env.target, _without_kernels(error, options))
-        kernels, library = {}, None
-    of_node = plan.kernels.of_node
-    executable = Executable(plan.graph, kernels, of_node, retain=retain, trace=trace)
-    program = Program(plan, executable, library, time.perf_counter() - started)
+        recipe = plan.recipe(retain=retain)
+        built = build_program(recipe, trace=trace)
+    program = Program(plan, recipe, built)
     if options.trace:
         from rewright.trace import write_trace
 
@@ -204,7 +211,7 @@ def _compiler_note(target: Target, options: Options) -> str | None:
     from rewright.codegen.cpp import toolchain
 
     try:
-        toolchain(_march(target))
+        toolchain(march_of(target))
     except ToolchainError as error:
         return _without_kernels(error, options)
     return None
@@ -257,40 +264,3 @@ class _Every:
 
 
 _EVERY: Final = _Every()
-
-
-# --- kernels ------------------------------------------------------------------------------------
-
-
-def _build(plan: Plan) -> tuple[Mapping[str, Kernel], Library | None]:
-    """The kernels by name, and the library that holds them."""
-    names = [nest.name for nest in plan.kernels.nests]
-    if not names:
-        return {}, None
-    from rewright.codegen.cpp import build
-
-    target = plan.env.target
-    library = build(plan.kernel_source, march=_march(target))
-    if not _runs_here(target):
-        return dict.fromkeys(names, _refusal(target)), library
-    return {name: library.function(name) for name in names}, library
-
-
-def _march(target: Target) -> str:
-    return "native" if target == host() else _MARCH[target.isa]
-
-
-def _runs_here(target: Target) -> bool:
-    known = list(_MARCH)
-    return target == host() or known.index(target.isa) >= known.index(isa())
-
-
-def _refusal(target: Target) -> Kernel:
-    """Stands for a kernel whose instructions this CPU does not have."""
-
-    def refuse(pointers: object, sizes: object) -> None:
-        raise UnsupportedError(
-            f"the kernels are built for {target.isa}, and this CPU runs {isa()}", who="target"
-        )
-
-    return refuse

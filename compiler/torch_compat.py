@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+
+import torch
 
 
 def aot_backend(**compilers: Any) -> Callable[..., Any]:
@@ -18,3 +21,27 @@ def min_cut_partition() -> Callable[..., Any]:
     from torch._functorch.partitioners import min_cut_rematerialization_partition
 
     return min_cut_rematerialization_partition
+
+
+def serializable(compiler: Callable[..., Any], output: type) -> Callable[..., Any]:
+    """`compiler`, which returns an `output`, as a compiler whose results may be stored."""
+    from torch._functorch._aot_autograd.schemas import SerializableAOTDispatchCompiler
+
+    return SerializableAOTDispatchCompiler(output, compiler)
+
+
+@contextmanager
+def caching(tag: str) -> Iterator[None]:
+    """Let AOTAutograd store whole programs, under keys that hold `tag`: torch's own say nothing of
+    the backend."""
+    given = torch.compiler.config.cache_key_tag
+    with (
+        torch.compiler.config.patch(cache_key_tag=f"{given} {tag}"),  # type: ignore[attr-defined]
+        torch._functorch.config.patch(bundled_autograd_cache=True),
+    ):
+        yield
+
+
+def without_caching() -> AbstractContextManager[None]:
+    """Keep AOTAutograd from making keys."""
+    return torch._functorch.config.patch(enable_autograd_cache=False)  # type: ignore[no-any-return]

@@ -7,7 +7,7 @@ computes better in one piece, and of random ones: these must draw what eager dra
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Final
 
@@ -25,12 +25,35 @@ KEPT: Final = frozenset(
 )
 
 
+Table = dict[torch._ops.OperatorBase, Callable[..., Any]]
+
+
 @cache
-def decomposition_table() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
-    """The table for `aot_autograd(decompositions=...)` and `run_decompositions(...)`."""
+def decomposition_table() -> Table:
+    """The table for `run_decompositions(...)` and for graphs that came as text."""
     from torch._decomp import core_aten_decompositions
 
-    core = dict(core_aten_decompositions().items())
+    return _ours(dict(core_aten_decompositions().items()))
+
+
+@cache
+def autograd_table() -> Table:
+    """The table for `aot_autograd(decompositions=...)`: without what torch writes in terms of other
+    operators, which AOTAutograd takes apart anyway; listing it takes torch a quarter of a second.
+    """
+    from torch._decomp import _core_aten_decompositions_post_autograd
+
+    return _ours(dict(_core_aten_decompositions_post_autograd().items()))
+
+
+def may_come_apart(target: object) -> bool:
+    """False for what `decomposition_table()` does not hold; says so without making it."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    return target in autograd_table() or target._can_decompose()
+
+
+def _ours(core: Mapping[torch._ops.OperatorBase, Callable[..., Any]]) -> Table:
     table = {target: parts for target, parts in core.items() if _is_taken_apart(target)}
     table[torch.ops.aten._native_batch_norm_legit_no_training.default] = batch_norm_inference
     return table

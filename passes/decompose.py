@@ -57,9 +57,11 @@ class Decompose(Pass, name="decompose", takes="aten", gives="aten"):
     """
 
     def run(self, graph: Graph, env: Env) -> Graph:
-        from rewright.ir.decompositions import decomposition_table
+        from rewright.ir.decompositions import decomposition_table, may_come_apart
         from rewright.ir.expand import expand
 
+        if not any(may_come_apart(node.op.target) for node in graph.nodes):
+            return graph
         table = decomposition_table()
         traced: dict[Hashable, Graph | str] = {}
         bodies = {node.name: self._body(node, table, traced, env) for node in graph.nodes}

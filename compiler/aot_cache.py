@@ -1,0 +1,69 @@
+"""PyTorch's AOTAutograd cache: when we use it, and what its keys must say of us.
+
+It keeps whole compiled programs from process to process, so that a second one skips AOTAutograd's
+tracing. Its keys cover the graph, torch and torch's settings, but no backend.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import fx
+
+from rewright.building import march_of
+from rewright.codegen.cache import digest
+from rewright.codegen.cpp import toolchain
+from rewright.driver import target_of
+from rewright.ir import ToolchainError
+from rewright.options import Options
+
+SUFFIXES: Final = (".py", ".h", ".lark", ".rules")
+
+# Measured on GPT-2 and Llama: what AOTAutograd takes for a node of Dynamo's graph.
+INFERENCE_SECONDS: Final = 2.5e-3
+TRAINING_SECONDS: Final = 10e-3
+# The first key in a process: torch hashes its sources and imports Inductor's and Triton's.
+KEY_SECONDS: Final = 1.3
+TRITON_KEY_SECONDS: Final = 0.7
+
+
+def pays(gm: fx.GraphModule) -> bool:
+    """True when tracing takes longer than making the first key, or the user wants the cache anyway
+    (`torch._functorch.config.force_autograd_cache`)."""
+    if torch._functorch.config.force_autograd_cache:
+        return True
+    each = TRAINING_SECONDS if torch.is_grad_enabled() else INFERENCE_SECONDS
+    return len(gm.graph.nodes) * each > _key_seconds()
+
+
+def _key_seconds() -> float:
+    if "torch._inductor.lowering" in sys.modules:
+        return 0.0
+    return KEY_SECONDS + (TRITON_KEY_SECONDS if find_spec("triton") else 0.0)
+
+
+def tag(options: Options) -> str:
+    """Changes with Rewright's own sources, the options, the target and the compiler."""
+    target = target_of(options)
+    try:
+        compiler = toolchain(march_of(target)).fingerprint
+    except ToolchainError:
+        compiler = "none"
+    checked = os.environ.get("REWRIGHT_CHECK", "")
+    return f"rewright-{digest(_sources(), repr(options), repr(target), compiler, checked)}"
+
+
+@cache
+def _sources() -> str:
+    import rewright
+    from rewright import codegen, costmodel, ir, passes
+
+    folders = {Path(str(p.__file__)).parent for p in (rewright, ir, costmodel, passes, codegen)}
+    found = {path for folder in folders for path in folder.rglob("*") if path.suffix in SUFFIXES}
+    return digest(*(path.name + path.read_text() for path in sorted(found)))

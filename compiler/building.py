@@ -1,0 +1,85 @@
+"""From a plan to something that runs: the kernels built, the call sequence around them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from rewright.calibrate_host import host, isa
+from rewright.codegen import Executable
+from rewright.codegen.cpp import Library, build
+from rewright.codegen.executable import Kernel
+from rewright.ir import Graph, UnsupportedError
+from rewright.ir.target import Target
+
+# What the compiler is told to build for, unless it is the host itself. A CPU of one of these can
+# run what is built for those after it.
+_MARCH: Final = {"avx512": "x86-64-v4", "avx2": "x86-64-v3", "generic": "x86-64", "neon": "armv8-a"}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What it takes to build a program, as data that can be stored.
+
+    `graph` is the schedule, `kernels` the kernel of each region by node name, `source` all kernels
+    as C++ (empty: there are none). `retain` keeps the arena's memory between calls.
+    """
+
+    graph: Graph
+    kernels: Mapping[str, str]
+    source: str
+    target: Target
+    retain: bool
+
+
+@dataclass(frozen=True)
+class Built:
+    """A program that runs, and the seconds that building it took."""
+
+    executable: Executable
+    library: Library | None
+    seconds: float
+
+
+def build_program(recipe: Recipe, *, trace: list[tuple[str, str]] | None = None) -> Built:
+    """`trace` receives a record of every step that runs. Raises ToolchainError."""
+    started = time.perf_counter()
+    kernels, library = _kernels(recipe)
+    executable = Executable(
+        recipe.graph, kernels, recipe.kernels, retain=recipe.retain, trace=trace
+    )
+    return Built(executable, library, time.perf_counter() - started)
+
+
+def march_of(target: Target) -> str:
+    """The CPU to compile for, in the compiler's words."""
+    return "native" if target == host() else _MARCH[target.isa]
+
+
+def _kernels(recipe: Recipe) -> tuple[Mapping[str, Kernel], Library | None]:
+    """The kernels by name, and the library that holds them."""
+    if not recipe.source:
+        return {}, None
+    names = sorted(set(recipe.kernels.values()))
+    library = build(recipe.source, march=march_of(recipe.target))
+    if not _runs_here(recipe.target):
+        return dict.fromkeys(names, _refusal(recipe.target)), library
+    return {name: library.function(name) for name in names}, library
+
+
+def _runs_here(target: Target) -> bool:
+    known = list(_MARCH)
+    return target == host() or known.index(target.isa) >= known.index(isa())
+
+
+def _refusal(target: Target) -> Kernel:
+    """Stands for a kernel whose instructions this CPU does not have."""
+
+    def refuse(pointers: object, sizes: object) -> None:
+        raise UnsupportedError(
+            f"the kernels are built for {target.isa}, and this CPU runs {isa()}", who="target"
+        )
+
+    return refuse

@@ -1,0 +1,89 @@
+"""A compiled program as AOTAutograd holds it, and as its cache stores it.
+
+What is stored is what it takes to build the program without tracing or planning: the schedule, the
+kernels' source and where each belongs. The library itself lies in the kernel cache; a process that
+does not find it there compiles the source again, so an entry outlives a cleaned cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch._functorch._aot_autograd.autograd_cache import (  # type: ignore[attr-defined]
+    BypassAOTAutogradCache,
+    OutputCode,
+)
+
+from rewright.building import Built, Recipe, build_program
+from rewright.driver import Plan, Program, plan_graph
+from rewright.ir import Graph
+from rewright.options import Options
+
+
+class CompiledProgram(OutputCode):
+    """Boxed: takes its arguments in a list and empties the list."""
+
+    source: Graph
+    options: Options
+    recipe: Recipe
+    built: Built
+    _plan: Plan | None
+
+    # torch's class compares field by field; a program is only itself.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __init__(self, program: Program) -> None:
+        self.source, self.options = program.source, program.plan.options
+        self.recipe, self.built = program.recipe, program.built
+        self._plan = program.plan
+        self._start()
+
+    def _start(self) -> None:
+        OutputCode.__init__(self)
+        # On the instance: torch._dynamo.disable copies an object's own attributes.
+        self._boxed_call = True
+
+    def __call__(self, inputs: list[Any]) -> list[Any]:  # type: ignore[override]
+        return self.built.executable(inputs)
+
+    @property
+    def program(self) -> Program:
+        """All there is of the program. One that was loaded is planned anew when this is asked."""
+        if self._plan is None:
+            self._plan = plan_graph(self.source, self.options)
+        return Program(self._plan, self.recipe, self.built)
+
+    # --- what torch calls to store and to load ---------------------------------------------------
+
+    def __copy__(self) -> CompiledProgram:
+        return self
+
+    def prepare_for_serialization(self) -> None:
+        """Raises torch's BypassAOTAutogradCache for what may not be stored."""
+        if self._plan is not None and self._plan.note is not None:
+            raise BypassAOTAutogradCache(self._plan.note)
+        if self.options.trace:
+            raise BypassAOTAutogradCache("a trace is written whenever the program is compiled")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"source": self.source, "options": self.options, "recipe": self.recipe}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._plan = None
+        vars(self).update(state)
+        self._start()
+
+    def post_compile(self, inputs: Sequence[Any], constants: Any, settings: Any) -> None:
+        """Torch has loaded the program: build it. Raises ToolchainError when that fails."""
+        from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+        from rewright.backend import remember
+
+        with unset_fake_temporarily():
+            self.built = build_program(self.recipe)
+        remember(self)
+
+    def set_triton_bundle(self, triton_bundle: Any) -> None:
+        """There is none: kernels are in `recipe`."""
