@@ -38,6 +38,7 @@ from rewright.ir import (
 )
 from rewright.ir.hop_args import decode
 from rewright.ir.signature import result_paths
+from rewright.ir.storage import keeps_operands
 
 ALIGNMENT = 64
 
@@ -89,6 +90,9 @@ class _Writer:
         self.run: list[str] = []
         self.constants: dict[str, Constant] = {}
         self.last_read = _last_reads(graph, self.roots)
+        self.in_kernels = _read_by_kernels(graph, self.roots)
+        saved = (i.value for i in graph.inputs if i.role in ("saved", "tangent"))
+        self.run += self._laid_out(saved)
 
     # --- names ------------------------------------------------------------------------------
 
@@ -111,9 +115,15 @@ class _Writer:
         return python_arg(arg, self.name)
 
     def args(self, node: Node) -> str:
-        parts = [self.arg(a) for a in node.args]
-        parts += [f"{k}={self.arg(a)}" for k, a in node.kwargs if k != "out"]
+        name = self.lasting if keeps_operands(node) else self.name
+        parts = [python_arg(a, name) for a in node.args]
+        parts += [f"{k}={python_arg(a, name)}" for k, a in node.kwargs if k != "out"]
         return ", ".join(parts)
+
+    def lasting(self, value: Value) -> str:
+        """A value for somebody who keeps it longer than the frame keeps its buffer."""
+        copied = ".clone()" if self.roots[value] in self.in_frame else ""
+        return f"{self.name(value)}{copied}"
 
     # --- nodes ------------------------------------------------------------------------------
 
@@ -201,6 +211,8 @@ class _Writer:
         self.local.update(node.results)
         self.run += self.assignment(node)
         self._bind_sizes(node)
+        if not shares_input_storage(node):
+            self.run += self._laid_out(node.results)
 
     def _is_fixed_view(self, node: Node) -> bool:
         """True for a view that stays where it is for as long as the frame lives."""
@@ -257,6 +269,14 @@ class _Writer:
                     for d, size in enumerate(value.type.shape)
                     if self._is_late(size)
                 ]
+
+    def _laid_out(self, values: Iterable[Value]) -> Iterator[str]:
+        """Kernels read by the strides in the graph. What ATen returns, and autograd hands from the
+        forward to the backward, may have others where torch's shape functions are mistaken."""
+        for value in values:
+            if value in self.in_kernels and isinstance(value.type, TensorType) and value.type.rank:
+                name = self.name(value)
+                yield f"{name} = laid_out({name}, {python_tuple(value.type.layout)})"
 
     def _is_late(self, size: Size | None) -> bool:
         return isinstance(size, Dim) and size.is_symbol and size.text not in self.sizes
@@ -394,12 +414,8 @@ def _called(graph: Graph) -> Iterator[str]:
             continue
         yield _callee(node)
         if node.op.namespace == "hop":
-            args, kwargs = decode(node, _nothing, dict.fromkeys(name for name, _ in node.graphs))
+            args, kwargs = decode(node, lambda _: None, {name: None for name, _ in node.graphs})
             yield from (op_of_target(a).name for a in _operators_in((args, *kwargs.values())))
-
-
-def _nothing(arg: Arg) -> None:
-    """Stands for what is not an operator."""
 
 
 def _operators_in(arg: object) -> Iterator[object]:
@@ -461,6 +477,12 @@ def _kept(graph: Graph, roots: Mapping[Value, Value]) -> set[Value]:
     """Storages that live until the end: of outputs, and of what is written back."""
     returned = {*graph.returned, *values_in(graph.outputs)}
     return {roots[v] for v in returned} | {target for target, _ in graph.updates}
+
+
+def _read_by_kernels(graph: Graph, roots: Mapping[Value, Value]) -> set[Value]:
+    """Storages that regions read, themselves or through views."""
+    regions = (node for node in graph.nodes if node.op.kind is Kind.REGION)
+    return {roots[v] for region in regions for v in region.operands}
 
 
 def _last_reads(graph: Graph, roots: Mapping[Value, Value]) -> dict[int, list[Value]]:

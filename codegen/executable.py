@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rewright.codegen.call_sequence import CallSequence, write_calls
-from rewright.codegen.runtime import Frame, Frames, new, own, place_again
+from rewright.codegen.runtime import Frame, Frames, laid_out, new, own, place_again
 from rewright.ir import Graph, Node, TensorType, op
 
 Kernel = Callable[[Any, Any], None]
@@ -82,6 +82,7 @@ def _namespace(calls: CallSequence, kernels: Mapping[str, Kernel]) -> dict[str, 
         "torch": torch,
         "Frame": Frame,
         "new": new,
+        "laid_out": laid_out,
         "own": own,
         "place_again": place_again,
         "constants": {name: c.tensor for name, c in calls.constants.items()},

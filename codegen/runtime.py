@@ -146,6 +146,16 @@ def new(
     return torch.empty_strided(shape, strides, dtype=dtype, device=device)
 
 
+def laid_out(x: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+    """`x` itself when its strides are these wherever they matter, else a copy with them."""
+    if x.stride() == strides or x.numel() == 0:
+        return x
+    steps = zip(x.shape, x.stride(), strides, strict=True)
+    if all(size == 1 or step == wanted for size, step, wanted in steps):
+        return x
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
+
+
 def own(window: torch.Tensor) -> torch.Tensor:
     """The same tensor, strides and all, over a copy of its storage."""
     copy = torch.empty(0, dtype=window.dtype, device=window.device)
@@ -189,7 +199,4 @@ def fitted(name: str, arg: Any, wanted: Any) -> Any:
         raise TypeError(f"{name} is a tensor, not {type(arg).__name__}")
     if arg.dtype != dtype or tuple(arg.shape) != shape:
         raise ValueError(f"{name} is {dtype} {shape}, not {arg.dtype} {tuple(arg.shape)}")
-    steps = zip(arg.shape, arg.stride(), strides, strict=True)
-    if arg.numel() == 0 or all(size == 1 or step == want for size, step, want in steps):
-        return arg
-    return torch.empty_strided(shape, strides, dtype=dtype, device=arg.device).copy_(arg)
+    return laid_out(arg, strides)

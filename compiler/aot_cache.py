@@ -35,11 +35,21 @@ TRITON_KEY_SECONDS: Final = 0.7
 
 def pays(gm: fx.GraphModule) -> bool:
     """True when tracing takes longer than making the first key, or the user wants the cache anyway
-    (`torch._functorch.config.force_autograd_cache`)."""
+    (`torch._functorch.config.force_autograd_cache`), and the key would say everything."""
+    if _computes_with_floats(gm):
+        return False
     if torch._functorch.config.force_autograd_cache:
         return True
     each = TRAINING_SECONDS if torch.is_grad_enabled() else INFERENCE_SECONDS
     return len(gm.graph.nodes) * each > _key_seconds()
+
+
+def _computes_with_floats(gm: fx.GraphModule) -> bool:
+    """True when a float among the arguments may become a literal while AOTAutograd traces. Its keys
+    hold the graph and its sizes, but not that number: another call would get the program of this
+    one."""
+    values = (node.meta.get("example_value") for node in gm.graph.nodes)
+    return any(isinstance(value, torch.SymFloat) for value in values)
 
 
 def _key_seconds() -> float:

@@ -112,7 +112,8 @@ import torch
 HERE = pathlib.Path(__file__).resolve().parent
 runtime = runpy.run_path(str(HERE / "runtime.py"))
 Frame, Frames = runtime["Frame"], runtime["Frames"]
-new, own, place_again = runtime["new"], runtime["own"], runtime["place_again"]
+laid_out, new, own = (runtime[name] for name in ("laid_out", "new", "own"))
+place_again = runtime["place_again"]
 
 {operators}
 

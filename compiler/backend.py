@@ -94,10 +94,16 @@ def _plain(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return {} if options is None else options
 
 
+def _roles(gm: fx.GraphModule) -> list[str]:
+    """Of a backward graph's inputs: gradients of outputs, and what the forward saved."""
+    inputs = (node.name for node in gm.graph.nodes if node.op == "placeholder")
+    return ["tangent" if name.startswith("tangents_") else "saved" for name in inputs]
+
+
 def _compiler(options: Options, phase: str) -> Callable[..., Any]:
     """fw, bw or inference compiler: fx graph in, boxed executable out."""
     from rewright.compiled_program import CompiledProgram
-    from rewright.torch_compat import serializable
+    from rewright.torch_compat import donate_nothing, serializable
 
     def compile_fx_graph(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> CompiledProgram:
         from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -105,9 +111,11 @@ def _compiler(options: Options, phase: str) -> Callable[..., Any]:
         from rewright.driver import compile_graph
         from rewright.ir.fx_import import from_fx
 
+        if phase == "backward":
+            donate_nothing()
         # AOTAutograd calls under its FakeTensorMode; constants here are real tensors.
         with unset_fake_temporarily():
-            graph = from_fx(gm, name=phase)
+            graph = from_fx(gm, name=phase, roles=_roles(gm) if phase == "backward" else None)
             program = compile_graph(graph, options, retain=phase == "inference")
         compiled = CompiledProgram(program)
         remember(compiled)

@@ -35,9 +35,11 @@ def caching(tag: str) -> Iterator[None]:
     """Let AOTAutograd store whole programs, under keys that hold `tag`: torch's own say nothing of
     the backend."""
     given = torch.compiler.config.cache_key_tag
+    # A backward left for its first call would be compiled, and its step stored, outside of here.
+    bundled = {"bundled_autograd_cache": True, "force_non_lazy_backward_lowering": True}
     with (
         torch.compiler.config.patch(cache_key_tag=f"{given} {tag}"),  # type: ignore[attr-defined]
-        torch._functorch.config.patch(bundled_autograd_cache=True),
+        torch._functorch.config.patch(bundled),
     ):
         yield
 
@@ -45,3 +47,11 @@ def caching(tag: str) -> Iterator[None]:
 def without_caching() -> AbstractContextManager[None]:
     """Keep AOTAutograd from making keys."""
     return torch._functorch.config.patch(enable_autograd_cache=False)  # type: ignore[no-any-return]
+
+
+def donate_nothing() -> None:
+    """Called while a backward is compiled: it writes into nothing that the forward saved, so that
+    autograd may walk a graph back twice. AOTAutograd would refuse that otherwise."""
+    context = torch._guards.TracingContext.try_get()
+    if context is not None and context.fw_metadata is not None:
+        context.fw_metadata.bw_donated_idxs = []

@@ -21,6 +21,9 @@ KEPT: Final = frozenset(
         "aten.native_layer_norm_backward.default",
         "aten.native_group_norm_backward.default",
         "aten._fused_rms_norm_backward.default",
+        # Their results have the strides of the input only in one piece.
+        "aten.max_unpool2d.default",
+        "aten.max_unpool3d.default",
     }
 )
 
@@ -46,6 +49,37 @@ def autograd_table() -> Table:
     return _ours(dict(_core_aten_decompositions_post_autograd().items()))
 
 
+def group_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    n: int,
+    channels: int,
+    pixels: int,
+    groups: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Layer norm over the channels and pixels of a group, then scale and shift per channel, in one
+    precision throughout: (normalized, mean [n, groups], 1 / deviation [n, groups]).
+
+    Wu and He, Group Normalization, 2018. Other layouts than row-major stay ATen's.
+    """
+    if not input.is_contiguous():
+        return NotImplemented
+    wide = torch.promote_types(input.dtype, torch.float32)
+    grouped = input.to(wide).reshape(n, groups, channels // groups * pixels)
+    normal, mean, rstd = torch.native_layer_norm(grouped, grouped.shape[2:], None, None, eps)
+    normal = normal.reshape(input.shape)
+    per_channel = [1, channels, *[1] * (input.ndim - 2)]
+    if weight is not None:
+        normal = normal * weight.to(wide).reshape(per_channel)
+    if bias is not None:
+        normal = normal + bias.to(wide).reshape(per_channel)
+    stored = input.dtype if weight is None else weight.dtype
+    statistics = (s.reshape(n, groups).to(stored) for s in (mean, rstd))
+    return normal.to(input.dtype), *statistics
+
+
 def may_come_apart(target: object) -> bool:
     """False for what `decomposition_table()` does not hold; says so without making it."""
     if not isinstance(target, torch._ops.OpOverload):
@@ -56,6 +90,7 @@ def may_come_apart(target: object) -> bool:
 def _ours(core: Mapping[torch._ops.OperatorBase, Callable[..., Any]]) -> Table:
     table = {target: parts for target, parts in core.items() if _is_taken_apart(target)}
     table[torch.ops.aten._native_batch_norm_legit_no_training.default] = batch_norm_inference
+    table[torch.ops.aten.native_group_norm.default] = group_norm
     return table
 
 

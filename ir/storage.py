@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
+from rewright.ir.effects import effect_of
 from rewright.ir.graph import Graph, Node, Value
-from rewright.ir.ops import Kind
-from rewright.ir.types import TensorType
+from rewright.ir.ops import Effect, Kind
+from rewright.ir.types import OtherType, TensorType
 
 # Operators that torch declares as views and that copy when strides or types leave no other way.
 MAY_COPY: Final = frozenset(
@@ -47,10 +48,40 @@ def storage_roots(graph: Graph) -> Mapping[Value, Value]:
     """
     roots: dict[Value, Value] = {i.value: i.value for i in graph.inputs}
     for node in graph.nodes:
-        base = roots[node.operands[0]] if may_share_input_storage(node) else None
-        for value in node.results:
-            roots[value] = value if base is None else base
+        for value, base in zip(node.results, _bases(node), strict=True):
+            roots[value] = value if base is None else roots[base]
     return roots
+
+
+def keeps_operands(node: Node) -> bool:
+    """True when what the node was given is read after it returned: a sparse tensor holds on to its
+    indices and values, and a collective goes on until somebody waits for it."""
+    makes_object = any(value.type == OtherType("object") for value in node.results)
+    return makes_object or effect_of(node) is Effect.COLLECTIVE
+
+
+def _bases(node: Node) -> Sequence[Value | None]:
+    """For every result the value, made before it, whose storage it may share."""
+    if node.op.name == "hop.invoke_subgraph" and node.graphs:
+        bases = _bases_of_region(node)
+        return [bases.get(value) for value in node.results]
+    base = node.operands[0] if may_share_input_storage(node) else None
+    return (base,) * len(node.results)
+
+
+def _bases_of_region(node: Node) -> Mapping[Value, Value]:
+    """A nested region of a training step also returns what it was given, for its backward."""
+    graph = node.graphs[0][1]
+    inner = storage_roots(graph)
+    given = zip(graph.inputs, node.args[2:], strict=False)
+    owners = {i.value: arg for i, arg in given if isinstance(arg, Value)}
+    bases: dict[Value, Value] = {}
+    for value, output in zip(node.results, graph.outputs, strict=False):
+        if isinstance(output, Value):
+            owner = owners.setdefault(inner[output], value)
+            if owner != value:
+                bases[value] = owner
+    return bases
 
 
 def _is_in_place(node: Node) -> bool:

@@ -97,8 +97,11 @@ def delinearize(
     """The row-major index in `shape` of a linear position.
 
     Exact or nothing: raises NeedSplit when an axis has to be cut first, UnsupportedError when no
-    cut makes the index affine.
+    cut makes the index affine. In an array without elements any index will do that moves with the
+    position: what does not move may be read before its loop begins.
     """
+    if any(size == 0 for size in shape):
+        return (*[ZERO] * (len(shape) - 1), position)
     index: list[Affine] = []
     rest = position
     for place in range(len(shape) - 1, -1, -1):

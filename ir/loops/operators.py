@@ -114,6 +114,76 @@ def _pad(scope: Scope, node: Node, value: Value, index: Index, guards: Guards) -
     return _window(scope, source, fill, tuple(inner), guards, tuple(own))
 
 
+def _stack(scope: Scope, node: Node, value: Value, index: Index, guards: Guards) -> Term:
+    """Each part at its own place of the new dimension."""
+    dim = _positive(node.arg("dim"), value.tensor.rank)
+    inner = index[:dim] + index[dim + 1 :]
+    dtype = compute_dtype(value.tensor.dtype)
+    stacked: Term | None = None
+    for place, part in enumerate(node.operands):
+        here = Within(index[dim], place, place + 1)
+        element = convert(scope.at(part, inner, (*guards, here)), dtype)
+        is_here = Inside((here,))
+        stacked = element if stacked is None else scope.apply("select", is_here, element, stacked)
+    assert stacked is not None
+    return stacked
+
+
+def _flip(scope: Scope, node: Node, value: Value, index: Index, guards: Guards) -> Term:
+    dims, source = node.args[1], node.operands[0]
+    assert isinstance(dims, tuple)
+    flipped = list(index)
+    for dim in {_positive(d, len(index)) for d in dims} if index else ():
+        flipped[dim] = index[dim].scaled(-1).shifted(source.tensor.shape[dim] - 1)
+    return scope.at(source, tuple(flipped), guards)
+
+
+def _roll(scope: Scope, node: Node, value: Value, index: Index, guards: Guards) -> Term:
+    """Along each dimension the last `shift` elements come first."""
+    shifts, dims, source = node.args[1], node.arg("dims"), node.operands[0]
+    assert isinstance(shifts, tuple) and isinstance(dims, tuple)
+    if not dims:
+        raise UnsupportedError(f"%{node.name} rolls what is flattened first")
+    wrapped = [(index, guards)]
+    for shift, d in zip(shifts, dims, strict=True):
+        dim = _positive(d, len(index))
+        size = source.tensor.shape[dim]
+        if not isinstance(shift, int) or not isinstance(size, int):
+            raise UnsupportedError(f"%{node.name} rolls by what is no number")
+        wrapped = [r for i, g in wrapped for r in _both_parts(scope, i, g, dim, shift % size, size)]
+    element: Term | None = None
+    for inner, own in wrapped:
+        here = scope.at(source, inner, own)
+        is_here = Inside(own[len(guards) :])
+        element = here if element is None else scope.apply("select", is_here, here, element)
+    assert element is not None
+    return element
+
+
+def _both_parts(
+    scope: Scope, index: Index, guards: Guards, dim: int, shift: int, size: int
+) -> Iterator[tuple[Index, Guards]]:
+    """Where an element comes from, and when: before the end, or from the start on."""
+    if shift == 0:
+        yield index, guards
+        return
+    for start, low, high in ((size - shift, 0, shift), (-shift, shift, size)):
+        moved = (*index[:dim], index[dim].shifted(start), *index[dim + 1 :])
+        yield moved, (*guards, scope.within(index[dim], low, high))
+
+
+def _repeat(scope: Scope, node: Node, value: Value, index: Index, guards: Guards) -> Term:
+    source, times = node.operands[0], node.args[1]
+    assert isinstance(times, tuple)
+    new = len(index) - source.tensor.rank
+    inner = []
+    for part, size, count in zip(index[new:], source.tensor.shape, times[new:], strict=True):
+        if not isinstance(count, (int, Dim)):
+            raise UnsupportedError(f"%{node.name} repeats by what is no size")
+        inner.append(part if count == 1 else delinearize(part, (count, size), scope.sizes)[1])
+    return scope.at(source, tuple(inner), guards)
+
+
 def _slice_backward(scope: Scope, node: Node, value: Value, index: Index, guards: Guards) -> Term:
     """zeros.slice(dim) = grad."""
     source = node.operands[0]
@@ -216,6 +286,10 @@ OPERATORS: Final[dict[str, Rule]] = {
     **REDUCTIONS,
     "aten._native_batch_norm_legit_no_training.default": _batch_norm,
     "aten.cat.default": _cat,
+    "aten.stack.default": _stack,
+    "aten.flip.default": _flip,
+    "aten.roll.default": _roll,
+    "aten.repeat.default": _repeat,
     "aten.constant_pad_nd.default": _pad,
     "aten.slice_backward.default": _slice_backward,
     "aten.slice_scatter.default": _slice_scatter,

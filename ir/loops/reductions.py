@@ -204,6 +204,42 @@ def _softmax_backward(scope: Scope, node: Node, value: Value, index: Index, guar
     return scope.apply("mul", here_o, scope.apply("sub", here_g, total))
 
 
+def _logsumexp(scope: Scope, node: Node, value: Value, index: Index, guards: Guards) -> Term:
+    """log(sum(exp(x - top))) + top, where an infinite maximum counts as zero."""
+    sweep = _sweep(scope, node, index, guards)
+    element = sweep.element(node.operands[0], compute_dtype(value.tensor.dtype))
+    top = sweep.reduce("max", element)
+    is_infinite = scope.apply("isinf", top)
+    top = scope.apply("select", is_infinite, number(0, top.dtype), top)
+    total = sweep.reduce("sum", scope.apply("exp", scope.apply("sub", element, top)))
+    return scope.apply("add", scope.apply("log", total), top)
+
+
+def _vector_norm(scope: Scope, node: Node, value: Value, index: Index, guards: Guards) -> Term:
+    """(sum |x|^p)^(1/p); for p = 0 the number of elements that are not zero, for an infinite p the
+    largest or smallest magnitude."""
+    order = node.arg("ord")
+    if not isinstance(order, (int, float)):
+        raise UnsupportedError(f"%{node.name} has an order that is no number")
+    sweep = _sweep(scope, node, index, guards)
+    dtype = compute_dtype(value.tensor.dtype)
+    source = node.operands[0]
+    if source.tensor.dtype != value.tensor.dtype:
+        raise UnsupportedError(f"%{node.name} also converts its operand")
+    size = scope.apply("abs", sweep.element(source, dtype))
+    if math.isinf(order):
+        return sweep.reduce("max" if order > 0 else "min", size)
+    if order == 0:
+        counted = scope.let(convert(scope.apply("ne", size, number(0, dtype)), dtype))
+        return sweep.reduce("sum", counted)
+    if order == 1:
+        return sweep.reduce("sum", size)
+    if order == 2:
+        return scope.apply("sqrt", sweep.reduce("sum", scope.apply("mul", size, size)))
+    powers = sweep.reduce("sum", scope.apply("pow", size, number(order, dtype)))
+    return scope.apply("pow", powers, number(1 / order, dtype))
+
+
 def _layer_norm(scope: Scope, node: Node, value: Value, index: Index, guards: Guards) -> Term:
     """native_layer_norm: (normalized, mean, rstd); Ba et al., Layer Normalization, 2016."""
     source = node.operands[0]
@@ -272,6 +308,8 @@ REDUCTIONS: Final[dict[str, Rule]] = {
     "aten.var.correction": _variance,
     "aten.std.correction": _variance,
     "aten.var_mean.correction": _variance,
+    "aten.logsumexp.default": _logsumexp,
+    "aten.linalg_vector_norm.default": _vector_norm,
     "aten._softmax.default": _softmax,
     "aten._log_softmax.default": _log_softmax,
     "aten._softmax_backward_data.default": _softmax_backward,

@@ -185,6 +185,8 @@ class Scope:
 
     def apply(self, name: str, *args: Term) -> Ref:
         """A primitive of named operands; the result is a mask for predicates."""
+        if name.startswith("logical_"):
+            args = tuple(convert(a, torch.bool) for a in args)
         named = tuple(a if isinstance(a, Number) else self.let(a) for a in args)
         value = named[0].dtype
         if name == "select":
@@ -284,7 +286,8 @@ def convert(term: Term, dtype: torch.dtype) -> Term:
     if term.dtype == dtype:
         return term
     if isinstance(term, Number):
-        return Number(term.value, dtype)
+        is_truth = dtype == torch.bool and not isinstance(term.value, Dim)
+        return Number(bool(term.value) if is_truth else term.value, dtype)
     return Convert(term, dtype)
 
 

@@ -142,6 +142,32 @@ def _unbind(node: Node, result: Value, index: Index, sizes: Mapping[str, Size]) 
     return (*index[:dim], Affine((), place), *index[dim:])
 
 
+def _diagonal(node: Node, result: Value, index: Index, sizes: Mapping[str, Size]) -> Index:
+    """The last dimension of the result runs along both."""
+    rank = node.operands[0].tensor.rank
+    offset, first, second = (node.arg(name) for name in ("offset", "dim1", "dim2"))
+    if not isinstance(offset, int):
+        raise UnsupportedError("a diagonal that is known only at run time")
+    row, column = _dim(first, rank), _dim(second, rank)
+    rest = iter(index[:-1])
+    along = {
+        row: index[-1].shifted(max(-offset, 0)),
+        column: index[-1].shifted(max(offset, 0)),
+    }
+    return tuple(along[d] if d in along else next(rest) for d in range(rank))
+
+
+def _unfold(node: Node, result: Value, index: Index, sizes: Mapping[str, Size]) -> Index:
+    """Windows: element `k` of window `i` is element `i * step + k`."""
+    rank = node.operands[0].tensor.rank
+    step = node.args[3]
+    if not isinstance(step, int) or rank == 0:
+        raise UnsupportedError("windows whose distance is known only at run time")
+    dim = _dim(node.args[1], rank)
+    moved = index[dim].scaled(step) + index[-1]
+    return (*index[:dim], moved, *index[dim + 1 : -1])
+
+
 def broadcast(index: Index, shape: tuple[Size, ...], source: tuple[Size, ...]) -> Index:
     """The index in an operand of shape `source` of a result of shape `shape` (torch's rules)."""
     skipped = len(shape) - len(source)
@@ -178,4 +204,6 @@ VIEWS: Final[dict[str, Rule]] = {
     "aten.split.Tensor": _split,
     "aten.split_with_sizes.default": _split,
     "aten.unbind.int": _unbind,
+    "aten.diagonal.default": _diagonal,
+    "aten.unfold.default": _unfold,
 }

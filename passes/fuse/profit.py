@@ -28,6 +28,7 @@ _SWEEPS: Final = {
     **dict.fromkeys(("aten.var.correction", "aten.std.correction"), 2),
     **dict.fromkeys(("aten._softmax_backward_data.default", "aten._fused_rms_norm.default"), 2),
     "aten._log_softmax_backward_data.default": 2,
+    "aten.logsumexp.default": 2,
 }
 
 

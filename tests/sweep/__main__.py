@@ -49,7 +49,7 @@ def main() -> int:
 def conclude(found: Status, cases: Sequence[Case], *, update: bool) -> int:
     before = Status.read(STATUS).restricted(cases)
     print_summary(found)
-    worse = list(found.worse_than(before))
+    worse = list(found.worse_than(before)) if STATUS.exists() else []
     for line in worse:
         print(f"worse: {line}", file=sys.stderr)
     if update and not worse:

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+import rewright
+from rewright.ir import Kind, op
+from rewright.report import node_rows
 from sweep.cases import UNINITIALIZED, Case, Sample, operators, samples
 
 Function = Callable[..., Any]
@@ -50,26 +53,33 @@ class Differs(Exception):
 
 
 def examine(case: Case) -> Result:
-    """All samples in one compiled function; when that fails, each alone, to name one that does."""
+    """All samples in one compiled function; when that fails, each alone, to name one that does.
+
+    What torch's own `aot_eager` cannot trace either is left to graph breaks, as it is by default.
+    """
     started = time.perf_counter()
-    with warnings.catch_warnings(), _everything_traced():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = _examined(case)
+        with _everything_traced():
+            result = _examined(case, "rewright")
+            torchs_own = result.status == "error" and _examined(case, "aot_eager").status == "error"
+        if torchs_own:
+            result = _examined(case, "rewright")
     torch._dynamo.reset()
     result.seconds = round(time.perf_counter() - started, 2)
     return result
 
 
-def _examined(case: Case) -> Result:
+def _examined(case: Case, backend: str) -> Result:
     function = operators()[case.operator].get_op()
     usable = [s for s in samples(case) if _runs_in_eager(case, function, s)]
     if not usable:
         return Result(str(case), "skipped", "eager runs none of its samples")
-    together = _attempt(case, function, usable)
+    together = _attempt(case, backend, function, usable)
     if together.status == "correct" or len(usable) == 1:
         return together
     for number, sample in enumerate(usable):
-        alone = _attempt(case, function, [sample])
+        alone = _attempt(case, backend, function, [sample])
         if alone.status != "correct":
             alone.detail = f"sample {number}: {alone.detail}"
             return alone
@@ -84,10 +94,10 @@ def _runs_in_eager(case: Case, function: Function, sample: Sample) -> bool:
     return True
 
 
-def _attempt(case: Case, function: Function, chosen: Sequence[Sample]) -> Result:
+def _attempt(case: Case, backend: str, function: Function, chosen: Sequence[Sample]) -> Result:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    step = torch.compile(_each(function), backend="rewright", dynamic=False)
+    step = torch.compile(_each(function), backend=backend, dynamic=False)
     try:
         found = _observed(case, step, chosen)
         _compare(case, function, chosen, found)
@@ -97,6 +107,9 @@ def _attempt(case: Case, function: Function, chosen: Sequence[Sample]) -> Result
         status, detail = "error", f"{type(error).__name__}: {error}"
     else:
         status, detail = "correct", ""
+    notes = [p.plan.note for p in rewright.programs() if p.plan.note]
+    if notes and status == "correct":  # the answer is ATen's alone
+        status, detail = "error", notes[0]
     aten = _left_to_aten()
     own = not aten and not torch._dynamo.utils.counters["graph_break"]
     return Result(str(case), status, " ".join(detail.split())[:MESSAGE], own, aten)
@@ -111,10 +124,6 @@ def _each(function: Function) -> Function:
 
 def _left_to_aten() -> dict[str, int]:
     """Nodes that `fallback="error"` refuses, by operator, over all graphs compiled."""
-    import rewright
-    from rewright.ir import Kind, op
-    from rewright.report import node_rows
-
     rows = (r for p in rewright.programs() for r in node_rows(p.source, p.graph))
     left = Counter(r.op for r in rows if r.runs == "aten")
     return {name: n for name, n in left.items() if op(name).kind is not Kind.CONTRACTION}
@@ -144,7 +153,9 @@ def _observed(case: Case, step: Function, chosen: Sequence[Sample]) -> list[Any]
     generator = torch.Generator().manual_seed(0)
     weights = [_noise(y, generator) for y in weighed]
     gradients = torch.autograd.grad(weighed, inputs, weights, allow_unused=True)
-    return [*pytree.tree_leaves(outputs), *gradients]
+    # The layout of a gradient is AOTAutograd's affair, which guesses that of what comes in.
+    plain = [g if g is None else g.contiguous() for g in gradients]
+    return [*pytree.tree_leaves(outputs), *plain]
 
 
 def _is_differentiable(x: object) -> bool:

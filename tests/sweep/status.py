@@ -80,8 +80,6 @@ class Status:
         )
 
     def worse_than(self, before: Status) -> Iterator[str]:
-        if not before.failures and not any(before.own.values()):
-            return
         for name, why in self.failures.items():
             if name not in before.failures:
                 yield f"{name}: {why}"
