@@ -65,7 +65,7 @@ def group_norm(
     Wu and He, Group Normalization, 2018. Other layouts than row-major stay ATen's.
     """
     if not input.is_contiguous():
-        return NotImplemented
+        return NotImplemented  # type: ignore[no-any-return]
     wide = torch.promote_types(input.dtype, torch.float32)
     grouped = input.to(wide).reshape(n, groups, channels // groups * pixels)
     normal, mean, rstd = torch.native_layer_norm(grouped, grouped.shape[2:], None, None, eps)
@@ -76,8 +76,8 @@ def group_norm(
     if bias is not None:
         normal = normal + bias.to(wide).reshape(per_channel)
     stored = input.dtype if weight is None else weight.dtype
-    statistics = (s.reshape(n, groups).to(stored) for s in (mean, rstd))
-    return normal.to(input.dtype), *statistics
+    mean, rstd = (s.reshape(n, groups).to(stored) for s in (mean, rstd))
+    return normal.to(input.dtype), mean, rstd
 
 
 def may_come_apart(target: object) -> bool:
