@@ -7,7 +7,7 @@ order is the graph's, node for node.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +16,13 @@ import torch
 from rewright.codegen.input_sizes import input_sizes
 from rewright.codegen.python_text import python_arg, python_names, python_tuple
 from rewright.codegen.runtime import Frame
+from rewright.codegen.storages import (
+    kept_storages,
+    last_reads,
+    read_by_kernels,
+    result_of_buffer,
+    windows_of,
+)
 from rewright.ir import (
     Arg,
     Constant,
@@ -80,17 +87,17 @@ class _Writer:
         self.functions = _function_names(graph)
         self.names = self._names()
         self.roots = storage_roots(graph)
-        self.windows = _windows(self.roots)
+        self.windows = windows_of(self.roots)
         self.in_frame: set[Value] = set()
         self.local = {i.value for i in graph.inputs}
         self.allocs = [n for n in graph.nodes if n.op.name == "rw.alloc"]
         self.slots = {n.result: i for i, n in enumerate(self.allocs)}
-        self.of_buffer = _result_of_buffer(graph)
+        self.of_buffer = result_of_buffer(graph)
         self.prepare: list[str] = []
         self.run: list[str] = []
         self.constants: dict[str, Constant] = {}
-        self.last_read = _last_reads(graph, self.roots)
-        self.in_kernels = _read_by_kernels(graph, self.roots)
+        self.last_read = last_reads(graph, self.roots)
+        self.in_kernels = read_by_kernels(graph, self.roots)
         saved = (i.value for i in graph.inputs if i.role in ("saved", "tangent"))
         self.run += self._laid_out(saved)
 
@@ -103,7 +110,7 @@ class _Writer:
         names = python_names(
             (v.name for v in self.graph.values), (*called, *symbols, *_FRAME_NAMES)
         )
-        for buffer, value in _result_of_buffer(self.graph).items():
+        for buffer, value in result_of_buffer(self.graph).items():
             names[buffer.name] = names[value.name]
         return names
 
@@ -115,10 +122,13 @@ class _Writer:
         return python_arg(arg, self.name)
 
     def args(self, node: Node) -> str:
-        name = self.lasting if keeps_operands(node) else self.name
+        name = self.read_by(node)
         parts = [python_arg(a, name) for a in node.args]
         parts += [f"{k}={python_arg(a, name)}" for k, a in node.kwargs if k != "out"]
         return ", ".join(parts)
+
+    def read_by(self, node: Node) -> Callable[[Value], str]:
+        return self.lasting if keeps_operands(node) else self.name
 
     def lasting(self, value: Value) -> str:
         """A value for somebody who keeps it longer than the frame keeps its buffer."""
@@ -226,7 +236,8 @@ class _Writer:
         if node.op.namespace != "hop":
             return f"{name}({self.args(node)})"
         functions = {graph: _Text(self.functions[id(node), graph]) for graph, _ in node.graphs}
-        args, kwargs = decode(node, lambda arg: _Text(self.arg(arg)), functions)
+        read = self.read_by(node)
+        args, kwargs = decode(node, lambda arg: _Text(python_arg(arg, read)), functions)
         parts = [self._spelled(a) for a in args]
         parts += [f"{k}={self._spelled(a)}" for k, a in kwargs.items()]
         return f"{name}({', '.join(parts)})"
@@ -342,7 +353,7 @@ class _Writer:
     def unread(self) -> list[Value]:
         """Inputs that nothing reads."""
         read = {self.roots[v] for n in self.graph.nodes for v in n.operands}
-        kept = _kept(self.graph, self.roots)
+        kept = kept_storages(self.graph, self.roots)
         return [i.value for i in self.graph.inputs if i.value not in read | kept]
 
     def _planned(self, names: str) -> list[str]:
@@ -440,14 +451,6 @@ def _new(type: TensorType) -> str:
     return f"new({python_tuple(type.shape)}, {python_tuple(type.layout)}, {type.dtype}{device})"
 
 
-def _windows(roots: Mapping[Value, Value]) -> Mapping[Value, list[Value]]:
-    """The values that share each storage."""
-    found: dict[Value, list[Value]] = {}
-    for value, root in roots.items():
-        found.setdefault(root, []).append(value)
-    return found
-
-
 def _indented(lines: Iterable[str]) -> list[str]:
     return [f"    {line}" for line in lines]
 
@@ -456,44 +459,7 @@ def _subject(node: Node) -> str:
     return node.name or ", ".join(v.name for v in node.operands)
 
 
-def _result_of_buffer(graph: Graph) -> dict[Value, Value]:
-    found: dict[Value, Value] = {}
-    for node in graph.nodes:
-        out = node.kwarg("out")
-        if isinstance(out, tuple):
-            found.update(
-                (b, v) for b, v in zip(out, node.results, strict=True) if isinstance(b, Value)
-            )
-    return found
-
-
 def _end(alloc: Node) -> int:
     offset = alloc.kwarg("offset")
     assert isinstance(offset, int)
     return -(-(offset + alloc.result.tensor.nbytes_hint) // ALIGNMENT) * ALIGNMENT
-
-
-def _kept(graph: Graph, roots: Mapping[Value, Value]) -> set[Value]:
-    """Storages that live until the end: of outputs, and of what is written back."""
-    returned = {*graph.returned, *values_in(graph.outputs)}
-    return {roots[v] for v in returned} | {target for target, _ in graph.updates}
-
-
-def _read_by_kernels(graph: Graph, roots: Mapping[Value, Value]) -> set[Value]:
-    """Storages that regions read, themselves or through views."""
-    regions = (node for node in graph.nodes if node.op.kind is Kind.REGION)
-    return {roots[v] for region in regions for v in region.operands}
-
-
-def _last_reads(graph: Graph, roots: Mapping[Value, Value]) -> dict[int, list[Value]]:
-    """Node -> inputs whose storage nothing reads after it: the caller may have given them up."""
-    inputs, kept = {i.value for i in graph.inputs}, _kept(graph, roots)
-    last: dict[Value, Node] = {}
-    for node in graph.nodes:
-        for value in node.operands:
-            last[roots[value]] = node
-    found: dict[int, list[Value]] = {}
-    for value, node in last.items():
-        if value in inputs and value not in kept and isinstance(value.type, TensorType):
-            found.setdefault(id(node), []).append(value)
-    return found

@@ -30,11 +30,17 @@ def kernels_of(graph: Graph) -> Kernels:
     for node in graph.nodes:
         if node.op.kind is not Kind.REGION:
             continue
-        key = graph_key(node.graph("body"))
+        body, fast = node.graph("body"), is_fast(node)
+        key = (graph_key(body), fast)
         if key not in nests:
-            nests[key] = lower(node.graph("body"), f"k{len(nests)}_{_what_it_does(node)}")
+            nests[key] = lower(body, f"k{len(nests)}_{_what_it_does(node)}", fast=fast)
         of_node[node.name] = nests[key].name
     return Kernels(tuple(nests.values()), of_node)
+
+
+def is_fast(region: Node) -> bool:
+    """True for a region whose nodes need not be rounded one by one (`fuse{numerics="fast"}`)."""
+    return region.kwarg("numerics") == "fast"
 
 
 def _what_it_does(node: Node) -> str:

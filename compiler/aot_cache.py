@@ -36,7 +36,7 @@ TRITON_KEY_SECONDS: Final = 0.7
 def pays(gm: fx.GraphModule) -> bool:
     """True when tracing takes longer than making the first key, or the user wants the cache anyway
     (`torch._functorch.config.force_autograd_cache`), and the key would say everything."""
-    if _computes_with_floats(gm):
+    if not torch._functorch.config.enable_autograd_cache or _computes_with_floats(gm):
         return False
     if torch._functorch.config.force_autograd_cache:
         return True

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rewright.calibrate_host import host, isa
-from rewright.codegen import Executable
+from rewright.codegen import Executable, is_fast
 from rewright.codegen.cpp import Library, build
 from rewright.codegen.executable import Kernel
 from rewright.ir import Graph, UnsupportedError
@@ -63,7 +63,8 @@ def _kernels(recipe: Recipe) -> tuple[Mapping[str, Kernel], Library | None]:
     if not recipe.source:
         return {}, None
     names = sorted(set(recipe.kernels.values()))
-    library = build(recipe.source, march=march_of(recipe.target))
+    fast = any(is_fast(node) for node in recipe.graph.nodes)
+    library = build(recipe.source, march=march_of(recipe.target), contract=fast)
     if not _runs_here(recipe.target):
         return dict.fromkeys(names, _refusal(recipe.target)), library
     return {name: library.function(name) for name in names}, library

@@ -17,40 +17,49 @@ Boxed = Callable[[list[Any]], list[Any]]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Errors are relative L2 over all outputs; seconds are medians of interleaved rounds.
+class Errors:
+    """Relative L2 against float64 over all outputs: ours, and that of eager, node by node."""
 
-    `holds`: our error against float64 is at most twice eager's plus 1e-6 (True when nothing was
-    compared).
-    """
-
-    seconds: float
-    eager_seconds: float | None = None
-    error: float | None = None
-    eager_error: float | None = None
+    ours: float
+    eager: float
 
     @property
     def holds(self) -> bool:
-        if self.error is None or self.eager_error is None:
-            return True
-        return self.error <= 2 * self.eager_error + 1e-6
+        """Ours is at most twice eager's plus 1e-6."""
+        return self.ours <= 2 * self.eager + 1e-6
+
+    def __str__(self) -> str:
+        verdict = "within" if self.holds else "OVER"
+        return (
+            f"error  {self.ours:.2e} relative L2 against float64, eager's {self.eager:.2e}: "
+            f"{verdict} twice that plus 1e-6"
+        )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds are medians of interleaved rounds; `errors` is None when nothing was compared."""
+
+    seconds: float
+    eager_seconds: float | None = None
+    errors: Errors | None = None
+
+    @property
+    def holds(self) -> bool:
+        return self.errors is None or self.errors.holds
 
     def __str__(self) -> str:
         lines = [f"time   {seconds_text(self.seconds)}"]
         if self.eager_seconds is not None:
             ratio = self.eager_seconds / self.seconds
             lines[0] += f", eager {seconds_text(self.eager_seconds)} ({ratio:.2f}x)"
-        if self.error is not None and self.eager_error is not None:
-            verdict = "within" if self.holds else "OVER"
-            lines.append(
-                f"error  {self.error:.2e} relative L2 against float64, eager's "
-                f"{self.eager_error:.2e}: {verdict} twice that plus 1e-6"
-            )
+        if self.errors is not None:
+            lines.append(str(self.errors))
         return "\n".join(lines)
 
 
-def errors(graph: Graph, program: Boxed, args: Sequence[Any]) -> tuple[float, float]:
-    """The relative errors of `program` and of eager, node by node, against float64."""
+def errors(graph: Graph, program: Boxed, args: Sequence[Any]) -> Errors:
+    """The errors of `program`, which runs `graph`, and of eager."""
     from rewright.ir.interpret import interpret
 
     def run(call: Callable[[list[Any]], list[Any]]) -> list[Any]:
@@ -61,7 +70,7 @@ def errors(graph: Graph, program: Boxed, args: Sequence[Any]) -> tuple[float, fl
         ours = run(program)
         eager = run(lambda copies: interpret(graph, copies))
         exact = run(lambda copies: interpret(graph, copies, dtype=torch.float64))
-    return relative_error(ours, exact), relative_error(eager, exact)
+    return Errors(relative_error(ours, exact), relative_error(eager, exact))
 
 
 def relative_error(found: Sequence[Any], reference: Sequence[Any]) -> float:

@@ -6,9 +6,9 @@ import importlib.util
 import os
 import platform
 import shutil
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -36,6 +36,8 @@ def examine() -> tuple[Finding, ...]:
     looks: tuple[Callable[[], Finding], ...] = (
         _versions,
         _compiler,
+        _vectors,
+        _openmp,
         _kernel,
         _cache,
         _host,
@@ -64,7 +66,36 @@ def _compiler() -> Finding:
     except RewrightError as error:
         advice = "install g++ or clang++, or set CXX; until then everything runs as ATen"
         return Finding("C++ compiler", False, error.message, advice, optional=True)
-    return Finding("C++ compiler", True, compiler.compiler)
+    return Finding("C++ compiler", True, f"{compiler.compiler}, {_version_of(compiler.compiler)}")
+
+
+def _version_of(program: str) -> str:
+    """The line of `--version` that has the number."""
+    try:
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"which does not run: {error}"
+    lines = [line for line in said.stdout.splitlines() if any(c.isdigit() for c in line)]
+    named = (line for line in lines if "release" in line)
+    return next(named, lines[0] if lines else "of a version that it does not tell")
+
+
+def _vectors() -> Finding:
+    from rewright.calibrate_host import isa
+
+    found = isa()
+    advice = "kernels use the instructions that every CPU of this kind has, and are slower for it"
+    return Finding("vector ISA", found != "generic", found, advice, optional=True)
+
+
+def _openmp() -> Finding:
+    from rewright.codegen.cpp import openmp_runtime
+
+    library, threads = openmp_runtime(), f"{torch.get_num_threads()} threads"
+    if library is None:
+        advice = "kernels use the compiler's own: two pools of threads may share the cores"
+        return Finding("OpenMP", False, f"torch brings none; {threads}", advice, optional=True)
+    return Finding("OpenMP", True, f"torch's {library.name}, {threads}")
 
 
 def _kernel() -> Finding:
@@ -117,7 +148,7 @@ def _triton() -> Finding:
 
 def _cuda_compiler() -> Finding:
     nvcc = shutil.which("nvcc")
-    detail = "not found" if nvcc is None else Path(nvcc).name
+    detail = "not found" if nvcc is None else f"{nvcc}, {_version_of(nvcc)}"
     return Finding("nvcc", nvcc is not None, detail, "only needed for CUDA C++", optional=True)
 
 

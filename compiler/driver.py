@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
 
 from rewright.building import Built, Recipe, build_program, march_of
-from rewright.calibrate_host import host
+from rewright.calibrate_host import host, isa
 from rewright.codegen import Executable, Kernels, input_sizes, kernels_of, write_calls
+from rewright.comparing import Errors, errors
 from rewright.costmodel import Roofline
 from rewright.ir import (
     Graph,
@@ -112,6 +116,13 @@ class Program:
     def report(self) -> Report:
         return self.plan.report.built(self.built.seconds)
 
+    def errors(self, inputs: Sequence[Any] | None = None) -> Errors:
+        """How far this and eager are from float64, on `inputs` of the graph or on random ones."""
+        from rewright.sources import random_inputs
+
+        given = random_inputs(self.source) if inputs is None else inputs
+        return errors(self.source, self.executable, given)
+
 
 def compile_graph(
     graph: Graph,
@@ -177,7 +188,20 @@ def _passed(graph: Graph, options: Options, target: Target, note: str | None) ->
 
 
 def target_of(options: Options) -> Target:
-    return host() if options.target == "host" else Target.parse(options.target)
+    """What is compiled for. Ranks of a distributed program must decide alike, so they count on
+    what is known of their kind of CPU and not on what each has measured."""
+    if options.target != "host":
+        return Target.parse(options.target)
+    return Target.parse(f"cpu:{isa()}") if _has_other_ranks() else host()
+
+
+def _has_other_ranks() -> bool:
+    distributed = torch.distributed
+    return (
+        distributed.is_available()
+        and distributed.is_initialized()
+        and distributed.get_world_size() > 1
+    )
 
 
 def _target_for(graph: Graph, options: Options) -> Target:
@@ -247,6 +271,8 @@ def pipeline_of(options: Options, *, kernels: bool = True) -> Pipeline:
             who="passes",
             help="end it with fuse,memory; fuse{max-ops=0} makes no kernels",
         )
+    if options.numerics != "eager":
+        chosen = Pipeline(tuple(_with_numerics(p, options.numerics) for p in chosen))
     if kernels:
         return chosen
     return Pipeline(tuple(_without_regions(p) for p in chosen))
@@ -254,6 +280,10 @@ def pipeline_of(options: Options, *, kernels: bool = True) -> Pipeline:
 
 def _without_regions(step: Pass) -> Pass:
     return Fuse(max_ops=0) if isinstance(step, Fuse) else step
+
+
+def _with_numerics(step: Pass, numerics: str) -> Pass:
+    return replace(step, numerics=numerics) if isinstance(step, Fuse) else step
 
 
 class _Every:

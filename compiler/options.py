@@ -27,6 +27,14 @@ class Options:
             "doc": "the device that is compiled for: host, cpu, cpu:avx2, cuda:sm_90, cuda:h200 ..."
         },
     )
+    numerics: str = field(
+        default="eager",
+        metadata={
+            "choices": ("eager", "fast"),
+            "doc": "eager rounds every half-precision result at its node, so that fusion changes "
+            "no bit; fast rounds where a kernel ends, and multiplies and adds in one instruction",
+        },
+    )
     passes: str = field(
         default="default",
         metadata={"doc": "the pipeline, as canonicalize,cse,dce,fuse{max-ops=8},memory"},

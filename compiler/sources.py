@@ -141,7 +141,7 @@ def _call_factory(spec: str) -> object:
 
 
 def random_inputs(graph: Graph, seed: int = 0) -> list[Any]:
-    """Inputs of a graph's types: normal numbers, small integers, coin flips. Sizes are those seen
+    """Inputs of a graph's types: normal numbers, zeros and ones, coin flips. Sizes are those seen
     at compile time, small ones where none was seen."""
     generator = torch.Generator().manual_seed(seed)
     sizes = {symbol.name: _some_size(symbol) for symbol in graph.symbols}
@@ -173,5 +173,5 @@ def _random(type: TensorType, sizes: Mapping[str, int], generator: torch.Generat
     elif type.dtype == torch.bool:
         values = torch.rand(reached, generator=generator) < 0.5
     else:
-        values = torch.randint(0, 4, reached, generator=generator).to(type.dtype)
+        values = torch.randint(0, 2, reached, generator=generator).to(type.dtype)
     return values.to(type.device).as_strided(shape, strides)

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
+from torch import fx
 
 
 def aot_backend(**compilers: Any) -> Callable[..., Any]:
@@ -20,7 +21,42 @@ def min_cut_partition() -> Callable[..., Any]:
     """PyTorch's min-cut partitioner; aot_autograd's own default keeps every activation."""
     from torch._functorch.partitioners import min_cut_rematerialization_partition
 
-    return min_cut_rematerialization_partition
+    def partition(
+        joint: fx.GraphModule, inputs: Any, *, num_fwd_outputs: int, **given: Any
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        forward, backward = min_cut_rematerialization_partition(
+            joint, inputs, num_fwd_outputs=num_fwd_outputs, **given
+        )
+        _save_old_values(forward, num_fwd_outputs)
+        return forward, backward
+
+    return partition
+
+
+def _save_old_values(forward: fx.GraphModule, first_saved: int) -> None:
+    """Save a copy of an input that the forward overwrites at its end. Torch saves the input itself,
+    and its backward, which wants what was there before, silently reads what was written."""
+    graph, copy_ = forward.graph, torch.ops.aten.copy_.default
+    writes = [node for node in graph.nodes if node.target is copy_]
+    if not writes:
+        return
+    written = {_storage(node.args[0]) for node in writes}
+    output = next(reversed(graph.nodes))
+    returned = list(output.args[0])
+    for i, value in enumerate(returned[first_saved:], first_saved):
+        if isinstance(value, fx.Node) and value not in writes and _storage(value) in written:
+            with graph.inserting_before(writes[0]):
+                returned[i] = graph.call_function(torch.ops.aten.clone.default, (value,))
+            returned[i].meta = {**value.meta, "val": value.meta["val"].clone()}
+    output.args = (tuple(returned),)
+    forward.recompile()
+
+
+def _storage(node: Any) -> object:
+    """The storage of a traced tensor; None for what has none."""
+    traced = node.meta.get("val")
+    dense = isinstance(traced, torch.Tensor) and traced.layout is torch.strided
+    return traced.untyped_storage()._cdata if dense else None
 
 
 def serializable(compiler: Callable[..., Any], output: type) -> Callable[..., Any]:

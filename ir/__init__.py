@@ -16,7 +16,7 @@ from rewright.ir.dims import (
     product,
     symbols_of,
 )
-from rewright.ir.effects import effect_of, may_drop, may_merge, may_repeat, ordered
+from rewright.ir.effects import effect_of, effects_of, may_drop, may_merge, may_repeat, ordered
 from rewright.ir.errors import (
     ArtefactError,
     CheckError,
@@ -109,6 +109,7 @@ __all__ = [
     "dims_in",
     "divisible",
     "effect_of",
+    "effects_of",
     "equal",
     "evaluate",
     "exact_div",

@@ -13,7 +13,7 @@ from typing import Final
 
 from rewright.ir.check_storage import check_storage
 from rewright.ir.dims import Dim, Symbol
-from rewright.ir.effects import effect_of
+from rewright.ir.effects import effect_of, effects_of
 from rewright.ir.errors import CheckError, OptionError, did_you_mean
 from rewright.ir.fault import Fault
 from rewright.ir.graph import Arg, Graph, Node, Value, leaves, sizes_of
@@ -81,12 +81,12 @@ def _effects(graph: Graph) -> dict[Effect, list[str]]:
     """The operators of each effect in the order in which they run."""
     found: dict[Effect, list[str]] = {}
     for node in graph.nodes:
-        effect = effect_of(node)
         if node.op.kind is Kind.REGION:
             for inner, names in _effects(node.graph("body")).items():
                 found.setdefault(inner, []).extend(names)
-        elif effect is not Effect.NONE and node.op.kind is not Kind.STORAGE:
-            found.setdefault(effect, []).append(node.op.name)
+        elif node.op.kind is not Kind.STORAGE:
+            for effect in effects_of(node):
+                found.setdefault(effect, []).append(node.op.name)
     return found
 
 

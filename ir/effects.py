@@ -12,14 +12,19 @@ from rewright.ir.ops import Effect
 
 
 def effect_of(node: Node) -> Effect:
-    """What running this node does besides computing, nested graphs included."""
+    """What running this node does besides computing: the first of its effects, for messages and
+    for those who ask whether there is one."""
+    return next(iter(effects_of(node)), Effect.NONE)
+
+
+def effects_of(node: Node) -> tuple[Effect, ...]:
+    """All that running this node does besides computing, nested graphs included: a branch is the
+    host's, and what it holds may draw and send as well."""
     own = node.op.effect
     if own is Effect.RNG and _draws_nothing(node):
         own = Effect.NONE
-    if own is not Effect.NONE or not node.graphs:
-        return own
-    inner = (effect_of(n) for _, graph in node.graphs for n in graph.nodes)
-    return next((effect for effect in inner if effect is not Effect.NONE), Effect.NONE)
+    inner = (e for _, graph in node.graphs for n in graph.nodes for e in effects_of(n))
+    return tuple(dict.fromkeys(e for e in (own, *inner) if e is not Effect.NONE))
 
 
 def may_drop(node: Node) -> bool:

@@ -56,11 +56,10 @@ class SizeTable:
             return value
         node = value.node
         raw = getattr(node, "_expr", None)
+        if node.is_nested_int():
+            raise ImportFailure("a size of a nested (jagged) tensor has no form in the IR")
         if raw is None:
-            known = node.maybe_as_int()
-            if known is None:
-                raise ImportFailure("a size of a nested (jagged) tensor has no form in the IR")
-            return int(known)
+            return int(node.maybe_as_int())
         found = self._sizes.get(raw)
         if found is None:
             found = self._sizes[raw] = self._convert(node.expr, node.shape_env)
@@ -72,6 +71,8 @@ class SizeTable:
             return self._tensor(value) if _is_dense(value) else OtherType("object")
         if isinstance(value, bool | torch.SymBool):
             return ScalarType("bool")
+        if isinstance(value, torch.SymInt) and value.node.is_nested_int():
+            return OtherType("object")
         if isinstance(value, int | torch.SymInt):
             return ScalarType("int", self.size(value))
         if isinstance(value, float | torch.SymFloat):

@@ -179,7 +179,8 @@ def _dotted(qualified: str) -> str:
 
 # Namespaces whose operators talk to other processes.
 _COLLECTIVE_NAMESPACES: Final = frozenset(
-    {"_c10d_functional", "c10d", "c10d_functional", "symm_mem"}
+    {"_c10d_functional", "_c10d_functional_autograd", "c10d", "c10d_functional"}
+    | {"_dtensor", "symm_mem"}
 )
 _HOST_OPS: Final = frozenset(
     {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from rewright.ir.effects import effect_of
+from rewright.ir.effects import effects_of
 from rewright.ir.graph import Graph, Node, Value
 from rewright.ir.ops import Effect, Kind
 from rewright.ir.types import OtherType, TensorType
@@ -57,7 +57,7 @@ def keeps_operands(node: Node) -> bool:
     """True when what the node was given is read after it returned: a sparse tensor holds on to its
     indices and values, and a collective goes on until somebody waits for it."""
     makes_object = any(value.type == OtherType("object") for value in node.results)
-    return makes_object or effect_of(node) is Effect.COLLECTIVE
+    return makes_object or Effect.COLLECTIVE in effects_of(node)
 
 
 def _bases(node: Node) -> Sequence[Value | None]:

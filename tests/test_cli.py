@@ -180,7 +180,7 @@ def test_run_takes_an_artefact(run: Run, tmp_path: Path) -> None:
     found = json.loads(run("run", build, "--check", "--rounds", "2", "--json"))
     assert found["holds"] is True
     assert 0 < found["seconds"] < 1
-    assert found["error"] <= 2 * found["eager_error"] + 1e-6
+    assert found["errors"]["ours"] <= 2 * found["errors"]["eager"] + 1e-6
 
 
 def test_run_ends_with_1_when_the_check_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,7 +376,7 @@ def test_unknown_passes_and_values(fail: Run) -> None:
     )
     assert fail("optimize", "softplus.rw", "--passes", "fuse{max-opps=3},memory") == (
         "error: [fuse] no option 'max-opps'; did you mean 'max-ops'?\n"
-        "  = help: it takes max-ops, horizontal\n"
+        "  = help: it takes max-ops, horizontal, numerics\n"
     )
     assert fail("optimize", "softplus.rw", "--passes", "canonicalize,dce") == (
         "error: [passes] 'canonicalize,dce' does not lead from the aten level to the kernel level\n"

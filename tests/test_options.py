@@ -33,7 +33,7 @@ def test_every_option_is_documented() -> None:
     ("given", "message"),
     [
         ({"fallbak": "error"}, "no option 'fallbak'; did you mean 'fallback'?"),
-        ({"quux": "1"}, "no option 'quux'; it takes fallback, target, passes, trace"),
+        ({"quux": "1"}, "no option 'quux'; it takes fallback, target, numerics, passes, trace"),
         ({"fallback": "eager"}, "fallback is 'aten' or 'error', not 'eager'"),
         ({"fallback": True}, "fallback takes a string, not True"),
         ({"passes": None}, "passes takes a string, not None"),

@@ -1,6 +1,6 @@
 """The C++ route: loop nests to one translation unit, built by the system's compiler, cached."""
 
-from rewright.codegen.cpp.build import Library, Toolchain, build, toolchain
+from rewright.codegen.cpp.build import Library, Toolchain, build, openmp_runtime, toolchain
 from rewright.codegen.cpp.emit import emit
 
-__all__ = ["Library", "Toolchain", "build", "emit", "toolchain"]
+__all__ = ["Library", "Toolchain", "build", "emit", "openmp_runtime", "toolchain"]

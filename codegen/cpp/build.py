@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -74,9 +74,14 @@ class Library:
         return found  # type: ignore[no-any-return]
 
 
-def build(source: str, *, march: str = "native") -> Library:
-    """The library of what `emit` wrote. Raises ToolchainError when it can't be built."""
+def build(source: str, *, march: str = "native", contract: bool = False) -> Library:
+    """The library of what `emit` wrote; `contract` lets products and sums become one instruction.
+
+    Raises ToolchainError when it can't be built.
+    """
     store, tools = default_cache(), toolchain(march)
+    if contract:
+        tools = replace(tools, flags=(*tools.flags, "-ffp-contract=fast"))
     name = f"{_key(source, tools)}.so"
     path = store.find(name)
     return Library(store.write(name, _compiled(source, tools)) if path is None else path)
@@ -230,5 +235,10 @@ def _cpu() -> str:
 @cache
 def _libraries() -> tuple[str, ...]:
     """torch's own OpenMP runtime, so that one pool of threads serves both; else the system's."""
-    ours = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    return (str(ours[0]) if ours else "-lgomp", "-lm")
+    torchs = openmp_runtime()
+    return ("-lgomp" if torchs is None else str(torchs), "-lm")
+
+
+def openmp_runtime() -> Path | None:
+    """The OpenMP runtime that torch brings along, if it does."""
+    return min((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"), default=None)

@@ -51,8 +51,8 @@ class Space:
     order: Order | None = None
 
 
-def lower(region: Graph, name: str) -> Nest:
-    """The loop nest that computes `region`.
+def lower(region: Graph, name: str, *, fast: bool = False) -> Nest:
+    """The loop nest that computes `region`; `fast` lifts the rounding between its nodes.
 
     Raises UnsupportedError with a sentence saying which node stands in the way.
     """
@@ -60,7 +60,7 @@ def lower(region: Graph, name: str) -> Nest:
     axes = [(Axis(f"a{d}", size), d in space.reduced) for d, size in enumerate(space.shape)]
     for _ in range(MAX_CUTS):
         try:
-            return _lower(region, name, space, axes)
+            return _lower(region, name, space, axes, fast)
         except NeedSplit as cut:
             axes = _split(axes, cut)
     raise UnsupportedError(f"the views of {name} cut its axes without end")
@@ -105,10 +105,12 @@ def _split(axes: Sequence[tuple[Axis, bool]], cut: NeedSplit) -> list[tuple[Axis
     return result
 
 
-def _lower(region: Graph, name: str, space: Space, axes: Sequence[tuple[Axis, bool]]) -> Nest:
+def _lower(
+    region: Graph, name: str, space: Space, axes: Sequence[tuple[Axis, bool]], fast: bool
+) -> Nest:
     moving = [(a, reduced) for a, reduced in axes if a.size != 1]
     columns = frozenset(a.name for a, reduced in moving if reduced)
-    scope = Scope(region, [a for a, _ in moving], columns, space.order)
+    scope = Scope(region, [a for a, _ in moving], columns, space.order, fast=fast)
     outputs = _outputs(region)
     stores = [_store(scope, value, b.name) for value, b in outputs]
     nest = Nest(

@@ -39,6 +39,10 @@ from rewright.ir.ops import Kind
 from rewright.ir.pointwise import compute_dtype, scalar_expr
 from rewright.ir.types import TensorType
 
+# A node may be evaluated at this many places of a region, on average, and some more in small ones.
+MOST_TIMES: Final = 4
+MOST_READS: Final = 48
+
 Guards = tuple[Within, ...]
 Read = tuple[Value, Index, Guards]
 Rule = Callable[["Scope", Node, Value, Index, Guards], Term]
@@ -60,12 +64,20 @@ class Defined:
 
 class Scope:
     """The statements of one region over given axes. `columns` are the axes that reductions sum, in
-    `order` (None without reductions)."""
+    `order` (None without reductions). `fast`: floats inside the region are not rounded to the half
+    types of their nodes, except by casts."""
 
     def __init__(
-        self, region: Graph, axes: Sequence[Axis], columns: frozenset[str], order: Order | None
+        self,
+        region: Graph,
+        axes: Sequence[Axis],
+        columns: frozenset[str],
+        order: Order | None,
+        *,
+        fast: bool = False,
     ) -> None:
         self.order = order
+        self.fast = fast
         self.axes = tuple(axes)
         self.columns = columns
         self.sizes = {a.name: a.size for a in axes}
@@ -95,10 +107,16 @@ class Scope:
             missing = [r for r in self._reads(*read) if r not in self._values]
             todo += reversed(missing)
             if not missing:
+                self._refuse_repetition()
                 reader, self._origin = self._origin, read[0].name
                 self._values[read] = self._evaluate(*read)
                 self._origin = reader
         return self._values[wanted]
+
+    def _refuse_repetition(self) -> None:
+        """Reads at shifted places may double with every node of a chain of slices and joins."""
+        if len(self._values) > MOST_TIMES * len(self._producers) + MOST_READS:
+            raise UnsupportedError("its nodes would be computed again for each place they are read")
 
     def _reads(self, value: Value, index: Index, guards: Guards) -> list[Read]:
         """The elements that an element of a view or of a pointwise node is made of."""
@@ -134,6 +152,10 @@ class Scope:
 
     def _load(self, value: Value, index: Index, guards: Guards) -> Ref:
         type = value.tensor
+        if any(size == 0 for size in type.shape):
+            # No element is ever asked for; but a read that does not move with the loops, as one
+            # with a stride of zero, would happen before they find that there is nothing to do.
+            return self.let(Number(0, compute_dtype(type.dtype)))
         offset = Affine()
         for part, stride in zip(index, type.layout, strict=True):
             offset = offset + part.scaled(stride)
@@ -165,9 +187,13 @@ class Scope:
         """The term as the node's result: converted, and rounded to what its dtype can hold."""
         dtype = value.tensor.dtype
         typed = convert(term, compute_dtype(dtype))
-        if dtype != compute_dtype(dtype):
+        is_lifted = self.fast and dtype.is_floating_point and not self._is_cast(value)
+        if dtype != compute_dtype(dtype) and not is_lifted:
             typed = Round(typed, dtype, compute_dtype(dtype))
         return self.let(typed)
+
+    def _is_cast(self, value: Value) -> bool:
+        return self._producers[value].op.name in _CASTS
 
     # --- statements -------------------------------------------------------------------------
 
@@ -259,6 +285,8 @@ class Scope:
                 per_column |= any(g.at.reads(self.columns) for g in part.guards)
         return per_column, depth
 
+
+_CASTS: Final = frozenset({"aten._to_copy.default", "prims.convert_element_type.default"})
 
 # On truth values these mean the same, and only the right-hand ones exist for masks.
 _ON_MASKS: Final = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from rewright.ir import Graph
+from rewright.ir import Graph, Kind, Node, OptionError
 from rewright.passes.base import Env, Pass
 from rewright.passes.fuse.plan import FusionPlan
 from rewright.passes.fuse.region import Regions
@@ -34,7 +34,8 @@ class Fuse(Pass, name="fuse", takes="aten", gives="fused"):
         }
 
     `max-ops` bounds the nodes of a region (0: no regions, everything runs as ATen); `horizontal`
-    also joins independent nodes that read the same value.
+    also joins independent nodes that read the same value. `numerics="fast"` lets regions keep more
+    digits than their nodes have: half types are rounded where a region ends.
 
     Refuses: nodes without a kernel of ours; groups between which another node must run; iteration
     spaces that differ.
@@ -42,8 +43,11 @@ class Fuse(Pass, name="fuse", takes="aten", gives="fused"):
 
     max_ops: int = 64
     horizontal: bool = True
+    numerics: str = "eager"
 
     def run(self, graph: Graph, env: Env) -> Graph:
+        if self.numerics not in ("eager", "fast"):
+            raise OptionError(f"numerics is 'eager' or 'fast', not '{self.numerics}'", who="fuse")
         if self.max_ops == 0:
             return graph
         plan = FusionPlan(graph, env, self.max_ops)
@@ -53,5 +57,11 @@ class Fuse(Pass, name="fuse", takes="aten", gives="fused"):
             plan.grow_horizontally()
         regions = Regions(graph, plan)
         regions.build()
-        fused = dataclasses.replace(graph, nodes=tuple(regions.nodes))
+        nodes = regions.nodes if self.numerics == "eager" else map(self._marked, regions.nodes)
+        fused = dataclasses.replace(graph, nodes=tuple(nodes))
         return self.gave(fused, regions.renamed())
+
+    def _marked(self, node: Node) -> Node:
+        if node.op.kind is not Kind.REGION:
+            return node
+        return dataclasses.replace(node, kwargs=(("numerics", self.numerics),))

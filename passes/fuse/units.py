@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from rewright.ir import Effect, Graph, Kind, Node, Value, effect_of, late_sizes, symbols_read
+from rewright.ir import Effect, Graph, Kind, Node, Value, effects_of, late_sizes, symbols_read
 from rewright.ir.loops import VIEWS
 
 FREE_CREATIONS: Final = frozenset(
@@ -101,7 +101,7 @@ def sources_of(graph: Graph, units: Units) -> list[list[int]]:
         if not is_free(node):
             number = len(found)
             own = frozenset((number,))
-            if (effect := effect_of(node)) is not Effect.NONE:
+            for effect in effects_of(node):
                 reads |= {last[effect]} if effect in last else set()
                 last[effect] = number
             found.append(sorted(reads))
