@@ -24,11 +24,13 @@ DIGEST_BYTES: Final = 32
 
 
 def cache_root() -> Path:
-    """$REWRIGHT_CACHE_DIR, else `rewright` in $XDG_CACHE_HOME, else in ~/.cache."""
+    """$REWRIGHT_CACHE_DIR, else `rewright` in $XDG_CACHE_HOME, else in ~/.cache. A user without a
+    home gets the private folder."""
     named = os.environ.get("REWRIGHT_CACHE_DIR")
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "rewright"
+    shared = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return private_folder() if shared.startswith("~") else Path(shared) / "rewright"
 
 
 def digest(*parts: str | bytes) -> str:

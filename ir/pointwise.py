@@ -127,7 +127,6 @@ _PLAIN: Final[dict[str, Formula]] = {
     "aten.lift_fresh_copy.default": lambda x: x,
     "aten._to_copy.default": lambda x, **_: x,
     "aten.copy.default": lambda x, source, non_blocking=False: source,
-    "aten.positive.default": lambda x: x,
     "aten._conj_physical.default": lambda x: x,
     # constants in the shape of an argument
     "aten.fill.Scalar": lambda x, value: value,

@@ -89,3 +89,14 @@ def test_nothing_to_compute() -> None:
     same_as_eager(lambda x: (x[:0].sum(), x[:0].softmax(1), x[:0] @ x.t(), x[:, :0].sum(1)), X)
     same_as_eager(lambda x: torch.cat([x[:0], x]), X)
     same_as_eager(lambda x: x, X)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
+def test_integers_divided_by_themselves(dtype: torch.dtype) -> None:
+    """Compilers see that both operands are one, and gcc 12 drew a wrong conclusion from it."""
+    x = torch.tensor([-8, 4, 7, -1, 9, 100, 3, 5, -6]).to(dtype)
+
+    def divided(x: Tensor) -> tuple[Tensor, ...]:
+        return torch.fmod(x, x), x % x, x // x, torch.div(x, x, rounding_mode="trunc"), x / x
+
+    same_as_eager(divided, x)

@@ -325,10 +325,10 @@ RW_INLINE I quotient(I a, I b) {  // the quotient of two ints in f64 truncates a
     half<i32> high = convert<half<i32>>(convert<D>(upper(a)) / convert<D>(upper(d)));
     return b == 0 ? all(0) : b == -1 ? -a : joined(low, high);
 }
-RW_INLINE L quotient(L a, L b) {
-    RW_UNROLL for (int i = 0; i < SIZE<L>; ++i)
-        a[i] = b[i] == 0 ? 0 : b[i] == -1 ? -a[i] : a[i] / b[i];
-    return a;
+RW_INLINE L quotient(L a, L b) {  // gcc 12 takes `b == -1 ? -a : a / b` of equal a and b for -1
+    L d = ((b == 0) | (b == -1)) ? all(i64(1)) : b, q{};
+    RW_UNROLL for (int i = 0; i < SIZE<L>; ++i) q[i] = a[i] / d[i];
+    return b == 0 ? all(i64(0)) : b == -1 ? -a : q;
 }
 RW_BINARY(div_trunc, quotient(a, b))
 

@@ -187,6 +187,7 @@ Rule = Callable[[Node, Value, Index, Mapping[str, Size]], Index]
 VIEWS: Final[dict[str, Rule]] = {
     "aten.alias.default": _same,
     "aten.detach.default": _same,
+    "aten.positive.default": _same,
     "aten.view.default": _reshape,
     "aten._unsafe_view.default": _reshape,
     "aten._reshape_alias.default": _reshape,
