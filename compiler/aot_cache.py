@@ -16,9 +16,8 @@ from typing import Final
 import torch
 from torch import fx
 
-from rewright.building import march_of
+from rewright.building import compiler_for
 from rewright.codegen.cache import digest
-from rewright.codegen.cpp import toolchain
 from rewright.driver import target_of
 from rewright.ir import ToolchainError
 from rewright.options import Options
@@ -62,7 +61,7 @@ def tag(options: Options) -> str:
     """Changes with Rewright's own sources, the options, the target and the compiler."""
     target = target_of(options)
     try:
-        compiler = toolchain(march_of(target)).fingerprint
+        compiler = compiler_for(target).fingerprint
     except ToolchainError:
         compiler = "none"
     checked = os.environ.get("REWRIGHT_CHECK", "")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from rewright.calibrate_host import host, isa
 from rewright.codegen import Executable, is_fast
-from rewright.codegen.cpp import Library, build
+from rewright.codegen.cpp import Library, Toolchain, build, toolchain
 from rewright.codegen.executable import Kernel
-from rewright.ir import Graph, UnsupportedError
+from rewright.ir import Graph, ToolchainError, UnsupportedError
 from rewright.ir.target import Target
 
 # What the compiler is told to build for, unless it is the host itself. A CPU of one of these can
@@ -58,13 +59,31 @@ def march_of(target: Target) -> str:
     return "native" if target == host() else _MARCH[target.isa]
 
 
+def compiler_for(target: Target) -> Toolchain:
+    """Raises ToolchainError when there is none that works."""
+    with _system_errors():
+        return toolchain(march_of(target))
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """What the system refuses (a full disk, a compiler that is gone by now) leaves ATen, just as a
+    missing compiler does."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ToolchainError(f"kernels cannot be built: {reason}", who="cpp") from error
+
+
 def _kernels(recipe: Recipe) -> tuple[Mapping[str, Kernel], Library | None]:
     """The kernels by name, and the library that holds them."""
     if not recipe.source:
         return {}, None
     names = sorted(set(recipe.kernels.values()))
     fast = any(is_fast(node) for node in recipe.graph.nodes)
-    library = build(recipe.source, march=march_of(recipe.target), contract=fast)
+    with _system_errors():
+        library = build(recipe.source, march=march_of(recipe.target), contract=fast)
     if not _runs_here(recipe.target):
         return dict.fromkeys(names, _refusal(recipe.target)), library
     return {name: library.function(name) for name in names}, library

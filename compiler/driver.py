@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from rewright.building import Built, Recipe, build_program, march_of
+from rewright.building import Built, Recipe, build_program, compiler_for
 from rewright.calibrate_host import host, isa
 from rewright.codegen import Executable, Kernels, input_sizes, kernels_of, write_calls
 from rewright.comparing import Errors, errors
@@ -232,10 +232,8 @@ def _device_note(graph: Graph) -> str | None:
 
 
 def _compiler_note(target: Target, options: Options) -> str | None:
-    from rewright.codegen.cpp import toolchain
-
     try:
-        toolchain(march_of(target))
+        compiler_for(target)
     except ToolchainError as error:
         return _without_kernels(error, options)
     return None

@@ -27,6 +27,10 @@ def masks(*shape: int) -> Tensor:
     return integers(*shape) > 0
 
 
+def vector_norm(order: float) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.linalg.vector_norm(x - 1.2, order, 1) + 1
+
+
 VIEWS: dict[str, Case] = {
     "permute": (lambda x: (x * 2).permute(2, 0, 1) + 1, (floats(3, 4, 5),)),
     "transpose": (lambda x: (x * 2).transpose(0, -1) + 1, (floats(3, 4, 5),)),
@@ -50,6 +54,9 @@ VIEWS: dict[str, Case] = {
     "slice before the start": (lambda x: (x * 2)[-20:] + 1, (floats(8, 5),)),
     "slice beyond the end": (lambda x: (x * 2)[:, 2:99] + 1, (floats(8, 5),)),
     "slice of a slice": (lambda x: (x * 2)[1:][2:-1] + 1, (floats(8, 5),)),
+    "diagonal": (lambda x: (x * 2).diagonal() + 1, (floats(4, 5),)),
+    "diagonal of a stack": (lambda x: (x * 2).diagonal(-1, 0, 2) + 1, (floats(4, 3, 5),)),
+    "windows": (lambda x: (x * 2).unfold(1, 3, 2) + 1, (floats(4, 8),)),
     "slice, then reshape": (lambda x: (x * 2)[:, 2:6].reshape(16, 2) + 1, (floats(8, 8),)),
     "slice inside a row": (lambda x: (x * 2).view(8)[5:7] + 1, (floats(2, 4),)),
     "select": (lambda x: (x * 2)[1] + (x * 2)[-2], (floats(8, 5),)),
@@ -118,6 +125,18 @@ REDUCTIONS: dict[str, Case] = {
 }
 
 NORMS: dict[str, Case] = {
+    "logsumexp": (lambda x: (x * 2).logsumexp(1) + x.logsumexp(1, True)[:, 0], (floats(8, 5),)),
+    "logsumexp of infinities": (
+        lambda x: (x / 0).logsumexp(1) + (-x / 0).logsumexp(1),
+        (floats(8, 5),),
+    ),
+    **{
+        f"vector norm of order {order}": (
+            vector_norm(order),
+            (floats(8, 5),),
+        )
+        for order in (0, 0.5, 1, 2, 3, float("inf"), -float("inf"))
+    },
     "softmax last": (lambda x: (x * 2).softmax(-1) + 1, (floats(8, 5),)),
     "softmax first": (lambda x: (x * 2).softmax(0) + 1, (floats(8, 5),)),
     "softmax middle": (lambda x: (x * 2).softmax(1) + 1, (floats(8, 5, 3),)),
@@ -182,6 +201,16 @@ INDEXING: dict[str, Case] = {
         lambda x, c, s: x * c + torch.cat([-x[..., 4:], x[..., :4]], -1) * s,
         (floats(2, 3, 8), floats(3, 8), floats(3, 8)),
     ),
+    "stack": (
+        lambda x, y: torch.stack([x * 2, y, x + y], 1) + torch.stack([x, y, y], -2),
+        (floats(4, 5), floats(4, 5)),
+    ),
+    "flip": (lambda x: (x * 2).flip(0, -1) + x.flip(1), (floats(4, 5),)),
+    "roll": (lambda x: (x * 2).roll((1, -2), (0, 1)) + x.roll(3, 1), (floats(4, 5),)),
+    "roll by nothing": (lambda x: (x * 2).roll((5, 1), (1, 0)) + 1, (floats(4, 5),)),
+    "roll of nothing": (lambda x: (x * 2).roll(1, 1) + 1, (floats(4, 0),)),
+    "repeat": (lambda x: (x * 2).repeat(3, 1, 2) + 1, (floats(4, 5),)),
+    "repeat of a row": (lambda x, y: x.repeat(4, 1) * y, (floats(6), floats(4, 6))),
     "pad": (lambda x: pad(x * 2, (1, 2, 0, 3), value=5.0) + 1, (floats(4, 5),)),
     "crop": (lambda x: pad(x * 2, (-1, 2)) + 1, (floats(4, 5),)),
     "triangles": (lambda x: (x * 2).tril(1) + x.triu(-1), (floats(4, 5),)),
@@ -235,6 +264,10 @@ DTYPES: dict[str, Case] = {
         lambda x: (x * 100 + 3).sum(1) + (x * 100).amax(1),
         (integers(4, 5, dtype=torch.int8),),
     ),
+    "truth of numbers": (
+        lambda x, y: (torch.logical_and(x, y), torch.logical_xor(x, y > 0), torch.logical_not(y)),
+        (floats(4, 5).round(), integers(4, 5)),
+    ),
     "masks": (lambda x, y: ((x & y) | ~x, (x ^ y).sum(1)), (masks(4, 5), masks(5))),
     "any of numbers": (lambda x: (x - 1.2).round().any(1), (floats(8, 5),)),
     "any of bytes": (
@@ -261,6 +294,10 @@ SIZES: dict[str, Case] = {
     "no columns": (lambda x: (x * 2).sum(1) + 1, (floats(4, 0),)),
     "neither": (lambda x: (x * 2).sum(1) + 1, (floats(0, 0),)),
     "nothing to softmax": (lambda x: (x * 2).softmax(1) + 1, (floats(0, 4),)),
+    "nothing in other strides": (
+        lambda x: (x.exp(), x.sum(1, True) + x),
+        (floats(1).expand(5, 0),),
+    ),
     "an empty part": (lambda x, y: torch.cat([x * 2, y], 1) + 1, (floats(4, 0), floats(4, 3))),
 }
 

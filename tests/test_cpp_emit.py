@@ -116,6 +116,12 @@ def views() -> Iterator[Case]:
     yield traced("cat", lambda x, y: torch.cat([x, y * 2], 1), numbers(3, 20), numbers(3, 9))
     yield traced("cat_rows", lambda x, y: torch.cat([x, y]) + 1, numbers(3, 20), numbers(2, 20))
     yield traced("cat_equal", lambda x, y: torch.cat([-x, y], -1), numbers(3, 32), numbers(3, 32))
+    yield traced("stack", lambda x, y: torch.stack([x, -y], 1), numbers(3, 33), numbers(3, 33))
+    yield traced("flip", lambda x: x.flip(0, 1) * 2, numbers(3, 35))
+    yield traced("roll", lambda x: x.roll((1, -5), (0, 1)) * 2, numbers(3, 35))
+    yield traced("repeat", lambda x: x.repeat(2, 3) * 2, numbers(3, 20))
+    yield traced("diagonal", lambda x: x.diagonal(3) * 2, numbers(40, 50))
+    yield traced("windows", lambda x: x.unfold(-1, 5, 3) * 2, numbers(3, 40))
     yield traced("pad", lambda x: F.pad(x, (1, 2, 0, 3), value=0.5), numbers(3, 40))
     yield traced("crop", lambda x: F.pad(x, (-2, -3)), numbers(3, 40))
     yield traced("tril", lambda x: x.tril(1), numbers(2, 9, 21))
@@ -184,6 +190,8 @@ def reductions() -> Iterator[Case]:
     yield traced("tiled_norm", lambda x: F.layer_norm(x.transpose(1, 2), (48,)), numbers(3, 48, 32))
     yield traced("strided_rows", lambda x: x.transpose(0, 1).softmax(-1), numbers(40, 12))
     yield traced("log_softmax", lambda x: x.log_softmax(-1), numbers(6, 50))
+    yield traced("logsumexp", lambda x: x.logsumexp(-1), numbers(6, 50))
+    yield traced("vector_norm", lambda x: torch.linalg.vector_norm(x, 3, 0), numbers(60, 10))
 
 
 def dynamic() -> Iterator[Case]:

@@ -150,7 +150,8 @@ def _roll(scope: Scope, node: Node, value: Value, index: Index, guards: Guards) 
         size = source.tensor.shape[dim]
         if not isinstance(shift, int) or not isinstance(size, int):
             raise UnsupportedError(f"%{node.name} rolls by what is no number")
-        wrapped = [r for i, g in wrapped for r in _both_parts(scope, i, g, dim, shift % size, size)]
+        shift = shift % size if size else 0
+        wrapped = [r for i, g in wrapped for r in _both_parts(scope, i, g, dim, shift, size)]
     element: Term | None = None
     for inner, own in wrapped:
         here = scope.at(source, inner, own)
