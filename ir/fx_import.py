@@ -31,7 +31,17 @@ from rewright.ir.fx_node import (
     untraced,
 )
 from rewright.ir.fx_sizes import SizeTable
-from rewright.ir.graph import Arg, Graph, Input, Node, Value, fresh_names, sizes_of, values_in
+from rewright.ir.graph import (
+    Arg,
+    Graph,
+    Input,
+    Node,
+    Value,
+    freeze,
+    fresh_names,
+    sizes_of,
+    values_in,
+)
 from rewright.ir.ops import PYTHON_FUNCTIONS, Kind, Op, op, op_of_target
 from rewright.ir.signature import normalize, signature
 from rewright.ir.types import ScalarType, TensorType
@@ -326,7 +336,7 @@ class _Importer:
         if kind is fx.Node:
             return self._of(arg)  # type: ignore[no-any-return]
         if kind in _LITERALS:
-            return arg  # type: ignore[no-any-return]
+            return freeze(arg)
         if isinstance(arg, list | tuple):
             return tuple([self._arg(a) for a in arg])
         if isinstance(arg, torch.SymInt):
