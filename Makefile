@@ -3,16 +3,18 @@
 #
 #   make test ARGS="-k fuse -x"      more arguments for pytest
 #   make test WORKERS=8              more processes
+#   make fuzz SECONDS=3600           another time than ten minutes
 #   make test TORCH=2.11.0           another torch than the one in constraints.txt
 #   make demo PYTHON=python3.12      another Python to make the environment from
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep bench lint
+.PHONY: help demo test sweep fuzz bench lint
 
 VENV ?= .venv
 WORKERS ?= 2
 ARGS ?=
+SECONDS ?= 600
 PINNED := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH ?= $(PINNED)
 # The first Python that works and can make environments (a version manager's shim may be on PATH
@@ -39,6 +41,9 @@ test: $(LINKED) ## all tests; those that need a GPU are skipped where there is n
 
 sweep: $(LINKED) ## every operator of PyTorch's own tables through our backend, in at most two hours
 	PYTHONPATH=tests $(PY) -m sweep $(ARGS)
+
+fuzz: $(LINKED) ## random graphs, compiled, against float64, for SECONDS (600)
+	PYTHONPATH=tests $(PY) -m fuzz --seconds $(SECONDS) --workers $(WORKERS) $(ARGS)
 
 bench: $(LINKED) ## kernels, models and start-up against eager and Inductor
 	$(PY) -m benchmarks.kernels

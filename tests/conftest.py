@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -83,13 +84,26 @@ def every_graph_round_trips() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def programs_are_compiled_not_loaded() -> Iterator[None]:
+    """No graph is large enough for AOTAutograd's cache, whatever the session has imported by then.
+    A test that wants the cache sets `torch._functorch.config.force_autograd_cache`."""
+    from rewright import aot_cache
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aot_cache, "_key_seconds", lambda: math.inf)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def without_dynamo_state() -> Iterator[None]:
     """Nothing torch.compile remembers reaches the next test."""
     yield
-    dynamo = sys.modules.get("torch._dynamo")
+    dynamo, backend = (sys.modules.get(name) for name in ("torch._dynamo", "rewright.backend"))
     if dynamo is not None:
         dynamo.reset()
+    if backend is not None:  # a backward may be compiled when Dynamo has forgotten who did it
+        backend.reset()
 
 
 @pytest.fixture(autouse=True)

@@ -113,6 +113,11 @@ def _lower(
     scope = Scope(region, [a for a, _ in moving], columns, space.order, fast=fast)
     outputs = _outputs(region)
     stores = [_store(scope, value, b.name) for value, b in outputs]
+    # Of a result without elements a store that does not move with the loops would happen once.
+    empty = {b.name for _, b in outputs if 0 in b.type.shape}
+    stores = [s for s in stores if s.at.terms or s.buffer not in empty]
+    if not stores:
+        raise UnsupportedError("its results have no elements")
     nest = Nest(
         name=name,
         rows=tuple(a for a, reduced in moving if not reduced),

@@ -221,6 +221,8 @@ class Scope:
             branches = (convert(a, value) for a in named[1:])
             named = (named[0], *(b if isinstance(b, Number) else self.let(b) for b in branches))
         if value == torch.bool:
+            if name == "sign":
+                return self.let(named[0])
             name = _ON_MASKS.get(name, name)
         dtype = torch.bool if name in PREDICATES else value
         return self.let(Apply(name, named, dtype))
@@ -292,9 +294,11 @@ _CASTS: Final = frozenset({"aten._to_copy.default", "prims.convert_element_type.
 _ON_MASKS: Final = {
     "add": "logical_or",
     "maximum": "logical_or",
+    "fmax": "logical_or",
     "bit_or": "logical_or",
     "mul": "logical_and",
     "minimum": "logical_and",
+    "fmin": "logical_and",
     "bit_and": "logical_and",
     "bit_xor": "logical_xor",
     "bit_not": "logical_not",
