@@ -46,10 +46,12 @@ def _with_scalar(node: Node, producer: Producer) -> Node | None:
 
 def _fits(x: Value, source: Node, node: Node) -> bool:
     """True when the other operand decides neither dtype, shape nor strides of the result."""
-    type, result = x.type, node.result.type
-    if not isinstance(type, TensorType) or not isinstance(result, TensorType):
+    type, other, result = x.type, source.result.type, node.result.type
+    if not (isinstance(type, TensorType) and isinstance(result, TensorType)):
         return False
-    if source.result.tensor.dtype != type.dtype or result.shape != type.shape:
+    if not isinstance(other, TensorType):
+        return False
+    if other.dtype != type.dtype or result.shape != type.shape:
         return False
     return is_dense(type) and result.layout == type.layout
 

@@ -15,7 +15,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.exc import Unsupported as GraphBreak
 
 import rewright
-from rewright.ir import CheckError, OptionError, UnsupportedError
+from rewright.ir import OptionError, UnsupportedError
 from through_backend import Block, Function, X, compiled, gradients, same_as_eager, the_program
 from through_training import leaf, same_step, trains_as_eager
 
@@ -318,11 +318,6 @@ def test_gradients_through_sizes_that_data_decide() -> None:
     trains_as_eager(masked, leaf(X - 3))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=CheckError,
-    reason="passes/scalars.py asks the quotient of two sizes for its dtype, as if it were a tensor",
-)
 def test_a_batch_norm_trains_on_batches_of_every_size() -> None:
     """Its gradient has a factor that is computed from sizes."""
     norm = nn.BatchNorm1d(6)
