@@ -36,7 +36,7 @@ _OFTEN: Final = (unary, unary, binary, binary, scalar, reduce, matmul)
 # Some in each graph, so that chains of every length come about.
 _LENGTHS: Final = (0, 4, 8, 12, 16, 20)
 MOST_STEPS: Final = 25
-_SIZES: Final = (4, 1, 2, 3, 5, 8, 16, 17, 33, 100, 257, 4, 1, 2, 0)
+_SIZES: Final = (4, 1, 2, 3, 5, 8, 16, 17, 33, 40, 64, 100, 257, 0)
 _KINDS: Final = ("x", "x", "x", "i", "b", "k", "s")
 
 
@@ -77,7 +77,7 @@ def _step(draw: DrawFn, sketch: Sketch, steps: Sequence[Step]) -> None:
 
 def _draw_inputs(sketch: Sketch) -> None:
     draw = sketch.draw
-    first = draw(_shapes(sketch.symbolic))
+    first = draw(_shapes(sketch.symbolic, rank=draw(st.sampled_from((1, 2, 2, 3, 0)))))
     for _ in range(draw(st.integers(1, 4))):
         shape = draw(st.sampled_from([first, first, first[1:], first[-1:], None]))
         shape = draw(_shapes(sketch.symbolic)) if shape is None else shape
@@ -87,12 +87,13 @@ def _draw_inputs(sketch: Sketch) -> None:
         sketch.input(kind, type, off=draw(st.booleans()))
 
 
-def _shapes(symbolic: bool) -> SearchStrategy[tuple[Size, ...]]:
+def _shapes(symbolic: bool, rank: int = 0) -> SearchStrategy[tuple[Size, ...]]:
+    """Shapes of at least `rank` dimensions."""
     sizes: SearchStrategy[Size] = st.sampled_from(_SIZES)
     if symbolic:
         sizes = st.sampled_from([Dim.of(s) for s in SYMBOLS]) | sizes
-    shapes = st.lists(sizes, max_size=4).map(tuple)
-    return shapes.filter(lambda shape: hint(product(shape)) <= 1024)
+    shapes = st.lists(sizes, min_size=rank, max_size=4).map(tuple)
+    return shapes.filter(lambda shape: hint(product(shape)) <= 2048)
 
 
 def _dtype(sketch: Sketch, kind: str) -> torch.dtype:
@@ -116,12 +117,13 @@ def _strides(sketch: Sketch, shape: tuple[Size, ...]) -> tuple[Size, ...]:
             moved = contiguous_strides(tuple(shape[d] for d in order))
             return tuple(moved[order.index(d)] for d in range(rank))
         case "gaps":
-            return tuple(stride * 2 for stride in plain)
+            first = draw(st.integers(0, rank - 1))  # the innermost dimension that has gaps
+            return tuple(s * 2 if d <= first else s for d, s in enumerate(plain))
         case "expanded":
             axis = draw(st.integers(0, rank - 1))
             return tuple(0 if d == axis else stride for d, stride in enumerate(plain))
         case "windows":
-            return (*(1 for _ in shape[:-1]), 1)
+            return tuple(1 for _ in shape)
     return plain
 
 

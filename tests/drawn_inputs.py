@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import torch
@@ -25,9 +25,9 @@ from rewright.ir import Graph, Value
 from rewright.ir.dims import evaluate, hint
 
 OFFSET: Final = "_off"
-# Sizes at which a graph with symbols runs: those it is compiled for, others, and the least.
+# Sizes at which a graph with symbols runs: those it is compiled for, others, and the extremes.
 HINTS: Final[Mapping[str, int]] = {"B0": 5, "B1": 11}
-SECOND: Final[Mapping[str, int]] = {"B0": 3, "B1": 17}
+OTHERS: Final[Sequence[Mapping[str, int]]] = ({"B0": 3, "B1": 17}, {"B0": 64, "B1": 2})
 
 
 def inputs_for(graph: Graph, sizes: Mapping[str, int] = HINTS) -> list[torch.Tensor]:
@@ -74,4 +74,4 @@ def _elements(value: Value, count: int, generator: torch.Generator) -> torch.Ten
 def sizes_of_runs(graph: Graph) -> list[Mapping[str, int]]:
     """The sizes at which to run `graph`: the hints and, when it has symbols, others."""
     assert all(hint(s.hint or 0) == HINTS[s.name] for s in graph.symbols)
-    return [HINTS, SECOND] if graph.symbols else [HINTS]
+    return [HINTS, *OTHERS] if graph.symbols else [HINTS]

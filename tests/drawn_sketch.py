@@ -18,7 +18,7 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
-from drawn_inputs import HINTS, OFFSET, SECOND, content
+from drawn_inputs import HINTS, OFFSET, OTHERS, content
 from drawn_types import CHECKED, FITTED, fitted
 from rewright.ir.constant import Constant
 from rewright.ir.dims import Dim, Size, evaluate
@@ -29,11 +29,11 @@ from rewright.ir.types import DTYPE_NAMES, TensorType
 
 Results = list[torch.Tensor]
 
-# Types are found at all of these, the first being the hints; graphs run at the first two of `RUN`.
+# Types are found at all of these, the first being the hints; graphs run at those of `RUN`.
 POINTS: Final[tuple[Mapping[str, int], ...]] = tuple(
     {"B0": a, "B1": b} for a, b in (*FITTED, *CHECKED)
 )
-RUN: Final = (POINTS.index(HINTS), POINTS.index(SECOND))
+RUN: Final = tuple(POINTS.index(sizes) for sizes in (HINTS, *OTHERS))
 
 # Elements at the hints: a graph is for finding mistakes, not for measuring.
 LARGEST: Final = 4096

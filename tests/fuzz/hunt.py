@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -16,9 +17,13 @@ from fuzz.known import is_off
 from fuzz.search import Failure, Search
 from fuzz.through_torch import check_through_torch
 from fuzz.workers import SHRINK_SECONDS, THROUGH_TORCH, News, Task, current_file
+from rewright.codegen.cache import cache_root
 from rewright.ir import Graph
 from rewright.ir.parse import parse
 from rewright.ir.show import show
+
+# Libraries are not needed again once their graph is done.
+_KEPT_LIBRARIES: Final = 200
 
 
 def hunt(task: Task) -> Iterator[News]:
@@ -39,7 +44,7 @@ def hunt(task: Task) -> Iterator[News]:
         return examined(graph, number)
 
     search = Search(wide_graphs(off=is_off), examine, is_new, SHRINK_SECONDS)
-    while time.monotonic() < task.end:
+    while number == task.first or time.monotonic() < task.end:
         failure = search.run(number)
         if failure is None:
             yield News(number, search.examined)
@@ -49,6 +54,8 @@ def hunt(task: Task) -> Iterator[News]:
             found.append(failure)
             yield News(number, search.examined, case_text(failure))
         number += task.step
+        if search.examined % _KEPT_LIBRARIES == 0:
+            shutil.rmtree(cache_root(), ignore_errors=True)
 
 
 def examined(graph: Graph, number: int) -> Trouble | None:

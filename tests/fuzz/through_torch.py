@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from drawn_inputs import inputs_for, sizes_of_runs
 from fuzz.compare import Mismatch, Run, compare
 from fuzz.shaken import floors
-from rewright.ir import Arg, Graph, Node, TensorType, Value
+from rewright.ir import Arg, Graph, Input, Node, TensorType, Value
 from rewright.ir.constant import Constant
 from rewright.ir.decompositions import autograd_table
 from rewright.ir.fx_export import to_fx
@@ -43,7 +43,9 @@ def _check_with(graph: Graph, backend: Any) -> None:
     step = torch.compile(module, backend=backend, fullgraph=True, dynamic=dynamic)
     for sizes in sizes_of_runs(graph):
         _check_forward(graph, module, wide, step, sizes)
-    if not graph.updates:
+    if graph.updates:
+        _check_sharing(graph, module, step)
+    else:
         _check_backward(graph, module, wide, step)
     torch._dynamo.reset()
 
@@ -66,10 +68,19 @@ def _uncompiled() -> Any:
 
 
 class _Honest(fx.Interpreter):
-    """Raises where an operator gives something else than torch said when it traced the graph."""
+    """Raises where an operator gives something else than torch said when it traced the graph.
+
+    New tensors start where their storage starts. ATen's functional `copy` keeps the offset of what
+    it copies over, and AOTAutograd, with dynamic sizes, makes views of an input that was written
+    with the offset of what the graph returns: it goes wrong with any compiler, Inductor included.
+    """
 
     def run_node(self, node: fx.Node) -> Any:
         result, traced = super().run_node(node), node.meta.get("val")
+        if node.target is torch.ops.aten.copy.default:
+            result = torch.empty_strided(result.shape, result.stride(), dtype=result.dtype).copy_(
+                result
+            )
         if isinstance(result, Tensor) and isinstance(traced, Tensor):
             looks = [(x.dtype, x.ndim, *_known(x)) for x in (result, traced)]
             pairs = zip(*looks, strict=True)
@@ -103,6 +114,52 @@ def _check_forward(
         compare(ours, own, exact, floors(graph), lambda: moved)
     except Mismatch as mismatch:
         raise Mismatch(f"by torch.compile, {mismatch}") from None
+
+
+def _check_sharing(graph: Graph, module: Function, step: Function) -> None:
+    """With inputs that lie in each other's memory, where an update of one changes others."""
+    kinds = [_kind(i) for i in graph.inputs]
+    if len(set(kinds)) == len(kinds):
+        return
+    try:
+        own = _run_shared(module, graph)
+    except RuntimeError:  # eager mode does not write over what it reads
+        return
+    ours = _run_shared(step, graph)
+    if own.aliases != ours.aliases:
+        raise Mismatch(f"of shared inputs, results share memory as {ours.aliases}")
+    for place, (a, b) in enumerate(zip(ours.results, own.results, strict=True)):
+        # Guards of the graph need not hold on these numbers, so only what is far off counts.
+        if not torch.allclose(a.double(), b.double(), rtol=0.05, atol=0.05, equal_nan=True):
+            raise Mismatch(f"of shared inputs, result {place} is {a}, not {b}")
+
+
+def _run_shared(function: Function, graph: Graph) -> Run:
+    inputs = _shared(graph)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Run([*function(*inputs), *inputs])
+
+
+def _kind(input: Input) -> object:
+    return input.value.name[0], input.value.tensor.dtype
+
+
+def _shared(graph: Graph) -> list[Tensor]:
+    """Inputs of one kind and dtype in one storage, each at its own offset there."""
+    longest: dict[object, Tensor] = {}
+    given = inputs_for(graph)
+    keys = [_kind(i) for i in graph.inputs]
+    for key, x in zip(keys, given, strict=True):
+        nbytes = x.untyped_storage().nbytes()
+        if key not in longest or longest[key].untyped_storage().nbytes() < nbytes:
+            longest[key] = x
+    return [
+        torch.empty(0, dtype=x.dtype).set_(
+            longest[key].untyped_storage(), x.storage_offset(), x.shape, x.stride()
+        )
+        for key, x in zip(keys, given, strict=True)
+    ]
 
 
 def _check_backward(graph: Graph, module: Function, wide: Function, step: Function) -> None:

@@ -54,7 +54,7 @@ def run_all(seed: int, workers: int, seconds: float) -> Iterator[tuple[int, News
             if worker.alive:
                 continue
             running.remove(worker)
-            if not worker.finished and time.monotonic() < end:
+            if not worker.finished and worker.started and time.monotonic() < end:
                 running.append(worker.successor())
 
 
@@ -68,13 +68,14 @@ class _Worker:
         self.process = context.Process(target=serve, args=(task, theirs))
         self.process.start()
         theirs.close()
-        self.alive, self.finished, self.heard = True, False, time.monotonic()
+        self.alive, self.started, self.finished = True, False, False
+        self.heard = time.monotonic()
 
     def news(self) -> Iterator[News]:
         try:
             while self.connection.poll():
                 said: News | None = self.connection.recv()
-                self.heard = time.monotonic()
+                self.heard, self.started = time.monotonic(), True
                 if said is None:
                     self.finished = True
                     continue
@@ -116,6 +117,8 @@ def serve(task: Task, connection: Connection) -> None:
     os.dup2(log, sys.stderr.fileno())
     from fuzz.hunt import hunt
 
+    os.environ["REWRIGHT_CACHE_DIR"] += f"/{task.worker}"
+    current_file(task.worker).unlink(missing_ok=True)
     for news in hunt(task):
         connection.send(news)
     connection.send(None)
