@@ -11,6 +11,7 @@ from rewright.ir import Graph, Node, Value
 from rewright.passes.aliases import Aliases
 from rewright.passes.base import Env, Pass
 from rewright.passes.casts import CASTS, skip_widening
+from rewright.passes.creations import LIKE, full_like
 from rewright.passes.dce import names_of, split_dead
 from rewright.passes.sweep import Change, Producer, Sweep
 from rewright.passes.views import (
@@ -26,7 +27,8 @@ from rewright.passes.views import (
 
 @dataclass(frozen=True)
 class Canonicalize(Pass, name="canonicalize", takes="aten", gives="aten"):
-    """Remove casts, copies and views that do nothing, and join chains of them.
+    """Remove casts, copies and views that do nothing, and join chains of them; filled tensors
+    no longer read what they are shaped like.
 
     before:
         graph f(%x: f32[2, 3]) {
@@ -111,7 +113,8 @@ def _rules() -> dict[str, tuple[Rule, ...]]:
         "aten._unsafe_view.default": (undo_reshape, plain_view),
         "aten.reshape.default": (undo_reshape, plain_view),
     }
-    return {name: (nothing_changes, *more.get(name, ())) for name in _IDENTITIES}
+    rules = {name: (nothing_changes, *more.get(name, ())) for name in _IDENTITIES}
+    return {**rules, **dict.fromkeys(LIKE, (full_like,))}
 
 
 RULES: Final = _rules()

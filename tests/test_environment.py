@@ -107,10 +107,6 @@ def test_a_compiler_that_is_no_good_leaves_aten(
     assert runs_right()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="codegen/cpp/build.py stores a library before it loads it, and finds it again for ever",
-)
 def test_a_library_that_cannot_be_loaded_is_built_again(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,10 +118,6 @@ def test_a_library_that_cannot_be_loaded_is_built_again(
     assert runs_right()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="codegen/cpp/build.py leaves the name of the OpenMP runtime out of a library's key",
-)
 def test_libraries_are_known_by_the_runtime_that_they_need(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

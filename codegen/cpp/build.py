@@ -6,6 +6,7 @@ shared by several machines or compilers never mixes them up.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -84,11 +85,15 @@ def build(source: str, *, march: str = "native", contract: bool = False) -> Libr
         tools = replace(tools, flags=(*tools.flags, "-ffp-contract=fast"))
     name = f"{_key(source, tools)}.so"
     path = store.find(name)
-    return Library(store.write(name, _compiled(source, tools)) if path is None else path)
+    if path is not None:
+        with contextlib.suppress(ToolchainError):  # it does not load: it was built wrong
+            return Library(path)
+    return Library(store.write(name, _compiled(source, tools)))
 
 
 def _key(source: str, tools: Toolchain) -> str:
-    return digest(source, _headers(), *tools.flags, tools.fingerprint)
+    linked = (Path(library).name for library in _libraries())
+    return digest(source, _headers(), *tools.flags, *linked, tools.fingerprint)
 
 
 @cache

@@ -247,7 +247,8 @@ def _layer_norm(scope: Scope, node: Node, value: Value, index: Index, guards: Gu
     sweep = _sweep(scope, node, index, guards)
     mean, squares = _moments(sweep, sweep.element(source, dtype))
     if value == node.results[1]:
-        return mean
+        # ATen leaves the mean of a row without elements at zero.
+        return number(0, dtype) if sweep.count == 0 else mean
     rstd = _inverse_root(sweep, squares)
     if value == node.results[2]:
         return rstd

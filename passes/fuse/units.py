@@ -14,14 +14,12 @@ from typing import Final
 from rewright.ir import Effect, Graph, Kind, Node, Value, effects_of, late_sizes, symbols_read
 from rewright.ir.loops import VIEWS
 
+# Of those that read nothing, not even for its type.
 FREE_CREATIONS: Final = frozenset(
     {
         "aten.full.default",
         "aten.zeros.default",
         "aten.ones.default",
-        "aten.new_full.default",
-        "aten.new_zeros.default",
-        "aten.new_ones.default",
         "aten.scalar_tensor.default",
         "aten.arange.default",
         "aten.arange.start",
