@@ -141,10 +141,12 @@ def import_seconds(repeats: int) -> list[float]:
 
 
 def child_seconds(what: str, arguments: Sequence[str], environment: Mapping[str, str]) -> float:
+    # Whatever this process was told: an installed package has its bytecode, torch's too.
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     child = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**kept, **environment},
         capture_output=True,
         text=True,
         check=False,

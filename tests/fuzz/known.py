@@ -10,7 +10,6 @@ from typing import Final
 
 from rewright.ir import Node
 
-
 KNOWN: Final[Mapping[str, Callable[[Node], bool]]] = {}
 
 
