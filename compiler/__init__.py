@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from rewright import rules
     from rewright.api import Compiled, optimize
     from rewright.backend import programs
     from rewright.ir import RewrightError
     from rewright.options import Options
+    from rewright.rules import rule
 
 _HOMES = {
     "Compiled": "rewright.api",
@@ -25,12 +27,15 @@ _HOMES = {
     "RewrightError": "rewright.ir",
     "optimize": "rewright.api",
     "programs": "rewright.backend",
+    "rule": "rewright.rules",
 }
 
-__all__ = ["Compiled", "Options", "RewrightError", "optimize", "programs"]
+__all__ = ["Compiled", "Options", "RewrightError", "optimize", "programs", "rule", "rules"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "rules":
+        return importlib.import_module("rewright.rules")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'rewright' has no attribute '{name}'")

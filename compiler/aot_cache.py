@@ -17,10 +17,11 @@ import torch
 from torch import fx
 
 from rewright.building import compiler_for
-from rewright.codegen.cache import digest
+from rewright.ir.cache import digest
 from rewright.driver import target_of
 from rewright.ir import ToolchainError
 from rewright.options import Options
+from rewright.passes.rules import content_key
 
 SUFFIXES: Final = (".py", ".h", ".lark", ".rules")
 
@@ -65,7 +66,8 @@ def tag(options: Options) -> str:
     except ToolchainError:
         compiler = "none"
     checked = os.environ.get("REWRIGHT_CHECK", "")
-    return f"rewright-{digest(_sources(), repr(options), repr(target), compiler, checked)}"
+    parts = repr(options), content_key(options.rules), repr(target), compiler, checked
+    return f"rewright-{digest(_sources(), *parts)}"
 
 
 @cache

@@ -25,7 +25,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from rewright.codegen.cache import default_cache, digest
+from rewright.ir.cache import default_cache, digest
 from rewright.ir import DTYPE_NAMES, DTYPES
 from rewright.ir.target import PORTABLE_ISAS, Cache, Target
 

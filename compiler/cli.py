@@ -1,4 +1,4 @@
-"""The command line: rewright optimize | run | show | why | doctor.
+"""The command line: rewright optimize | run | show | why | rules | doctor.
 
 Exit codes: 0 done, 1 a check did not hold, 2 a mistake in what was asked.
 """
@@ -127,6 +127,21 @@ def _why(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pass", dest="of_pass", metavar="PASS", help="only that pass's decisions")
 
 
+def _rules(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "action",
+        choices=("check", "list", "fire"),
+        help="check: evidence for every rule, or a counterexample; list: the rules; fire: which "
+        "rules apply to models",
+    )
+    parser.add_argument("names", nargs="*", help=".rules files and sets; models for fire")
+    parser.add_argument("-o", "--output", metavar="DIR", help="write counterexamples there")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
+    parser.add_argument(
+        "--rules", default="fastmath", help="sets and files that fire (default: fastmath)"
+    )
+
+
 def _doctor(parser: argparse.ArgumentParser) -> None:
     """Takes nothing more."""
 
@@ -136,6 +151,7 @@ COMMANDS: Final[dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]]
     "run": ("run a model or an artefact, checked and timed", _run),
     "show": ("print a graph at any stage, kernels, the call sequence", _show),
     "why": ("explain decisions and refusals", _why),
+    "rules": ("check rewrite rules, list them, see which fire", _rules),
     "doctor": ("what works on this machine, and what to do", _doctor),
 }
 

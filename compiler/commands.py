@@ -111,6 +111,13 @@ def why(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def rules(arguments: argparse.Namespace) -> int:
+    """Evidence for rules, the rules, where they fire."""
+    from rewright.rule_commands import rules
+
+    return rules(arguments)
+
+
 def doctor(arguments: argparse.Namespace) -> int:
     """What works here."""
     from rewright.doctor import examine

@@ -118,7 +118,7 @@ def _kernel() -> Finding:
 
 
 def _cache() -> Finding:
-    from rewright.codegen.cache import cache_root
+    from rewright.ir.cache import cache_root
 
     root = cache_root()
     standing = next(path for path in (root, *root.absolute().parents) if path.exists())

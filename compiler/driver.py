@@ -28,7 +28,7 @@ from rewright.ir import (
 from rewright.ir.graph import sizes_of
 from rewright.ir.target import Target
 from rewright.options import Options
-from rewright.passes import DEFAULT, Env, Fuse, Pass, Pipeline, PipelineResult
+from rewright.passes import DEFAULT, Env, Fuse, Pass, Pipeline, PipelineResult, Rules
 from rewright.report import Report, refuse_fallback, report_of
 
 if TYPE_CHECKING:
@@ -269,11 +269,19 @@ def pipeline_of(options: Options, *, kernels: bool = True) -> Pipeline:
             who="passes",
             help="end it with fuse,memory; fuse{max-ops=0} makes no kernels",
         )
+    if options.rules:
+        chosen = Pipeline(tuple(_with_rules(p, options.rules) for p in chosen))
     if options.numerics != "eager":
         chosen = Pipeline(tuple(_with_numerics(p, options.numerics) for p in chosen))
     if kernels:
         return chosen
     return Pipeline(tuple(_without_regions(p) for p in chosen))
+
+
+def _with_rules(step: Pass, rules: tuple[str, ...]) -> Pass:
+    if not isinstance(step, Rules):
+        return step
+    return replace(step, sets=tuple(dict.fromkeys((*step.sets, *rules))))
 
 
 def _without_regions(step: Pass) -> Pass:

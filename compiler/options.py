@@ -39,6 +39,13 @@ class Options:
         default="default",
         metadata={"doc": "the pipeline, as canonicalize,cse,dce,fuse{max-ops=8},memory"},
     )
+    rules: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "doc": "rewrite rules besides those that keep every bit: fastmath, names of sets, "
+            ".rules files"
+        },
+    )
     trace: str = field(
         default="",
         metadata={"doc": "a folder that gets the graph after every pass, kernels and report"},
@@ -55,15 +62,37 @@ class Options:
                     f"no option '{name}'{did_you_mean(name, known) or f'; it takes {listed}'}",
                     who="options",
                 )
+            if name == "rules":
+                continue
             if not isinstance(value, str):
                 raise OptionError(f"{name} takes a string, not {value!r}", who="options")
             choices = known[name].metadata.get("choices")
             if choices and value not in choices:
                 listed = " or ".join(f"'{c}'" for c in choices)
                 raise OptionError(f"{name} is {listed}, not '{value}'", who="options")
-        return Options(**given)
+        rules = _rules(given.get("rules", ()))
+        return Options(**{**given, "rules": rules})
+
+
+def _rules(given: object) -> tuple[str, ...]:
+    """Names, files and texts of rules, from a list of them, of `RuleSet`s, or a line with commas."""
+    if isinstance(given, str):
+        given = [part.strip() for part in given.split(",")] if "{" not in given else [given]
+    if not isinstance(given, (list, tuple)):
+        given = [given]
+    found = []
+    for item in given:
+        text = getattr(item, "text", item)  # of a RuleSet or a Rule
+        if not isinstance(text, str):
+            raise OptionError(
+                f"rules takes names, files and rules, not {item!r}",
+                who="options",
+                help='as in ["fastmath", "my.rules", rewright.rule("...")]',
+            )
+        found.append(text)
+    return tuple(filter(None, found))
 
 
 def option_docs() -> list[tuple[str, str, str]]:
     """(name, default, sentence) of every option, for --help and the documentation."""
-    return [(f.name, str(f.default), f.metadata["doc"]) for f in fields(Options)]
+    return [(f.name, str(f.default or ""), f.metadata["doc"]) for f in fields(Options)]

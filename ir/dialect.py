@@ -31,6 +31,13 @@ _DECLARATIONS: Final = (
         "A tensor known at compile time: `data=` small values in line, or `sha256=` its digest.",
     ),
     DialectFacts(
+        "rw.attention",
+        Kind.REGION,
+        "Attention of queries [B, H, T, D] to keys [B, H, S, D] and values [B, H, S, E], with a bias "
+        "[B, H, T, S] when there is a fourth operand; `body` is its formula.",
+        body="body",
+    ),
+    DialectFacts(
         "rw.fused",
         Kind.REGION,
         "One kernel: computes its nested graph `body` on its operands, bit for bit.",

@@ -8,8 +8,8 @@ the second line.)
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rewright.ir.errors import TextError
@@ -18,7 +18,7 @@ from rewright.ir.source import Source
 from rewright.ir.syntax import parser
 
 if TYPE_CHECKING:
-    from lark import UnexpectedInput
+    from lark import Lark, UnexpectedInput
 
 END: Final = "$END"
 
@@ -37,10 +37,27 @@ class Mistake(NamedTuple):
     help: str | None
 
 
-def _mistake(
+def mistake(
     could: str, found: str = "", after: str = "", expected: str | None = None, help: str = ""
 ) -> Mistake:
     return Mistake(frozenset(could.split()), frozenset(found.split()), after, expected, help)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """How messages about one language speak. `groups` are terminals that appear together, under one
+    name, larger sets first; `unsaid` may follow almost anything, so that naming it would hide what
+    was really missing."""
+
+    parser: Callable[[], Lark]
+    mistakes: tuple[Mistake, ...]
+    groups: tuple[tuple[str, frozenset[str]], ...]
+    names: Mapping[str, str]
+    unsaid: frozenset[str]
+
+    def terminal(self, name: str) -> str:
+        found = self.names.get(name)
+        return found or f"'{self.parser().get_terminal(name).pattern.value}'"
 
 
 # What a word may be taken for where no word can stand.
@@ -48,53 +65,53 @@ _WORD: Final = "NAME KIND ROLE DEVICE_NAME"
 
 # The first that applies speaks.
 MISTAKES: Final = (
-    _mistake(
+    mistake(
         "RETURN",
         found="RBRACE $END",
         expected="'return'",
         help="a graph ends in 'return' and its outputs, of which there may be none",
     ),
-    _mistake(
+    mistake(
         "VALUE OP RETURN",
         found=f"{_WORD} EQUAL",
         expected="a node",
         help="nodes are written %a = aten.neg.default(%x) : f32[2, 3]",
     ),
-    _mistake("VALUE RETURN", found="KEY", expected="'%' before the name of a value"),
-    _mistake("VALUE", found=_WORD, expected="'%' before the name of a value"),
-    _mistake(
+    mistake("VALUE RETURN", found="KEY", expected="'%' before the name of a value"),
+    mistake("VALUE", found=_WORD, expected="'%' before the name of a value"),
+    mistake(
         "COLON NAME",
         found="LPAR",
         after=")",
         expected="the name of the nested graph",
         help="as in rw.fused(%x) body(%t: f32[2]) { ... } : f32[2]",
     ),
-    _mistake(
+    mistake(
         "COLON",
         after=")}",
         expected="a result type after ':'",
         help="a node with results ends in their types, as in ': f32[2, 3]'",
     ),
-    _mistake(
+    mistake(
         "COLON",
         found=f"COMMA RPAR {_WORD}",
         expected="':' and a type",
         help="inputs are written %x: f32[2, 3]",
     ),
-    _mistake(
+    mistake(
         "EQUAL COMMA",
         found="COLON",
         help="types stand at the end, as in %a = aten.neg.default(%x) : f32[2, 3]",
     ),
-    _mistake(
+    mistake(
         "RBRACE COMMA",
         found="VALUE OP UPDATE RETURN",
         help="'return' is the last line of a graph; ',' separates its outputs",
     ),
-    _mistake("IN", expected="bounds", help="sizes are bounded as in B0 in [1, 64], B1 in [2, inf]"),
-    _mistake("GRAPH REWRIGHT", expected="'rewright 1' or 'graph'", help="a text is one graph"),
-    _mistake("INT", found="GRAPH", expected="the version", help="write rewright 1"),
-    _mistake("RPAR", found="COMMA", after="0123456789", help="lists are written [1, 2]"),
+    mistake("IN", expected="bounds", help="sizes are bounded as in B0 in [1, 64], B1 in [2, inf]"),
+    mistake("GRAPH REWRIGHT", expected="'rewright 1' or 'graph'", help="a text is one graph"),
+    mistake("INT", found="GRAPH", expected="the version", help="write rewright 1"),
+    mistake("RPAR", found="COMMA", after="0123456789", help="lists are written [1, 2]"),
 )
 
 # Terminals that appear together, under one name; larger sets first.
@@ -123,8 +140,7 @@ _NAMES: Final[Mapping[str, str]] = {
     "INF": "'inf'",
     END: "the end of the text",
 }
-# An operator may follow any size; saying so would hide what was really missing.
-_UNSAID: Final = frozenset({"OPERATOR", "MINUS"})
+_TEXT: Final = Vocabulary(parser, MISTAKES, _GROUPS, _NAMES, frozenset({"OPERATOR", "MINUS"}))
 _MOST_NAMED: Final = 6
 _FOUND_WIDTH: Final = 30
 _BRACKETS: Final = {"(": ")", "[": "]", "{": "}"}
@@ -163,7 +179,9 @@ class _Stop(NamedTuple):
         return self.code[-1].end() if self.code else 0
 
 
-def explain(error: UnexpectedInput, source: Source) -> TextError:
+def explain(
+    error: UnexpectedInput, source: Source, vocabulary: Vocabulary = _TEXT
+) -> TextError:
     """The message for a syntax error: what was expected and found, where, and how to mend it."""
     stop = _stop(error, source.text)
     if stop.found == '"':
@@ -171,13 +189,13 @@ def explain(error: UnexpectedInput, source: Source) -> TextError:
     # Where something is missing at the end of a line, point there, not at what comes next.
     crosses = "\n" in source.text[stop.end : stop.start]
     ends_early = stop.terminal == END or (crosses and not {"RETURN", END} & stop.could)
-    mistake = next((m for m in MISTAKES if _applies(m, stop)), None)
-    help = mistake.help if mistake else ""
+    known = next((m for m in vocabulary.mistakes if _applies(m, stop)), None)
+    help = known.help if known else ""
     if not help and (ends_early or stop.terminal in _AFTER_BRACKET) and stop.could & _CLOSING:
         help = _unclosed(source, stop.code)
     if stop.found == "'":
         help = "strings are written in double quotes"
-    expected = (mistake and mistake.expected) or _list(stop.could)
+    expected = (known and known.expected) or _list(stop.could, vocabulary)
     return TextError(
         f"expected {expected}, found {_quoted(stop.found)}",
         excerpt=source.excerpt(stop.end if ends_early else stop.start, len(stop.found)),
@@ -228,19 +246,15 @@ def _unclosed(source: Source, code: list[re.Match[str]]) -> str:
     return f"'{opened[-1][0]}' at {place.line}:{place.column} is not closed"
 
 
-def _list(could: frozenset[str]) -> str:
-    left = set(could - _UNSAID) or set(could)
+def _list(could: frozenset[str], vocabulary: Vocabulary) -> str:
+    left = set(could - vocabulary.unsaid) or set(could)
     names = []
-    for name, group in _GROUPS:
+    for name, group in vocabulary.groups:
         if group <= could and group & left:
             names.append(name)
             left -= group | (_OTHER_ARGUMENTS if name == "an argument" else frozenset())
-    names += sorted(_terminal_name(terminal) for terminal in left)
+    names += sorted(vocabulary.terminal(terminal) for terminal in left)
     if len(names) > _MOST_NAMED:
         names = [*names[:_MOST_NAMED], "something else"]
     return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
 
-
-@cache
-def _terminal_name(terminal: str) -> str:
-    return _NAMES.get(terminal) or f"'{parser().get_terminal(terminal).pattern.value}'"

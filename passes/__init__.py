@@ -5,6 +5,7 @@ A pass is a frozen dataclass; a `Pipeline` is a list of them; `Env` is all they 
 
 from __future__ import annotations
 
+from rewright.passes.attention import Attention, LowerAttention
 from rewright.passes.base import Env, Pass, passes
 from rewright.passes.canonicalize import Canonicalize
 from rewright.passes.cse import Cse
@@ -15,12 +16,17 @@ from rewright.passes.fuse import Fuse
 from rewright.passes.log import Decision, DecisionLog
 from rewright.passes.memory import PlanMemory, peak_bytes
 from rewright.passes.pipeline import Pipeline, PipelineResult, Stage
+from rewright.passes.rules import Rules
 from rewright.passes.specs import Bytes
 
 DEFAULT = (
     Decompose(),
     Canonicalize(),
-    Fold(),  # before Cse, which then sees equal constants
+    Cse(),  # before Rules, which then find one value where it was computed several times
+    Rules(),
+    Attention(),
+    LowerAttention(),
+    Fold(),  # after what makes constants, and before Cse, which then sees equal constants
     Cse(),
     Dce(),
     Fuse(),
@@ -29,6 +35,7 @@ DEFAULT = (
 
 __all__ = [
     "DEFAULT",
+    "Attention",
     "Bytes",
     "Canonicalize",
     "Cse",
@@ -39,10 +46,12 @@ __all__ = [
     "Env",
     "Fold",
     "Fuse",
+    "LowerAttention",
     "Pass",
     "Pipeline",
     "PipelineResult",
     "PlanMemory",
+    "Rules",
     "Stage",
     "passes",
     "peak_bytes",

@@ -18,7 +18,7 @@ class Aliases:
         self._base: dict[str, str] = {}
         self._lasting = {i.value.name for i in graph.inputs}
         for node in graph.nodes:
-            self._note(node)
+            self.note(node)
         leaving = (*values_in(graph.outputs), *(v for _, v in graph.updates))
         self._returned = {value.name for value in leaving}
         self._leaving = Counter(self.storage(name) for name in self._returned)
@@ -35,12 +35,16 @@ class Aliases:
 
     def obstacle(self, old: Value, new: Value) -> str | None:
         """Why `new`, which holds the same numbers, may not take the place of `old`."""
-        mine, its = self.storage(old.name), self.storage(new.name)
         if old.name in self._returned:
             if new.name in self._returned:
                 return f"%{old.name} and %{new.name} both leave the graph and stay two tensors"
             if new.name in self._lasting:
                 return f"%{old.name} leaves the graph and stays a tensor beside %{new.name}"
+        return self.storage_obstacle(old, new)
+
+    def storage_obstacle(self, old: Value, new: Value) -> str | None:
+        """Why `old` may not become a tensor in the storage of `new`."""
+        mine, its = self.storage(old.name), self.storage(new.name)
         if mine == its or not self.leaves(mine):
             return None
         if its in self._lasting:
@@ -59,7 +63,8 @@ class Aliases:
             self._leaving[its] += self._leaving.pop(mine, 0)
             self._base[mine] = its
 
-    def _note(self, node: Node) -> None:
+    def note(self, node: Node) -> None:
+        """Take in a node that is new in the graph."""
         if node.op.name == "rw.constant":
             self._lasting.add(node.result.name)
         elif may_share_input_storage(node):

@@ -18,6 +18,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -56,6 +57,10 @@ class Outcome:
     after: Graph | None
     refusals: tuple[str, ...] = ()
     error: str | None = None
+
+
+# Passes that promise the same in real arithmetic, and not the same bits.
+_INEXACT: Final = re.compile(r"fastmath|attention")
 
 
 def read_case(path: Path) -> Case:
@@ -109,7 +114,7 @@ def check_case(case: Case, outcome: Outcome) -> None:
     for graph in (before, after):
         assert parse(show(graph)) == graph
         assert text(parse(text(graph))) == text(graph)
-    check_numbers(before, after)
+    check_numbers(before, after, exact=not _INEXACT.search(case.pipeline))
 
 
 def updated(case: Case, outcome: Outcome) -> str:
@@ -130,12 +135,14 @@ def text(graph: Graph) -> str:
     return show(graph, header=False)
 
 
-def check_numbers(before: Graph, after: Graph) -> None:
-    """Both graphs compute the same bits on random inputs; in float64, where a constant that was
-    rounded at compile time stays rounded, the same up to that rounding."""
+def check_numbers(before: Graph, after: Graph, *, exact: bool = True) -> None:
+    """Both graphs compute the same bits on random inputs, when they are to be `exact`; in float64,
+    where a constant that was rounded at compile time stays rounded, the same up to that rounding.
+    """
     if before.symbols or after.symbols:
         return
-    assert_equal(run(after, None), run(before, None), rtol=0)
+    if exact:
+        assert_equal(run(after, None), run(before, None), rtol=0)
     assert_equal(run(after, torch.float64), run(before, torch.float64), rtol=4 * coarsest(before))
 
 

@@ -20,7 +20,7 @@ from torch._dynamo.utils import counters
 import rewright
 from rewright import aot_cache
 from rewright.calibrate_host import _host
-from rewright.codegen import cache
+from rewright.ir import cache
 from rewright.driver import _warn_once
 from rewright.ir import ToolchainError
 from through_backend import Block, Function, gradients

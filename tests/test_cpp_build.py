@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from rewright.codegen import cache
-from rewright.codegen.cache import Cache, cache_root, digest
+from rewright.ir import cache
+from rewright.ir.cache import Cache, cache_root, digest
 from rewright.codegen.cpp import Library, Toolchain, build, toolchain
 from rewright.ir import ToolchainError
 

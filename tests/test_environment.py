@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rewright.codegen import cache
-from rewright.codegen.cache import cache_root, private_folder
+from rewright.ir import cache
+from rewright.ir.cache import cache_root, private_folder
 from rewright.driver import _warn_once
 from through_backend import X, compiled, the_program
 

@@ -22,7 +22,7 @@ from typing import Final
 
 import torch
 
-from rewright.codegen.cache import Cache, default_cache, digest, private_folder
+from rewright.ir.cache import Cache, default_cache, digest, private_folder
 from rewright.codegen.cpp.emit import kernel_count, split
 from rewright.ir import ToolchainError
 

@@ -1,0 +1,8 @@
+"""Attention: recognized by what it computes, kept as one operator, lowered to what is fastest."""
+
+from __future__ import annotations
+
+from rewright.passes.attention.lower import LowerAttention
+from rewright.passes.attention.recognize import Attention
+
+__all__ = ["Attention", "LowerAttention"]

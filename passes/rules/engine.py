@@ -1,0 +1,261 @@
+"""Rules applied to a graph until none matches.
+
+Nodes are visited in the order of the graph; a rewrite has the nodes that it made, and those that
+may now match, visited again. For each node only the rules are tried whose last operator it is, and
+of these only those whose operands are made by the operators that the rule wants.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rewright.ir import CheckError, Graph, Node, Op, Value, may_share_input_storage
+from rewright.ir.signature import signature
+from rewright.passes.aliases import Aliases
+from rewright.passes.log import DecisionLog
+from rewright.passes.rules.build import Replacement, build
+from rewright.passes.rules.match import COMMUTATIVE, Matcher
+from rewright.passes.rules.rule import Rule
+from rewright.passes.rules.terms import Apply, Either, Term, Variable
+from rewright.passes.rules.work import Work
+
+# A rule set that goes on longer than this has rules that undo each other.
+MOST_REWRITES_A_NODE = 12
+FEWEST_ALLOWED = 200
+
+
+@dataclass
+class Tally:
+    """What one rule did: times tried, matched, applied; seconds spent on it."""
+
+    tried: int = 0
+    matched: int = 0
+    applied: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.tried + other.tried,
+            self.matched + other.matched,
+            self.applied + other.applied,
+            self.seconds + other.seconds,
+        )
+
+
+@dataclass
+class Outcome:
+    """The rewritten graph, what became of each name, and each rule's tally by its name."""
+
+    graph: Graph
+    renamed: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    tallies: dict[str, Tally] = field(default_factory=dict)
+
+    @property
+    def rewrites(self) -> int:
+        return sum(tally.applied for tally in self.tallies.values())
+
+
+# Of several replacements of the same node, the one to take.
+Choose = Callable[[Sequence[Replacement], Work], Replacement]
+
+
+class Engine:
+    """A set of rules, indexed by the operators that a match ends in."""
+
+    def __init__(self, rules: Iterable[Rule]) -> None:
+        self.rules = tuple(rules)
+        self.matchers: dict[Op, list[tuple[Matcher, _Hint]]] = {}
+        for rule in self.rules:
+            matcher = Matcher(rule)
+            for op in rule.root_ops:
+                hint = _Hint.of(matcher, op)
+                self.matchers.setdefault(op, []).append((matcher, hint))
+        self.depth = max((rule.depth for rule in self.rules), default=1)
+
+    def run(self, graph: Graph, log: DecisionLog, choose: Choose) -> Outcome:
+        """Raises CheckError, naming the rules, when they do not come to an end."""
+        return _Run(self, graph, log, choose).run()
+
+
+@dataclass(frozen=True)
+class _Hint:
+    """What makes the operands of a root must be among these operators: (argument, operators)."""
+
+    wanted: tuple[tuple[int, frozenset[Op]], ...]
+    in_any_order: bool
+
+    @staticmethod
+    def of(matcher: Matcher, op: Op) -> _Hint:
+        term = matcher.anchor.term
+        if isinstance(term, Either):
+            return _Hint((), False)
+        assert isinstance(term, Apply)
+        known = signature(op)
+        assert known is not None
+        places = {name: place for place, name in enumerate(known.positional)}
+        found = []
+        for name, part in term.named(op).items():
+            ops = _makers(part, matcher)
+            if ops and name in places:
+                found.append((places[name], ops))
+        return _Hint(tuple(found), op.name in COMMUTATIVE)
+
+    def fits(self, node: Node, work: Work) -> bool:
+        for place, ops in self.wanted:
+            places = range(2) if self.in_any_order else (place,)
+            if not any(_made_by(node, p, ops, work) for p in places):
+                return False
+        return True
+
+
+def _makers(term: Term, matcher: Matcher) -> frozenset[Op]:
+    """Operators one of which must make what matches the term; empty when any may."""
+    if isinstance(term, Variable) and term.name in matcher.made:
+        bind = matcher.made[term.name]
+        return _makers(bind.term, matcher)
+    return frozenset(term.ops) if isinstance(term, Apply) else frozenset()
+
+
+def _made_by(node: Node, place: int, ops: frozenset[Op], work: Work) -> bool:
+    arg = node.args[place] if place < len(node.args) else None
+    maker = work.producer(arg) if isinstance(arg, Value) else None
+    return maker is not None and maker.op in ops
+
+
+class _Run:
+    """One graph on its way to the fixed point."""
+
+    def __init__(self, engine: Engine, graph: Graph, log: DecisionLog, choose: Choose) -> None:
+        self.engine, self.log, self.choose = engine, log, choose
+        self.work = Work(graph)
+        self.aliases = Aliases(graph)
+        self.outcome = Outcome(graph, tallies={rule.name: Tally() for rule in engine.rules})
+        self.rewrites = 0
+        self.bound = MOST_REWRITES_A_NODE * len(graph.nodes) + FEWEST_ALLOWED
+        self.queue = [(place, number) for number, place in self.work.place.items()]
+        self.queued = {number for _, number in self.queue}
+
+    def run(self) -> Outcome:
+        heapq.heapify(self.queue)
+        while self.queue:
+            _, number = heapq.heappop(self.queue)
+            self.queued.discard(number)
+            if number in self.work.nodes:
+                self.visit(number)
+        if self.rewrites:
+            self.outcome.graph = self.work.graph()
+        return self.outcome
+
+    def visit(self, number: int) -> None:
+        node = self.work.nodes[number]
+        candidates = []
+        for matcher, hint in self.engine.matchers.get(node.op, ()):
+            if not hint.fits(node, self.work):
+                continue
+            tally = self.outcome.tallies[matcher.rule.name]
+            start = time.perf_counter()
+            found = self.candidate(matcher, number, tally)
+            tally.seconds += time.perf_counter() - start
+            if found is not None:
+                candidates.append(found)
+        if candidates:
+            chosen = candidates[0] if len(candidates) == 1 else self.choose(candidates, self.work)
+            self.apply(chosen, node)
+
+    def candidate(self, matcher: Matcher, number: int, tally: Tally) -> Replacement | None:
+        tally.tried += 1
+        match = matcher.at(number, self.work)
+        if match is None:
+            return None
+        tally.matched += 1
+        found = build(match, self.work)
+        why = found if isinstance(found, str) else self.obstacle(found)
+        if why is not None:
+            self.log.refuse("rules", self.work.nodes[number].name, f"{matcher.rule.name}: {why}")
+            return None
+        assert isinstance(found, Replacement)
+        return found
+
+    def obstacle(self, found: Replacement) -> str | None:
+        """Why the replacement may not take the place of its roots."""
+        made = {v.name: node for node in found.nodes for v in node.results}
+        if len(found.roots) > 1:
+            if self.work.depend((*_read(found.nodes), *found.values.values()), found.roots):
+                return "one of the values that it joins depends on another"
+        for old, new in found.values.items():
+            why = self.aliases.obstacle(old, _behind(new, made))
+            if why is not None:
+                return why
+        for number in found.roots:
+            for value in self.work.nodes[number].results:
+                node = made.get(value.name)
+                base = value if node is None else _behind(value, made)
+                if base.name != value.name:
+                    why = self.aliases.storage_obstacle(value, base)
+                    if why is not None:
+                        return why
+        return None
+
+    def apply(self, found: Replacement, root: Node) -> None:
+        tally = self.outcome.tallies[found.match.rule.name]
+        tally.applied += 1
+        self.rewrites += 1
+        if self.rewrites > self.bound:
+            raise self.endless()
+        self.log.decide("rules", root.name, found.match.rule.name)
+        for old, new in found.values.items():
+            self.aliases.substitute(old, new)
+        for node in found.nodes:
+            self.aliases.note(node)
+        numbers, gone = self.work.replace(found.roots, found.nodes, found.values)
+        renamed = {old.name: (new.name,) for old, new in found.values.items()}
+        self.outcome.renamed.update({name: () for name in gone} | renamed)
+        for number in numbers:
+            self.again(number, self.engine.depth)
+        for value in found.values.values():
+            for reader in list(self.work.readers(value)):
+                self.again(reader, self.engine.depth - 1)
+
+    def again(self, number: int, steps: int) -> None:
+        """Visit a node and what reads it, up to some steps away, once more."""
+        todo = [(number, steps)]
+        while todo:
+            number, steps = todo.pop()
+            if number not in self.work.nodes:
+                continue
+            if number not in self.queued:
+                self.queued.add(number)
+                heapq.heappush(self.queue, (self.work.place[number], number))
+            if steps > 1:
+                results = self.work.nodes[number].results
+                todo += ((r, steps - 1) for v in results for r in self.work.readers(v))
+
+    def endless(self) -> CheckError:
+        counts = sorted(
+            ((t.applied, name) for name, t in self.outcome.tallies.items()), reverse=True
+        )
+        busy = [f"{name} ({count} times)" for count, name in counts if 2 * count >= counts[0][0]]
+        return CheckError(
+            f"rules do not come to an end after {self.bound} rewrites: {', '.join(busy)}",
+            who="rules",
+            help="each rewrite must leave the graph smaller, or nearer to one form",
+        )
+
+
+def _read(nodes: Sequence[Node]) -> Iterator[Value]:
+    """What new nodes read that none before them makes: by name, since results keep the names of
+    what they replace."""
+    made: set[str] = set()
+    for node in nodes:
+        yield from (v for v in node.operands if v.name not in made)
+        made |= {v.name for v in node.results}
+
+
+def _behind(value: Value, made: Mapping[str, Node]) -> Value:
+    """What a value is a view of, through new nodes."""
+    while (node := made.get(value.name)) is not None and may_share_input_storage(node):
+        value = node.operands[0]
+    return value
