@@ -17,9 +17,9 @@ import torch
 from torch import fx
 
 from rewright.building import compiler_for
-from rewright.ir.cache import digest
 from rewright.driver import target_of
 from rewright.ir import ToolchainError
+from rewright.ir.cache import digest
 from rewright.options import Options
 from rewright.passes.rules import content_key
 

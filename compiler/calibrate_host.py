@@ -25,8 +25,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from rewright.ir.cache import default_cache, digest
 from rewright.ir import DTYPE_NAMES, DTYPES
+from rewright.ir.cache import default_cache, digest
 from rewright.ir.target import PORTABLE_ISAS, Cache, Target
 
 # Raised whenever numbers measured by an older version must not be used.

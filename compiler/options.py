@@ -75,7 +75,7 @@ class Options:
 
 
 def _rules(given: object) -> tuple[str, ...]:
-    """Names, files and texts of rules, from a list of them, of `RuleSet`s, or a line with commas."""
+    """Names, files and texts of rules: of a list, which may hold `RuleSet`s, or a line."""
     if isinstance(given, str):
         given = [part.strip() for part in given.split(",")] if "{" not in given else [given]
     if not isinstance(given, (list, tuple)):

@@ -34,7 +34,7 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([_as_json(v) for v in verdicts], indent=1))
     else:
-        print(f"{len(verdicts)} rules: {len(verdicts) - len(wrong)} hold, {len(wrong)} do not")
+        print(f"{len(verdicts) - len(wrong)} hold, {len(wrong)} do not")
     return 1 if wrong else 0
 
 

@@ -1,9 +1,9 @@
 """Rules rules of your own: write, prove, use.
 
-    mine = rewright.rules.load("my.rules")          # or rewright.rule(\"\"\"rule ... { ... }\"\"\")
-    for verdict in mine.check():
-        print(verdict)
-    torch.compile(model, backend="rewright", options={"rules": [mine]})
+mine = rewright.rules.load("my.rules")          # or rewright.rule(\"\"\"rule ... { ... }\"\"\")
+for verdict in mine.check():
+    print(verdict)
+torch.compile(model, backend="rewright", options={"rules": [mine]})
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ _DECLARATIONS: Final = (
     DialectFacts(
         "rw.attention",
         Kind.REGION,
-        "Attention of queries [B, H, T, D] to keys [B, H, S, D] and values [B, H, S, E], with a bias "
-        "[B, H, T, S] when there is a fourth operand; `body` is its formula.",
+        "Attention of queries [B, H, T, D] to keys [B, H, S, D] and values [B, H, S, E], with a "
+        "bias [B, H, T, S] when there is a fourth operand; `body` is its formula.",
         body="body",
     ),
     DialectFacts(

@@ -46,7 +46,7 @@ def can_infer(op: Op) -> bool:
     return op.name in POINTWISE or op.name in RULES
 
 
-# --- elementwise operators ------------------------------------------------------------------------
+# --- elementwise operators ----------------------------------------------------------------------
 
 
 def _pointwise(node: Node) -> TensorType:
@@ -132,7 +132,7 @@ def _memory_order(strides: Sequence[tuple[int, ...]], shape: tuple[Size, ...]) -
     return list(reversed(order))
 
 
-# --- dtypes -----------------------------------------------------------------------------------------
+# --- dtypes -------------------------------------------------------------------------------------
 
 
 def result_dtype(node: Node) -> torch.dtype:

@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from rewright.ir.dims import Dim, Size, equal, exact_div, hint, make, product
+from rewright.ir.dims import Dim, Size, equal, exact_div, product
 from rewright.ir.errors import CheckError, UnsupportedError
 from rewright.ir.graph import Arg, Node, Value
 from rewright.ir.infer import Rule, elementwise_strides
@@ -61,7 +61,7 @@ def _fresh(
     return (TensorType(dtype or x.dtype, tuple(shape), None, x.device),)
 
 
-# --- views ------------------------------------------------------------------------------------------
+# --- views --------------------------------------------------------------------------------------
 
 
 def _same(node: Node) -> tuple[Type, ...]:
@@ -114,9 +114,7 @@ def _unsqueeze(node: Node) -> tuple[Type, ...]:
     x = tensor_at(node, 0)
     d = _dim(node.args[1], x.rank + 1)
     step = x.shape[d] * x.layout[d] if d < x.rank else 1
-    return _strided(
-        x, (*x.shape[:d], 1, *x.shape[d:]), (*x.layout[:d], step, *x.layout[d:])
-    )
+    return _strided(x, (*x.shape[:d], 1, *x.shape[d:]), (*x.layout[:d], step, *x.layout[d:]))
 
 
 def _squeeze(node: Node) -> tuple[Type, ...]:
@@ -238,7 +236,7 @@ def _rearranged(node: Node) -> tuple[Type, ...]:
     return (TensorType(x.dtype, x.shape, elementwise_strides([x], x.shape), x.device),)
 
 
-# --- creations --------------------------------------------------------------------------------------
+# --- creations ----------------------------------------------------------------------------------
 
 
 def _full(node: Node) -> tuple[Type, ...]:
@@ -251,7 +249,7 @@ def _full(node: Node) -> tuple[Type, ...]:
     return (TensorType(dtype, sizes_at(node, "size"), None, device),)
 
 
-# --- contractions -----------------------------------------------------------------------------------
+# --- contractions -------------------------------------------------------------------------------
 
 
 def _product(node: Node, left: int, *, batched: bool) -> tuple[Type, ...]:
@@ -280,7 +278,8 @@ def _convolution(node: Node) -> tuple[Type, ...]:
     if node.arg("transposed") or not (x.is_contiguous and weight.is_contiguous):
         raise UnsupportedError("transposed convolutions, and other layouts", who="infer")
     groups = node.arg("groups")
-    if x.rank != weight.rank or not equal(x.shape[1], weight.shape[1] * groups):  # type: ignore[operator]
+    assert isinstance(groups, int)
+    if x.rank != weight.rank or not equal(x.shape[1], weight.shape[1] * groups):
         raise CheckError(f"{node.op} does not take {x.shape} with {weight.shape}")
     listed = (sizes_at(node, name) for name in ("stride", "padding", "dilation"))
     sizes = [
@@ -295,7 +294,7 @@ def _convolution(node: Node) -> tuple[Type, ...]:
 
 
 def _flash_attention(node: Node) -> tuple[Type, ...]:
-    """The result lies as [batch, rows, heads, features]; sums of exponentials are f32 for halves."""
+    """The result lies as [batch, rows, heads, features]; sums of halves are f32."""
     query, value = tensor_at(node, 0), tensor_at(node, 2)
     batch, heads, rows, width = (*query.shape[:3], value.shape[-1])
     strides = (rows * heads * width, width, heads * width, 1)
@@ -304,7 +303,7 @@ def _flash_attention(node: Node) -> tuple[Type, ...]:
     return (*_strided(query, (batch, heads, rows, width), strides), sums)
 
 
-# --- reductions -------------------------------------------------------------------------------------
+# --- reductions ---------------------------------------------------------------------------------
 
 
 def _reduction(
@@ -367,7 +366,7 @@ def _rms_norm(node: Node) -> tuple[Type, ...]:
     return (*_fresh(x, x.shape), *_fresh(x, statistics, wide))
 
 
-# --- joins ------------------------------------------------------------------------------------------
+# --- joins --------------------------------------------------------------------------------------
 
 
 def _cat(node: Node) -> tuple[Type, ...]:
@@ -381,7 +380,9 @@ def _cat(node: Node) -> tuple[Type, ...]:
     if x.rank > 3 and not all(t.is_contiguous for t in types):
         raise UnsupportedError("joins that may keep channels last", who="infer")
     for other in types[1:]:
-        if not all(equal(a, b) for i, (a, b) in enumerate(zip(x.shape, other.shape)) if i != d):
+        if not all(
+            equal(a, b) for i, (a, b) in enumerate(zip(x.shape, other.shape, strict=True)) if i != d
+        ):
             raise CheckError(f"{x.shape} and {other.shape} do not join along {d}")
     total: Size = 0
     for other in types:

@@ -179,9 +179,7 @@ class _Stop(NamedTuple):
         return self.code[-1].end() if self.code else 0
 
 
-def explain(
-    error: UnexpectedInput, source: Source, vocabulary: Vocabulary = _TEXT
-) -> TextError:
+def explain(error: UnexpectedInput, source: Source, vocabulary: Vocabulary = _TEXT) -> TextError:
     """The message for a syntax error: what was expected and found, where, and how to mend it."""
     stop = _stop(error, source.text)
     if stop.found == '"':
@@ -257,4 +255,3 @@ def _list(could: frozenset[str], vocabulary: Vocabulary) -> str:
     if len(names) > _MOST_NAMED:
         names = [*names[:_MOST_NAMED], "something else"]
     return " or ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
-

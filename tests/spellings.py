@@ -1,7 +1,5 @@
-"""What people write that rules recognize: for each rule a function as it stands in somebody's code.
-
-Functions take float32 tensors drawn from `INPUTS` unless `TENSORS` says otherwise, and are traced to
-ATen the way the backend does it.
+"""What people write that rules recognize: for each rule a function as it stands in somebody's
+code, of one tensor, traced to ATen the way the backend does it.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ def layer_norm(x: Tensor) -> Tensor:
 
 
 def layer_norm_with_scale(x: Tensor) -> Tensor:
-    return aten.native_layer_norm(x, [6], None, None, 1e-5)[0] * x[0, 0]
+    return torch.native_layer_norm(x, [6], None, None, 1e-5)[0] * x[0, 0]
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -121,7 +119,7 @@ SPELLINGS: Final[Mapping[str, Function]] = {
     "square-is-a-product": lambda x: x.sin() ** 2,
     "inverse-power-is-a-reciprocal": lambda x: x**-1,
     "power-of-zero": lambda x: x.sin() ** 0 + x,
-    "neg-of-neg": lambda x: (-(-x)).sin(),
+    "neg-of-neg": lambda x: torch.neg(-x).sin(),
     "mul-by-minus-one": lambda x: x.sin() * -1,
     "add-of-neg": lambda x: x.sin() + -x,
     "sub-of-neg": lambda x: x.sin() - (-x),
@@ -138,7 +136,9 @@ SPELLINGS: Final[Mapping[str, Function]] = {
     "not-of-equal": lambda x: torch.logical_not(x == x.sin()),
     "where-of-equals": lambda x: torch.where(x > 0, x, x).sin(),
     "where-not": lambda x: torch.where(torch.logical_not(x > 0), x.sin(), x),
-    "where-of-where": lambda x: (lambda m: torch.where(m, torch.where(m, x, x.sin()), x.cos()))(x > 0),
+    "where-of-where": lambda x: (lambda m: torch.where(m, torch.where(m, x, x.sin()), x.cos()))(
+        x > 0
+    ),
     "where-of-other-where": lambda x: (
         lambda m: torch.where(m, x, torch.where(m, x.sin(), x.cos()))
     )(x > 0),
@@ -181,8 +181,9 @@ SPELLINGS: Final[Mapping[str, Function]] = {
     "root-of-power": lambda x: (x.abs() + 1) ** 0.5,
     "layer-norm": layer_norm,
     "layer-norm-with-scale": layer_norm_with_scale,
-    "layer-norm-with-shift": lambda x: aten.native_layer_norm(x, [6], x[0, 0], None, 1e-5)[0]
-    + x[0, 1],
+    "layer-norm-with-shift": lambda x: (
+        aten.native_layer_norm(x, [6], x[0, 0], None, 1e-5)[0] + x[0, 1]
+    ),
     "rms-norm": rms_norm,
     "rms-norm-with-scale": lambda x: rms_norm(x) * x[0, 0],
     # products of matrices
@@ -198,8 +199,9 @@ SPELLINGS: Final[Mapping[str, Function]] = {
     "batch-of-one": lambda x: torch.bmm(x[:1], x[1:2].mT),
     "shared-input-mm": projections,
     "common-left-factor": lambda x: x[0] @ x[1].T + x[0] @ x[2].T,
-    "column-scale-into-weight": lambda x: (x[0] @ torch.arange(24.0).reshape(6, 4))
-    * torch.arange(4.0),
+    "column-scale-into-weight": lambda x: (
+        (x[0] @ torch.arange(24.0).reshape(6, 4)) * torch.arange(4.0)
+    ),
     "channel-scale-into-convolution": channel_scale,
     "channel-scale-and-bias-into-convolution": channel_scale_and_bias,
     "channel-shift-into-convolution": channel_shift,
@@ -239,5 +241,5 @@ def traced(function: Function, inputs: Sequence[Tensor], table: Table | None = _
         table = decomposition_table()
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fakes = [mode.from_tensor(x) for x in inputs]
-        module = make_fx(listed, decomposition_table=table)(*fakes)
+        module = make_fx(listed, decomposition_table=table)(*fakes)  # type: ignore[arg-type]
     return from_fx(module, name="spelling")

@@ -20,9 +20,8 @@ from torch._dynamo.utils import counters
 import rewright
 from rewright import aot_cache
 from rewright.calibrate_host import _host
-from rewright.ir import cache
 from rewright.driver import _warn_once
-from rewright.ir import ToolchainError
+from rewright.ir import ToolchainError, cache
 from through_backend import Block, Function, gradients
 
 pytestmark = [

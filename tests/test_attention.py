@@ -77,14 +77,14 @@ def test_all_but_soft_caps_run_as_one_operator(name: str) -> None:
     assert count(graph, "bmm") == count(graph, "_softmax") == 0
 
 
-def test_keys_that_come_transposed(dtype: torch.dtype = torch.float32) -> None:
+def test_keys_that_come_transposed() -> None:
     """pytorch/pytorch#195320: with as many keys as features nothing but the product tells them
     apart."""
 
     def transposed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.softmax(q @ k * D**-0.5, -1) @ v
 
-    q, _, v = inputs_of(dtype)
+    q, _, v = inputs_of()
     for keys in (S, D):
         k = torch.randn(B, H, D, keys)
         values = v[:, :, :keys] if keys <= S else torch.randn(B, H, keys, D)
@@ -165,7 +165,8 @@ def test_symbolic_sizes() -> None:
         """graph f(%q: f32[B0, 8, B1, 4], %k: f32[B0, 8, B1, 4], %v: f32[B0, 8, B1, 4])
           where B0 in [1, 64] hint 2, B1 in [1, 512] hint 6 {
           %a = aten.view.default(%q, [B0*8, B1, 4]) : f32[B0*8, B1, 4]
-          %t = aten.permute.default(%k, [0, 1, 3, 2]) : f32[B0, 8, 4, B1] strides [32*B1, 4*B1, 1, 4]
+          %t = aten.permute.default(%k, [0, 1, 3, 2])
+            : f32[B0, 8, 4, B1] strides [32*B1, 4*B1, 1, 4]
           %b = aten.view.default(%t, [B0*8, 4, B1]) : f32[B0*8, 4, B1] strides [4*B1, 1, 4]
           %s = aten.bmm.default(%a, %b) : f32[B0*8, B1, B1]
           %w = aten.view.default(%s, [B0, 8, B1, B1]) : f32[B0, 8, B1, B1]

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from rewright.ir import cache
-from rewright.ir.cache import Cache, cache_root, digest
 from rewright.codegen.cpp import Library, Toolchain, build, toolchain
-from rewright.ir import ToolchainError
+from rewright.ir import ToolchainError, cache
+from rewright.ir.cache import Cache, cache_root, digest
 
 build_module = import_module("rewright.codegen.cpp.build")  # the package names its function
 needs_compiler = pytest.mark.cpu

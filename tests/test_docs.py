@@ -288,7 +288,11 @@ def rules_page() -> str:
     kinds = [f"| `{name}` | {', '.join(map(_dtype, of))} |" for name, of in KINDS_OF_DTYPES.items()]
     domains = [f"| `{name}` | {domain.doc} |" for name, domain in DOMAINS.items()]
     questions, facts = (
-        [f"| `{_call(f)}` | {_first_sentence(f.call)} |" for f in FUNCTIONS.values() if f.asks == asks]
+        [
+            f"| `{_call(f)}` | {_first_sentence(f.call)} |"
+            for f in FUNCTIONS.values()
+            if f.asks == asks
+        ]
         for asks in (True, False)
     )
     sets = []

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from rewright.driver import _warn_once
 from rewright.ir import cache
 from rewright.ir.cache import cache_root, private_folder
-from rewright.driver import _warn_once
 from through_backend import X, compiled, the_program
 
 pytestmark = pytest.mark.cpu

@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from functools import cache
 
-import pytest
-import torch
-
 from drawn_graphs import wide_graphs
 from fuzz.search import Search
-from rewright.ir import CheckError, Graph, Node, TensorType, UnsupportedError, Value, op
+from rewright.ir import Graph, Node, TensorType, UnsupportedError
 from rewright.ir.dims import equal
 from rewright.ir.infer import can_infer, infer
-from rewright.ir.infer_rules import RULES
-from rewright.ir.parse import parse
 
 DRAWN = 80
 

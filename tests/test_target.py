@@ -12,8 +12,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rewright import calibrate_host
-from rewright.ir.cache import private_folder
 from rewright.ir import OptionError, compute_dtype
+from rewright.ir.cache import private_folder
 from rewright.ir.target import Cache, Target, known_targets
 
 GENERIC = Target.parse("cpu:avx2")

@@ -22,9 +22,9 @@ from typing import Final
 
 import torch
 
-from rewright.ir.cache import Cache, default_cache, digest, private_folder
 from rewright.codegen.cpp.emit import kernel_count, split
 from rewright.ir import ToolchainError
+from rewright.ir.cache import Cache, default_cache, digest, private_folder
 
 FOLDER: Final = Path(__file__).parent
 COMPILERS: Final = ("c++", "g++", "clang++")

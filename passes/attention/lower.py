@@ -55,9 +55,13 @@ class LowerAttention(Pass, name="lower-attention", takes="aten", gives="aten"):
           %o_2 = aten.view.default(%q, [1, 2, 3, 4]) : f32[1, 2, 3, 4]
           %o_3 = aten.view.default(%o_1, [1, 2, 5, 4]) : f32[1, 2, 5, 4] strides [40, 20, 1, 5]
           %o_4 = aten.view.default(%v, [1, 2, 5, 4]) : f32[1, 2, 5, 4]
-          %o_5_1 = aten.clone.default(%o_3, memory_format=memory_format(contiguous)) : f32[1, 2, 5, 4]
-          %o_5_2, %o_5_3 = aten._scaled_dot_product_flash_attention_for_cpu.default(%o_2, %o_5_1, %o_4, scale=1.0) : f32[1, 2, 3, 4] strides [24, 4, 8, 1], f32[1, 2, 3] strides [6, 1, 2]
-          %o_5 = aten.clone.default(%o_5_2, memory_format=memory_format(contiguous)) : f32[1, 2, 3, 4]
+          %o_5_1 = aten.clone.default(%o_3, memory_format=memory_format(contiguous))
+            : f32[1, 2, 5, 4]
+          %o_5_2, %o_5_3 = aten._scaled_dot_product_flash_attention_for_cpu.default(
+            %o_2, %o_5_1, %o_4, scale=1.0
+          ) : f32[1, 2, 3, 4] strides [24, 4, 8, 1], f32[1, 2, 3] strides [6, 1, 2]
+          %o_5 = aten.clone.default(%o_5_2, memory_format=memory_format(contiguous))
+            : f32[1, 2, 3, 4]
           %o = aten.view.default(%o_5, [2, 3, 4]) : f32[2, 3, 4]
           return %o
         }

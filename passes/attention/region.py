@@ -74,7 +74,11 @@ class Operands:
             bias = self.zeros((*self.batch, self.rows, self.key.tensor.shape[2]))
         bias = self.emit("aten.cat.default", (bias, column), -1)
         key, value = (
-            self.emit("aten.cat.default", (self.row_major(x), self.zeros((*self.batch, 1, x.tensor.shape[3]))), 2)
+            self.emit(
+                "aten.cat.default",
+                (self.row_major(x), self.zeros((*self.batch, 1, x.tensor.shape[3]))),
+                2,
+            )
             for x in (self.key, self.value)
         )
         return replace(self, key=key, value=value), [bias]
@@ -101,7 +105,7 @@ def shaped(x: Value, shape: tuple[Size, ...], emit: Emitter) -> Value:
     return emit(f"aten.{'view' if is_view else 'reshape'}.default", x, shape)
 
 
-# --- bodies ---------------------------------------------------------------------------------------------
+# --- bodies -------------------------------------------------------------------------------------
 
 
 def affine_body(operands: Operands, extra: list[Value], scale: float) -> Graph:

@@ -1,9 +1,10 @@
-"""Finding attention by what it computes: a contraction, something done to each score, a softmax over
-the keys, and a contraction with the values.
+"""Finding attention by what it computes: a contraction, something done to each score, a softmax
+over the keys, and a contraction with the values.
 
-How it is spelled does not matter: from a softmax the search goes back and forth through views, casts
-and elementwise operators. What is between the first contraction and the softmax is kept as the steps
-that a score takes; when all of them only scale it and add to it, they are one scale and one bias.
+How it is spelled does not matter: from a softmax the search goes back and forth through views,
+casts and elementwise operators. What is between the first contraction and the softmax is kept as
+the steps that a score takes; when all of them only scale it and add to it, they are one scale and
+one bias.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ def _sinks(graph: Graph, scores: Value, after: tuple[Node, ...]) -> tuple[Value,
     return own, sinks
 
 
-# --- from the softmax to the values -------------------------------------------------------------------
+# --- from the softmax to the values -------------------------------------------------------------
 
 
 def _forth(graph: Graph, softmax: Node) -> tuple[tuple[Node, ...], Node] | str:
@@ -152,7 +153,7 @@ def _forth(graph: Graph, softmax: Node) -> tuple[tuple[Node, ...], Node] | str:
         value = node.result
 
 
-# --- from the softmax to the scores -------------------------------------------------------------------
+# --- from the softmax to the scores -------------------------------------------------------------
 
 
 def _back(graph: Graph, value: Value) -> tuple[Node, tuple[Step, ...]] | str:
@@ -206,7 +207,7 @@ def _comes_from_product(graph: Graph, value: Value) -> bool:
     return False
 
 
-# --- whether they fit together --------------------------------------------------------------------------
+# --- whether they fit together ------------------------------------------------------------------
 
 
 def _misfit(site: Site) -> str | None:
@@ -229,4 +230,3 @@ def _misfit(site: Site) -> str | None:
 
 def _first_factor(node: Node) -> int:
     return 1 if node.op.name == "aten.baddbmm.default" else 0
-

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from rewright.passes.rules.evidence import Counterexample, Evidence, Verdict, examine
 from rewright.passes.rules.engine import Outcome, Tally
+from rewright.passes.rules.evidence import Counterexample, Evidence, Verdict, examine
 from rewright.passes.rules.library import (
     EXACT,
     FASTMATH,
@@ -27,8 +27,8 @@ __all__ = [
     "Counterexample",
     "Evidence",
     "Outcome",
-    "Rules",
     "Rule",
+    "Rules",
     "Tally",
     "Verdict",
     "content_key",

@@ -15,7 +15,6 @@ from rewright.ir.expr import PREDICATES
 from rewright.ir.loops.nest import (
     Apply,
     Convert,
-    Load,
     Nest,
     Number,
     Reduce,

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 
-from rewright.ir import DTYPES, Dim, Value, equal
+from rewright.ir import DTYPES, Dim, Size, Value, equal
 from rewright.ir.dims import product
 from rewright.passes.rules.functions import Unanswered
 
@@ -145,7 +145,7 @@ def _draw_shape(random: Random, of: Value | None = None) -> tuple[int, ...]:
         return _merged(random, of)
     if count == 0:
         return tuple(random.sample((0, random.randint(1, 3), 2), random.randint(1, 3)))
-    factors = [p for p in _factors(count)]
+    factors = _factors(count)
     random.shuffle(factors)
     shape = [1] * random.randint(1 if count > 1 else 0, 4)
     for factor in factors:
@@ -207,68 +207,53 @@ def _expansion(x: object, of: Value) -> bool:
     return _shape(x) and isinstance(x, tuple) and len(x) >= of.tensor.rank
 
 
-def _draw_expansion(random: Random, of: Value) -> tuple[int, ...]:
+def _draw_expansion(random: Random, of: Value) -> tuple[Size, ...]:
     """What a value expands to: sizes of one grow, and dimensions may come in front."""
-    grown = [random.choice((2, 3, 1)) if s == 1 else random.choice((s, -1)) for s in of.tensor.shape]
+    grown: list[Size] = [
+        random.choice((2, 3, 1)) if s == 1 else random.choice((s, -1)) for s in of.tensor.shape
+    ]
     front = [random.choice((1, 2, 3)) for _ in range(random.choice((0, 0, 1)))]
-    return tuple(front + grown)  # type: ignore[arg-type]
+    return (*front, *grown)
 
 
 DOMAINS: Final[Mapping[str, Domain]] = {
-    "number": Domain(
-        "a whole or floating number",
-        _is_number, _draw_number),
+    "number": Domain("a whole or floating number", _is_number, _draw_number),
     "positive": Domain(
-        "a number above zero",
-        lambda x: _is_number(x) and 0 < x < math.inf, _draw_positive),
+        "a number above zero", lambda x: _is_number(x) and 0 < x < math.inf, _draw_positive
+    ),
     "float": Domain(
-        "a floating number",
-        lambda x: isinstance(x, float), lambda r: float(_draw_number(r))),
+        "a floating number", lambda x: isinstance(x, float), lambda r: float(_draw_number(r))
+    ),
     "int": Domain(
         "a whole number, of either sign",
-        lambda x: isinstance(x, int) and not isinstance(x, bool), lambda r: r.randint(-3, 3)
+        lambda x: isinstance(x, int) and not isinstance(x, bool),
+        lambda r: r.randint(-3, 3),
     ),
-    "flag": Domain(
-        "true or false",
-        lambda x: isinstance(x, bool), lambda r: r.random() < 0.5),
+    "flag": Domain("true or false", lambda x: isinstance(x, bool), lambda r: r.random() < 0.5),
     "size": Domain(
-        "a size, which may be symbolic",
-        _is_size, lambda r: r.choice((1, 2, 3, 5, 0, 8))),
+        "a size, which may be symbolic", _is_size, lambda r: r.choice((1, 2, 3, 5, 0, 8))
+    ),
     "dtype": Domain(
-        "a dtype",
-        lambda x: isinstance(x, torch.dtype), lambda r: r.choice(KINDS_OF_DTYPES["any"])
+        "a dtype", lambda x: isinstance(x, torch.dtype), lambda r: r.choice(KINDS_OF_DTYPES["any"])
     ),
     "floating": Domain(
         "a floating dtype",
-        lambda x: isinstance(x, torch.dtype) and x.is_floating_point, lambda r: r.choice(_FLOATS)
+        lambda x: isinstance(x, torch.dtype) and x.is_floating_point,
+        lambda r: r.choice(_FLOATS),
     ),
-    "axis": Domain(
-        "a dimension of the value, counted from either end",
-        _axis, _draw_axis, (1, 1)),
-    "gap": Domain(
-        "a place for a new dimension of the value",
-        _gap, _draw_gap, (1, 1)),
-    "axes": Domain(
-        "some dimensions of the value; none means all",
-        _axes, _draw_axes, (1, 1)),
-    "order": Domain(
-        "an order of the value's dimensions",
-        _order, _draw_order, (1, 1)),
+    "axis": Domain("a dimension of the value, counted from either end", _axis, _draw_axis, (1, 1)),
+    "gap": Domain("a place for a new dimension of the value", _gap, _draw_gap, (1, 1)),
+    "axes": Domain("some dimensions of the value; none means all", _axes, _draw_axes, (1, 1)),
+    "order": Domain("an order of the value's dimensions", _order, _draw_order, (1, 1)),
     "shape": Domain(
-        "a list of sizes; of a value: with as many elements",
-        _shape, _draw_shape, (0, 1)),
-    "expansion": Domain(
-        "a shape that the value expands to",
-        _expansion, _draw_expansion, (1, 1)),
-    "place": Domain(
-        "a bound of a slice of the value along the axis",
-        _place, _draw_place, (2, 2)),
-    "index": Domain(
-        "an index into the value along the axis",
-        _index, _draw_index, (2, 2)),
+        "a list of sizes; of a value: with as many elements", _shape, _draw_shape, (0, 1)
+    ),
+    "expansion": Domain("a shape that the value expands to", _expansion, _draw_expansion, (1, 1)),
+    "place": Domain("a bound of a slice of the value along the axis", _place, _draw_place, (2, 2)),
+    "index": Domain("an index into the value along the axis", _index, _draw_index, (2, 2)),
     "step": Domain(
-        "the step of a slice",
-        lambda x: isinstance(x, int), lambda r: r.choice((1, 1, 2, 3))),
+        "the step of a slice", lambda x: isinstance(x, int), lambda r: r.choice((1, 1, 2, 3))
+    ),
     "choice": Domain(
         "one of these",
         lambda x, *options: any(_same(x, o) for o in options),
@@ -281,9 +266,7 @@ DOMAINS: Final[Mapping[str, Domain]] = {
         lambda r, c: c,
         (1, 1),
     ),
-    "argument": Domain(
-        "any argument",
-        lambda x: True, lambda r: None),
+    "argument": Domain("any argument", lambda x: True, lambda r: None),
 }
 
 

@@ -182,9 +182,9 @@ class _Run:
     def obstacle(self, found: Replacement) -> str | None:
         """Why the replacement may not take the place of its roots."""
         made = {v.name: node for node in found.nodes for v in node.results}
-        if len(found.roots) > 1:
-            if self.work.depend((*_read(found.nodes), *found.values.values()), found.roots):
-                return "one of the values that it joins depends on another"
+        read = (*_read(found.nodes), *found.values.values())
+        if len(found.roots) > 1 and self.work.depend(read, found.roots):
+            return "one of the values that it joins depends on another"
         for old, new in found.values.items():
             why = self.aliases.obstacle(old, _behind(new, made))
             if why is not None:
@@ -211,8 +211,8 @@ class _Run:
         for node in found.nodes:
             self.aliases.note(node)
         numbers, gone = self.work.replace(found.roots, found.nodes, found.values)
-        renamed = {old.name: (new.name,) for old, new in found.values.items()}
-        self.outcome.renamed.update({name: () for name in gone} | renamed)
+        self.outcome.renamed.update(dict.fromkeys(gone, ()))
+        self.outcome.renamed.update((a.name, (b.name,)) for a, b in found.values.items())
         for number in numbers:
             self.again(number, self.engine.depth)
         for value in found.values.values():

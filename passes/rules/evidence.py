@@ -13,7 +13,7 @@ from typing import Final
 
 import torch
 
-from rewright.ir import CheckError, Graph, InputError, RewrightError, TensorType, graph_key, hint
+from rewright.ir import CheckError, Graph, RewrightError, TensorType, hint
 from rewright.ir.interpret import interpret
 from rewright.passes.log import DecisionLog
 from rewright.passes.rules.engine import Engine
@@ -73,7 +73,9 @@ class Verdict:
         return bool(self.evidence) and all(e.holds for e in self.evidence)
 
     def __str__(self) -> str:
-        lines = [f"{self.rule.name} ({self.rule.kind}) {'holds' if self.holds else 'DOES NOT HOLD'}"]
+        lines = [
+            f"{self.rule.name} ({self.rule.kind}) {'holds' if self.holds else 'DOES NOT HOLD'}"
+        ]
         return "\n".join([*lines, *(f"  {e}" for e in self.evidence)])
 
 
@@ -126,7 +128,7 @@ def _fire(engine: Engine, instance: Instance) -> Graph | CheckError | None:
     return outcome.graph if outcome.rewrites else None
 
 
-# --- obligations --------------------------------------------------------------------------------------
+# --- obligations --------------------------------------------------------------------------------
 
 
 def _float64(rule: Rule, engine: Engine, fired: Sequence[Fired], verdict: Verdict) -> None:
@@ -168,14 +170,14 @@ def _meaning(rule: Rule, engine: Engine, fired: Sequence[Fired], verdict: Verdic
         if isinstance(found := _fire(engine, instance), Graph)
     ]
     hows = [meaning(f.before, f.after) for f in (*symbolic[:8], *fired[:16])]
-    found = [how for how in hows if how is not None]
-    if not found:
-        _everywhere(rule, engine, verdict) or verdict.evidence.append(
-            Evidence("meaning", f"float64 on {_ground(fired)} is all there is")
-        )
-        return
-    best = max(set(found), key=found.count)
-    verdict.evidence.append(Evidence("meaning", f"{best} ({len(found)} of {len(hows)} graphs)"))
+    shown = [how for how in hows if how is not None]
+    if shown:
+        best = max(sorted(set(shown)), key=shown.count)
+        how = f"{best} ({len(shown)} of {len(hows)} graphs)"
+        verdict.evidence.append(Evidence("meaning", how))
+    elif not _everywhere(rule, engine, verdict):
+        how = f"float64 on {_ground(fired)} is all there is"
+        verdict.evidence.append(Evidence("meaning", how))
 
 
 def _compare(
@@ -197,9 +199,7 @@ def _compare(
 
 
 def _ground(fired: Sequence[Fired]) -> str:
-    shapes = {
-        tuple(map(hint, i.value.tensor.shape)) for f in fired for i in f.before.inputs
-    }
+    shapes = {tuple(map(hint, i.value.tensor.shape)) for f in fired for i in f.before.inputs}
     return f"{len(fired)} graphs, {len(shapes)} shapes"
 
 
@@ -228,7 +228,7 @@ def _everywhere(rule: Rule, engine: Engine, verdict: Verdict) -> bool:
     return True
 
 
-# --- comparing ------------------------------------------------------------------------------------------
+# --- comparing ----------------------------------------------------------------------------------
 
 
 def differs(
@@ -279,7 +279,7 @@ def _first_difference(a: torch.Tensor, b: torch.Tensor, same: torch.Tensor) -> s
     return f"{b[at].item()} instead of {a[at].item()} at {list(at)}"
 
 
-# --- inputs ---------------------------------------------------------------------------------------------
+# --- inputs -------------------------------------------------------------------------------------
 
 _SPECIAL: Final = (float("nan"), float("inf"), float("-inf"), -0.0, 0.0, 1e-40, -1.0, 65504.0)
 
@@ -321,5 +321,3 @@ def _content(type: TensorType, generator: torch.Generator, special: bool) -> tor
         flat = torch.randint(low, 101, (count,), generator=generator).to(type.dtype)
     shape = tuple(map(hint, type.shape))
     return flat.as_strided(shape, tuple(map(hint, type.layout)))
-
-

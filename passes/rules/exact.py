@@ -41,7 +41,9 @@ def _is_tensor(value: Value) -> bool:
 def _agree(before: Graph, after: Graph, random: Random) -> bool:
     given = [_point(i.value, random) for i in before.inputs]
     wanted, found = _run(before, given), _run(after, given)
-    return all(a.shape == b.shape and bool(np.all(a == b)) for a, b in zip(wanted, found, strict=True))
+    return all(
+        a.shape == b.shape and bool(np.all(a == b)) for a, b in zip(wanted, found, strict=True)
+    )
 
 
 def _point(value: Value, random: Random) -> np.ndarray[Any, Any]:
@@ -192,5 +194,5 @@ _OPERATORS: Final[dict[str, Callable[[_Call], Any]]] = {
     "aten.baddbmm.default": lambda c: _added(c, "batch1", "batch2"),
     "aten.maximum.default": _shaped(lambda c: np.maximum(c["self"], c["other"])),
     "aten.minimum.default": _shaped(lambda c: np.minimum(c["self"], c["other"])),
-    "aten.relu.default": lambda c: np.maximum(c["self"], Fraction(0)),
+    "aten.relu.default": lambda c: np.maximum(c["self"], np.asarray(Fraction(0), dtype=object)),
 }

@@ -12,7 +12,7 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import torch
 
@@ -41,17 +41,21 @@ class RuleFunction:
     most: int
 
 
+Call = TypeVar("Call", bound=Callable[..., Any])
+
 FUNCTIONS: Final[dict[str, RuleFunction]] = {}
 
 
-def _function(call: Callable[..., Any]) -> Callable[..., Any]:
+def _function(call: Call) -> Call:
     """Register a function under its own name, a final underscore left out."""
     parameters = inspect.signature(call).parameters
     names = list(parameters)
     around = bool(names) and names[0] == "around"
     variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters.values())
     count = len(names) - around
-    least = sum(p.default is p.empty and p.kind is not p.VAR_POSITIONAL for p in parameters.values())
+    least = sum(
+        p.default is p.empty and p.kind is not p.VAR_POSITIONAL for p in parameters.values()
+    )
     name = call.__name__.rstrip("_")
     asks = call.__annotations__["return"] in ("bool", bool)
     FUNCTIONS[name] = RuleFunction(
@@ -64,7 +68,7 @@ class Unanswered(Exception):
     """An expression has no value here: the rule does not apply."""
 
 
-# --- questions ----------------------------------------------------------------------------------------
+# --- questions ----------------------------------------------------------------------------------
 
 
 @_function
@@ -209,11 +213,11 @@ def representable(number: Any, dtype: torch.dtype) -> bool:
         return number in (0, 1)
     if not dtype.is_floating_point:
         info = torch.iinfo(dtype)
-        return number == int(number) and info.min <= number <= info.max
-    return torch.tensor(number, dtype=torch.float64).to(dtype).item() == number
+        return bool(number == int(number) and info.min <= number <= info.max)
+    return bool(torch.tensor(number, dtype=torch.float64).to(dtype).item() == number)
 
 
-# --- facts --------------------------------------------------------------------------------------------
+# --- facts --------------------------------------------------------------------------------------
 
 
 @_function
@@ -267,7 +271,7 @@ def seen(size: Size) -> int:
     return hint(size)
 
 
-# --- orders, shapes, axes -------------------------------------------------------------------------------
+# --- orders, shapes, axes -----------------------------------------------------------------------
 
 
 @_function
@@ -356,9 +360,10 @@ def start_of(place: Any, size: Size) -> Size:
         return min(max(place + size if place < 0 else place, 0), size)
     if isinstance(place, int) and place < 0:
         place = size + place
-    if bounds(place)[0] < 0:
+    found: Size = place
+    if bounds(found)[0] < 0:
         raise Unanswered
-    return place
+    return found
 
 
 @_function
@@ -401,7 +406,7 @@ def widest(x: Value, y: Value) -> torch.dtype:
     return torch.promote_types(x.tensor.dtype, y.tensor.dtype)
 
 
-# --- arithmetic ---------------------------------------------------------------------------------------
+# --- arithmetic ---------------------------------------------------------------------------------
 
 
 def arithmetic(sign: str, args: list[Any]) -> Any:

@@ -7,13 +7,26 @@ declares: sizes of 0 and 1, odd ones, broadcasting, gaps and orders in memory.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Final
 
 import torch
 
-from rewright.ir import Arg, CheckError, Constant, Dim, Graph, Input, Node, Op, Symbol, UnsupportedError, Value, op
+from rewright.ir import (
+    Arg,
+    CheckError,
+    Constant,
+    Dim,
+    Graph,
+    Input,
+    Node,
+    Op,
+    Symbol,
+    UnsupportedError,
+    Value,
+    op,
+)
 from rewright.ir.dims import Size, hint
 from rewright.ir.infer import infer
 from rewright.ir.signature import normalize
@@ -303,7 +316,8 @@ class _Drawing:
             symbol = Symbol(f"B{len(self.symbols)}", hint=5 + 2 * len(self.symbols), low=2, high=64)
             self.symbols.append(Dim.of(symbol))
             return self.symbols[-1]
-        return self.random.choice((*self.symbols, 1, 3, 8))
+        sizes: list[Size] = [*self.symbols, 1, 3, 8]
+        return self.random.choice(sizes)
 
     def strides(self, shape: tuple[Size, ...]) -> tuple[Size, ...] | None:
         rank = len(shape)
@@ -324,5 +338,3 @@ class _Drawing:
 def volume(graph: Graph) -> int:
     """Elements of all inputs: how large an instance is."""
     return sum(hint(i.value.tensor.numel) for i in graph.inputs)
-
-

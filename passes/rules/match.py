@@ -298,7 +298,11 @@ class _Search:
             for option in term.options:
                 yield from self.call(option, results, number, node, match)
             return
-        if not isinstance(term, Apply) or node.op not in term.ops or len(node.results) < len(results):
+        if (
+            not isinstance(term, Apply)
+            or node.op not in term.ops
+            or len(node.results) < len(results)
+        ):
             return
         if not node.op.is_pure:
             return

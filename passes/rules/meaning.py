@@ -50,7 +50,7 @@ def meaning(before: Graph, after: Graph) -> str | None:
     return FRACTIONS if equal_in_fractions(before, after, Random(0)) else None
 
 
-# --- loops ----------------------------------------------------------------------------------------------
+# --- loops --------------------------------------------------------------------------------------
 
 
 def _loops(graph: Graph) -> Nest | None:

@@ -221,7 +221,7 @@ class _Reader:
             case "VALUE":
                 return Variable(token[1:])
             case "META":
-                return self.term(self.choice(token), where)  # type: ignore[arg-type]
+                return self.term(self.choice(token), where)
             case "INT":
                 return Literal(int(token))
             case "FLOAT":
@@ -239,7 +239,7 @@ class _Reader:
             return Attribute(str(token))
         if token in DTYPES:
             return Literal(DTYPES[str(token)])
-        self.fail(
+        raise self.source.error(
             f"'{token}' is not declared{did_you_mean(token, self.sizes)}",
             token,
             help=f"say where it comes from, as in {token}: number",
@@ -315,11 +315,11 @@ class _Reader:
         for place, argument in enumerate(tree.arguments):
             key: int | str = place
             if isinstance(argument, KeywordTree):
-                key = name = argument.key.rstrip("= \t")
+                at, argument = argument.key, argument.value
+                key = name = at.rstrip("= \t")
                 if name not in names:
                     near = did_you_mean(name, names)
-                    self.fail(f"{op} has no argument '{name}'{near}", argument.key)
-                argument, at = argument.value, argument.key
+                    self.fail(f"{op} has no argument '{name}'{near}", at)
             else:
                 at = tree.op
                 if place >= len(known.positional):

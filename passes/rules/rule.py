@@ -20,7 +20,8 @@ from rewright.passes.rules.terms import (
     within,
 )
 
-# exact: the same bits. reassociating: equal in real arithmetic. approximate: within an error budget.
+# exact: the same bits. reassociating: equal in real arithmetic. approximate: within an error
+# budget.
 KINDS = ("exact", "reassociating", "approximate")
 
 
@@ -93,7 +94,7 @@ class Rule:
 
     @cached_property
     def lists(self) -> frozenset[str]:
-        """Variables that stand for any number of values; on their own they are the first of them."""
+        """Variables that stand for any number of values; on their own they are the first."""
         terms = (t for bind in self.match for t in within(bind.term))
         return frozenset(t.name for t in terms if isinstance(t, Many))
 

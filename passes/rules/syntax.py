@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from rewright.ir.source import Source
 
 # A lone token is a value, a meta variable, a name, a number, a word or a string.
-Tree: TypeAlias = (
-    "Token | CallTree | FunctionTree | ListTree | EitherTree | ManyTree | KeywordTree"
-)
+Tree: TypeAlias = "Token | CallTree | FunctionTree | ListTree | EitherTree | ManyTree | KeywordTree"
 
 
 class CallTree(NamedTuple):

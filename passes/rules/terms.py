@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Union
 
 from rewright.ir import Arg, Op
 from rewright.ir.signature import signature
@@ -89,7 +88,7 @@ class Function:
     arguments: tuple[Term, ...]
 
 
-Term = Union[Variable, Attribute, Literal, Apply, Many, Items, Either, Function]
+Term = Variable | Attribute | Literal | Apply | Many | Items | Either | Function
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from fuzz.known import is_off
 from fuzz.search import Failure, Search
 from fuzz.through_torch import check_through_torch
 from fuzz.workers import SHRINK_SECONDS, THROUGH_TORCH, News, Task, current_file
-from rewright.ir.cache import cache_root
 from rewright.ir import Graph
+from rewright.ir.cache import cache_root
 from rewright.ir.parse import parse
 from rewright.ir.show import show
 
