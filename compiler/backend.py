@@ -35,7 +35,8 @@ def rewright(gm: fx.GraphModule, example_inputs: Sequence[Any], **given: Any) ->
     from rewright.aot_cache import pays, tag
     from rewright.ir import OptionError
     from rewright.ir.decompositions import autograd_table
-    from rewright.torch_compat import aot_backend, caching, min_cut_partition, without_caching
+    from rewright.joint import partition
+    from rewright.torch_compat import aot_backend, caching, without_caching
 
     options = Options.of(_plain(given.pop("options", None)))
     given.pop("mode", None)
@@ -46,7 +47,7 @@ def rewright(gm: fx.GraphModule, example_inputs: Sequence[Any], **given: Any) ->
         fw_compiler=_compiler(options, "forward"),
         bw_compiler=_compiler(options, "backward"),
         inference_compiler=_compiler(options, "inference"),
-        partition_fn=min_cut_partition(),
+        partition_fn=partition(options),
         decompositions=autograd_table(),
         keep_inference_input_mutations=True,
     )

@@ -303,6 +303,16 @@ def _flash_attention(node: Node) -> tuple[Type, ...]:
     return (*_strided(query, (batch, heads, rows, width), strides), sums)
 
 
+def _flash_attention_backward(node: Node) -> tuple[Type, ...]:
+    """Gradients lie as [batch, rows, heads, features]."""
+    found: list[Type] = []
+    for place in (1, 2, 3):
+        x = tensor_at(node, place)
+        batch, heads, rows, width = x.shape
+        found += _strided(x, x.shape, (rows * heads * width, width, heads * width, 1))
+    return tuple(found)
+
+
 # --- reductions ---------------------------------------------------------------------------------
 
 
@@ -439,6 +449,7 @@ RULES: Final[dict[str, Rule]] = {
     "aten.linear.default": _linear,
     "aten.convolution.default": _convolution,
     "aten._scaled_dot_product_flash_attention_for_cpu.default": _flash_attention,
+    "aten._scaled_dot_product_flash_attention_for_cpu_backward.default": _flash_attention_backward,
     "aten._softmax.default": _softmax,
     "aten._log_softmax.default": _softmax,
     "aten.native_layer_norm.default": _layer_norm,

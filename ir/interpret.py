@@ -25,10 +25,26 @@ from rewright.ir.signature import result_paths
 from rewright.ir.storage import storage_roots
 from rewright.ir.types import ScalarType, TensorType
 
-# A view that the strides of a stand-in tensor may not allow; its value does not depend on them.
+
+def _dense(target: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """The operator with its first arguments row-major, which it expects without saying so."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return target(*(x.contiguous() for x in args[:count]), *args[count:], **kwargs)
+
+    return call
+
+
+_FLASH: Final = "_scaled_dot_product_flash_attention_for_cpu"
+# Operators that ask more of strides than those of a stand-in tensor promise; what they compute does
+# not depend on them.
 _LOOSE: Final[dict[str, Callable[..., Any]]] = {
     "aten.view.default": torch.ops.aten.reshape.default,
     "aten._unsafe_view.default": torch.ops.aten.reshape.default,
+    f"aten.{_FLASH}.default": _dense(getattr(torch.ops.aten, _FLASH).default, 3),
+    f"aten.{_FLASH}_backward.default": _dense(
+        getattr(torch.ops.aten, f"{_FLASH}_backward").default, 4
+    ),
 }
 
 

@@ -22,11 +22,12 @@ from rewright.passes.specs import Bytes
 DEFAULT = (
     Decompose(),
     Canonicalize(),
+    Fold(),  # before Cse, which then sees equal constants
     Cse(),  # before Rules, which then find one value where it was computed several times
     Rules(),
     Attention(),
     LowerAttention(),
-    Fold(),  # after what makes constants, and before Cse, which then sees equal constants
+    Fold(),  # what attention made of masks
     Cse(),
     Dce(),
     Fuse(),

@@ -105,7 +105,7 @@ def obstacle(node: Node) -> str | None:
 
 def _flash(node: Node, fresh: Callable[[str], str]) -> list[Node]:
     emit = Emitter(fresh, node)
-    query, key, value = (_unit_stride(v, emit) for v in node.operands[:3])
+    query, key, value = (unit_stride(v, emit) for v in node.operands[:3])
     found = scale_and_bias(node)
     assert found is not None
     scale, bias = found
@@ -117,7 +117,7 @@ def _flash(node: Node, fresh: Callable[[str], str]) -> list[Node]:
     return emit.nodes
 
 
-def _unit_stride(x: Value, emit: Emitter) -> Value:
+def unit_stride(x: Value, emit: Emitter) -> Value:
     """The operator reads features that are neighbours in memory."""
     if equal(x.tensor.layout[-1], 1):
         return x

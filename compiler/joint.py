@@ -1,0 +1,64 @@
+"""The joint graph of a training step, before it is parted into forward and backward.
+
+What acts on a forward and its gradient together acts here: once parted, the one does not know the
+other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from rewright.options import Options
+
+
+def partition(options: Options) -> Callable[..., tuple[fx.GraphModule, fx.GraphModule]]:
+    """PyTorch's min-cut partitioner, after our passes over the joint graph."""
+    from rewright.torch_compat import min_cut_partition
+
+    part = min_cut_partition()
+
+    def parted(joint: fx.GraphModule, inputs: Any, **given: Any) -> Any:
+        return part(rewritten(joint, inputs, options), inputs, **given)
+
+    return parted
+
+
+def rewritten(joint: fx.GraphModule, inputs: Any, options: Options) -> fx.GraphModule:
+    """The joint graph after the passes that act on pairs; the very one when none applies."""
+    from torch._guards import detect_fake_mode
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+    from torch.utils._pytree import tree_leaves
+
+    from rewright.costmodel import Roofline
+    from rewright.driver import target_of
+    from rewright.ir.fx_export import to_fx
+    from rewright.ir.fx_import import from_fx
+    from rewright.passes import Canonicalize, Cse, Env, Rules
+    from rewright.passes.attention import AttentionPairs
+
+    if not any(node.target in _SIGNS for node in joint.graph.nodes):
+        return joint
+    with unset_fake_temporarily():
+        graph = from_fx(joint, name="joint")
+        target = target_of(options)
+        env = Env(cost=Roofline(target), target=target)
+        pairs = AttentionPairs()
+        for step in (Canonicalize(), Cse(), Rules()):
+            graph = step.run(graph, env)
+        found = pairs.run(graph, env)
+        if found is graph:
+            return joint
+        module = to_fx(found)
+    # The partitioner goes by sizes, which are those of AOTAutograd's own fake tensors.
+    flat = tree_leaves(inputs)
+    FakeTensorProp(module, detect_fake_mode(flat)).propagate_dont_convert_inputs(*flat)
+    return module
+
+
+# Without a softmax that is differentiated there is no attention to look for.
+_SIGNS = (torch.ops.aten._softmax_backward_data.default,)

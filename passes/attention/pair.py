@@ -1,0 +1,205 @@
+"""The pass that replaces attention and its gradient, both spelled out in a joint graph, by ATen's
+operator and that one's gradient: what is kept between them are then no scores."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from rewright.ir import (
+    CheckError,
+    Graph,
+    Input,
+    Kind,
+    Node,
+    TensorType,
+    UnsupportedError,
+    Value,
+    fresh_names,
+    hint,
+    values_in,
+)
+from rewright.ir.interpret import interpret
+from rewright.passes.attention.affine import NotAffine, affine_of
+from rewright.passes.attention.gradient import Gradient, NotFound, gradient_of
+from rewright.passes.attention.lower import FLASH, unit_stride
+from rewright.passes.attention.region import Operands, shaped
+from rewright.passes.attention.site import Site, sites
+from rewright.passes.base import Env, Pass
+from rewright.passes.dce import split_dead
+from rewright.passes.emitter import Emitter
+
+BACKWARD = FLASH.replace("_for_cpu", "_for_cpu_backward")
+# Of gradients in float64, old against new, relative to their norm.
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class AttentionPairs(Pass, name="attention-pairs", takes="aten", gives="aten"):
+    """In a joint graph, replace attention and its gradient by ATen's fused operator and its
+    gradient. The pair is compared with what it replaces, once, in float64, on random inputs.
+
+    Refuses: what is between them being read by anything else; biases that want a gradient; scores
+    that more is done to than scaling and adding.
+    """
+
+    def run(self, graph: Graph, env: Env) -> Graph:
+        forward = _forward(graph)
+        for found in list(sites(forward)):
+            if isinstance(found, tuple):
+                env.log.refuse(self.name, found[0].name, f"not attention: {found[1]}")
+                continue
+            try:
+                graph = _replaced(found, graph)
+            except (NotAffine, NotFound) as error:
+                env.log.refuse(self.name, found.values.name, str(error))
+            except (CheckError, UnsupportedError) as error:
+                env.log.refuse(self.name, found.values.name, error.message)
+            else:
+                env.log.decide(self.name, found.values.name, "is attention, and so its gradient")
+        return graph
+
+
+def _forward(graph: Graph) -> Graph:
+    """What the joint graph computes before its backward begins, with what of it is returned."""
+    nodes = [node for node in graph.nodes if node.phase != "backward"]
+    made = {v for node in nodes for v in node.results} | {i.value for i in graph.inputs}
+    outputs = tuple(v for v in values_in(graph.outputs) if v in made)
+    return dataclasses.replace(graph, nodes=tuple(nodes), outputs=outputs)
+
+
+def _replaced(site: Site, graph: Graph) -> Graph:
+    """The graph with the pair in the place of a site and its gradient."""
+    gradient = gradient_of(site, graph)
+    fresh = fresh_names(v.name for v in graph.values)
+    pair = _Pair.of(site, gradient, graph, fresh)
+    first = min((gradient.query, gradient.key, gradient.value), key=graph.nodes.index)
+    gone = {site.values.name, gradient.query.name, gradient.key.name, gradient.value.name}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        if node.name == site.values.name:
+            nodes += pair.forward
+        if node.name == first.name:
+            nodes += pair.backward
+        if node.name not in gone:
+            nodes.append(node)
+    kept, dropped = split_dead(graph.with_nodes(nodes))
+    left = {v.name for node in kept for v in node.results} & gradient.inside - gone
+    if left:
+        raise NotFound(f"%{min(left)} is read by something else too")
+    new = graph.with_nodes(kept)
+    _compare(site, gradient, graph, new)
+    return new
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The nodes of both halves; results have the names of what they replace."""
+
+    forward: list[Node]
+    backward: list[Node]
+
+    @staticmethod
+    def of(site: Site, gradient: Gradient, graph: Graph, fresh: Callable[[str], str]) -> _Pair:
+        emit = Emitter(fresh, site.values)
+        affine = affine_of(site, graph, emit)
+        operands = Operands.of(site, emit)
+        three = tuple(unit_stride(x, emit) for x in operands.three)
+        if three[0].tensor.shape[-1] != three[2].tensor.shape[-1]:
+            raise NotFound("keys and values are not of one width")
+        bias = None if affine.bias is None else operands.every_score(affine.bias)
+        result, sums = emit.results(FLASH, *three, attn_mask=bias, scale=affine.scale)
+        flat = site.values.result
+        whole = emit("aten.clone.default", result, memory_format=torch.contiguous_format)
+        _named(shaped(whole, flat.tensor.shape, emit), flat, emit)
+        back = Emitter(fresh, gradient.value)
+        given = shaped(gradient.given, result.tensor.shape, back)
+        grads = back.results(
+            BACKWARD, given, *three, result, sums, 0.0, False, attn_mask=bias, scale=affine.scale
+        )
+        _Pair.spread(gradient, grads, back)
+        return _Pair(emit.nodes, back.nodes)
+
+    @staticmethod
+    def spread(gradient: Gradient, grads: tuple[Value, ...], emit: Emitter) -> None:
+        """Gradients of four dimensions in the shapes that the products made."""
+        for node, grad, turned in (
+            (gradient.query, grads[0], False),
+            (gradient.key, grads[1], gradient.key_is_turned),
+            (gradient.value, grads[2], False),
+        ):
+            wanted = node.result.tensor
+            if turned:
+                grad = emit("aten.permute.default", grad, (0, 1, 3, 2))
+            whole = emit("aten.clone.default", grad, memory_format=torch.contiguous_format)
+            _named(shaped(whole, wanted.shape, emit), node.result, emit)
+
+
+def _named(value: Value, like: Value, emit: Emitter) -> None:
+    """The last node makes `value`: give it the name of what it replaces."""
+    if value.type != like.type:
+        raise CheckError(f"attention would give {value.type}, not {like.type}")
+    emit.nodes[-1] = dataclasses.replace(emit.nodes[-1], results=(like,))
+
+
+# --- the comparison -------------------------------------------------------------------------------
+
+
+def _compare(site: Site, gradient: Gradient, old: Graph, new: Graph) -> None:
+    """Raises NotFound when the two do not compute the same."""
+    outputs = (
+        site.values.result,
+        gradient.query.result,
+        gradient.key.result,
+        gradient.value.result,
+    )
+    operands = (site.query, site.key, site.value, gradient.given)
+    leaves = {_behind_views(old, value) for value in operands}
+    parts = [_part(graph, outputs, leaves) for graph in (old, new)]
+    shared = {i.value: None for part in parts for i in part.inputs}
+    inputs = tuple(Input(v) for v in shared)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [_draw(i.value.tensor, generator) for i in inputs]
+    results = [
+        interpret(dataclasses.replace(part, inputs=inputs), drawn, dtype=torch.float64)
+        for part in parts
+    ]
+    for value, a, b in zip(outputs, *results, strict=True):
+        if float((a - b).norm()) > TOLERANCE * max(float(a.norm()), 1e-30):
+            raise NotFound(f"%{value.name} comes out otherwise")
+
+
+def _behind_views(graph: Graph, value: Value) -> Value:
+    """What the value is a view of: both halves may look at it in their own way."""
+    while (node := graph.producers.get(value)) is not None and node.op.kind is Kind.VIEW:
+        value = node.operands[0]
+    return value
+
+
+def _part(graph: Graph, outputs: tuple[Value, ...], leaves: set[Value]) -> Graph:
+    """What computes the outputs from the leaves and from whatever else it needs."""
+    needed: set[str] = set()
+    inputs: dict[Value, None] = {}
+    todo = list(outputs)
+    while todo:
+        value = todo.pop()
+        node = graph.producers.get(value)
+        if value in leaves or node is None:
+            inputs[value] = None
+        elif node.name not in needed:
+            needed.add(node.name)
+            todo += node.operands
+    nodes = tuple(n for n in graph.nodes if n.name in needed)
+    return Graph("part", tuple(Input(v) for v in inputs), nodes, outputs)
+
+
+def _draw(type: TensorType, generator: torch.Generator) -> torch.Tensor:
+    shape = tuple(map(hint, type.shape))
+    if type.dtype is torch.bool:
+        return torch.rand(shape, generator=generator) < 0.8
+    if not type.dtype.is_floating_point:
+        return torch.ones(shape, dtype=type.dtype)
+    return torch.randn(shape, generator=generator).to(type.dtype)
