@@ -308,7 +308,7 @@ def _flash_attention_backward(node: Node) -> tuple[Type, ...]:
     found: list[Type] = []
     for place in (1, 2, 3):
         x = tensor_at(node, place)
-        batch, heads, rows, width = x.shape
+        _, heads, rows, width = x.shape
         found += _strided(x, x.shape, (rows * heads * width, width, heads * width, 1))
     return tuple(found)
 

@@ -25,7 +25,7 @@ def test_every_option_is_documented() -> None:
     docs = {name: (default, doc) for name, default, doc in option_docs()}
     assert list(docs) == [f.name for f in fields(Options)]
     for f in fields(Options):
-        assert docs[f.name][0] == f.default
+        assert docs[f.name][0] == (f.default or "")
         assert docs[f.name][1][0].islower() and len(docs[f.name][1]) > 20
 
 
@@ -33,7 +33,10 @@ def test_every_option_is_documented() -> None:
     ("given", "message"),
     [
         ({"fallbak": "error"}, "no option 'fallbak'; did you mean 'fallback'?"),
-        ({"quux": "1"}, "no option 'quux'; it takes fallback, target, numerics, passes, trace"),
+        (
+            {"quux": "1"},
+            "no option 'quux'; it takes fallback, target, numerics, passes, rules, trace",
+        ),
         ({"fallback": "eager"}, "fallback is 'aten' or 'error', not 'eager'"),
         ({"fallback": True}, "fallback takes a string, not True"),
         ({"passes": None}, "passes takes a string, not None"),

@@ -14,7 +14,7 @@ from rewright.ir import CheckError, Graph, OptionError, TextError
 from rewright.ir.parse import parse
 from rewright.passes import Bytes, DecisionLog, Env, Pass, Pipeline, base, passes
 from rewright.passes.casts import holds
-from run_case import case_env, check_numbers, text
+from run_case import INEXACT, case_env, check_numbers, text
 
 GRAPH = """
 graph f(%x: f32[4]) {
@@ -213,9 +213,9 @@ def test_docstring_is_a_before_and_an_after(name: str) -> None:
     before, after = (textwrap.dedent(part).strip() for part in found.groups())
     graph = parse(before)
     result = Pass.parse(name).run(graph, case_env())
-    assert text(graph) == before
-    assert text(result) == after
-    check_numbers(graph, result)
+    assert text(graph) == text(parse(before))
+    assert text(result) == text(parse(after))  # long lines are broken in docstrings
+    check_numbers(graph, result, exact=not INEXACT.search(name))
 
 
 # --- exactness of casts

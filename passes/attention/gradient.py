@@ -88,7 +88,7 @@ class _Search:
                 return None
 
     def through_steps(self, value: Value) -> Value:
-        """Back through the gradients of the steps, each of one reader, to what two products read."""
+        """Back through the gradients of the steps, each of one reader, to what products read."""
         while True:
             readers = list(self.backward(value))
             if len(readers) != 1:
