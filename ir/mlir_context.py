@@ -1,0 +1,157 @@
+"""torch-mlir, loaded when it is first asked for, and what it complains about in our words.
+
+Whatever touches its passes, its parser or its diagnostics goes through here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+from rewright.ir.errors import (
+    ImportFailure,
+    RewrightError,
+    TextError,
+    ToolchainError,
+    UnsupportedError,
+)
+from rewright.ir.graph import Loc
+from rewright.ir.source import Source
+
+# What a file of MLIR bytecode begins with.
+BYTECODE: Final = b"ML\xefR"
+
+# torch-mlir calls the text it parses so.
+_TEXT: Final = "-"
+
+# As `torch_mlir.fx` lowers: to what its backends take, and from there to linalg.
+_LOWERING: Final = (
+    "builtin.module(torchdynamo-export-to-torch-backend-pipeline{extra-library=},"
+    "torch-backend-to-linalg-on-tensors-backend-pipeline)"
+)
+
+
+def bindings() -> Any:
+    """torch-mlir's module `ir`. Raises ToolchainError when it is missing or does not load."""
+    try:
+        from torch_mlir import ir
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError)
+        state = "is not installed" if missing else f"does not load: {error}"
+        raise ToolchainError(
+            f"MLIR is read and written by torch-mlir, which {state}",
+            who="mlir",
+            help="pip install torch-mlir",
+        ) from error
+    return ir
+
+
+def make_context() -> Any:
+    """A context that knows the `torch` dialect and uses one thread."""
+    ir = bindings()
+    from torch_mlir.dialects import torch
+
+    context = ir.Context()
+    context.enable_multithreading(False)
+    torch.register_dialect(context)
+    return context
+
+
+def parse_module(data: str | bytes, file: str) -> Any:
+    """The module in a text or in bytecode; `file` is what messages call it.
+
+    Raises TextError with the place in the text, ImportFailure for damaged bytecode.
+    """
+    ir = bindings()
+    try:
+        return ir.Module.parse(data, make_context())
+    except ir.MLIRError as error:
+        raise _refusal(error, data, file) from None
+
+
+def lower_to_linalg(module: Any) -> None:
+    """Turn the `torch` dialect into linalg on tensors, in place.
+
+    Raises UnsupportedError with the operator that torch-mlir cannot lower and its place.
+    """
+    bindings()
+    from torch_mlir import ir, passmanager
+
+    with module.context:
+        try:
+            passmanager.PassManager.parse(_LOWERING).run(module.operation)
+        except ir.MLIRError as error:
+            found = _first(error)
+            place = loc_of(found.location) if found is not None else None
+            where = f" at {place}" if place is not None else ""
+            reason = str(error) if found is None else found.message
+            raise UnsupportedError(
+                f"torch-mlir cannot lower graph to linalg{where}: {_line(reason)}", who="mlir"
+            ) from None
+
+
+# --- complaints ---------------------------------------------------------------------------------
+
+
+def _refusal(error: Any, data: str | bytes, file: str) -> RewrightError:
+    found = _first(error)
+    reason = _line(str(error) if found is None else found.message)
+    if isinstance(data, bytes):
+        return ImportFailure(f"{file} is truncated or no MLIR bytecode: {reason}")
+    place = None if found is None else found.location
+    if getattr(place, "filename", None) == _TEXT and place.start_line > 0:
+        before = data.split("\n")[: place.start_line - 1]
+        start = sum(len(line) + 1 for line in before) + max(place.start_col, 1) - 1
+        return TextError(reason, excerpt=Source(data, file).excerpt(min(start, len(data))))
+    where = "" if place is None or loc_of(place) is None else f" at {loc_of(place)}"
+    return ImportFailure(f"{file}{where}: {reason}")
+
+
+def _first(error: Any) -> Any:
+    return next(iter(error.error_diagnostics), None)
+
+
+def _line(message: str) -> str:
+    """The first line, with types and operators spelled as they were."""
+    lines = [line.strip() for line in message.strip().splitlines()]
+    return re.sub(r"`(\w+)'", r"'\1'", lines[0]) if lines else "no reason given"
+
+
+# --- locations ----------------------------------------------------------------------------------
+
+
+def frames(location: Any) -> Iterator[Any]:
+    """A location and what it holds, from the outside in; of calls the innermost, of several
+    places the first."""
+    while location is not None:
+        yield location
+        inner = getattr(location, "child_loc", None) or getattr(location, "callee", None)
+        if inner is None:
+            inner = next(iter(getattr(location, "locations", ())), None)
+        location = inner
+
+
+def loc_of(location: Any, text: str = "") -> Loc | None:
+    """The line that a location names; `text` is the file that was parsed."""
+    for frame in frames(location):
+        file = getattr(frame, "filename", None)
+        if file is not None:
+            name = text if file == _TEXT else file.replace("\\", "/")
+            return Loc(PurePosixPath(name).name, frame.start_line) if name else None
+    return None
+
+
+def name_of(location: Any) -> str | None:
+    """The name that a location gives a value."""
+    names = (getattr(frame, "name_str", None) for frame in frames(location))
+    return next((name for name in names if name), None)
+
+
+@contextmanager
+def inside(context: Any) -> Iterator[None]:
+    """`context`, with a location for what names none."""
+    with context, bindings().Location.unknown():
+        yield
