@@ -200,7 +200,7 @@ class Traced:
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
         self._env = ShapeEnv()
-        self._mode = FakeTensorMode(shape_env=self._env)
+        self.mode = FakeTensorMode(shape_env=self._env)
         self._symbols: dict[Symbol, torch.SymInt] = {}
         self._sizes: dict[Dim, int | torch.SymInt] = {}
 
@@ -241,7 +241,7 @@ class Traced:
 
         shape, strides = ([self.size(s) for s in sizes] for sizes in (type.shape, type.layout))
         storage = torch.empty_strided(shape, strides, dtype=type.dtype, device="meta")
-        return FakeTensor(self._mode, storage, type.device)
+        return FakeTensor(self.mode, storage, type.device)
 
 
 def _traced(operand: int | fx.Node) -> Any:

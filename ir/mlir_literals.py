@@ -6,7 +6,7 @@ Both ways keep every bit. Truth values are never bytes: MLIR packs them, eight t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -34,6 +34,8 @@ _PARTS: Final = {
 _ALIGNMENT: Final = 4
 
 _hexadecimal = re.compile(r'"0x([0-9A-Fa-f]*)"').search
+_resource = re.compile(r"dense_resource<(.*)> : ").match
+_resources_in = re.compile(r'^\s+(.+): "0x([0-9A-Fa-f]*)",?$', re.MULTILINE).findall
 _numbers = re.compile(r"0x[0-9A-Fa-f]+|[-+]?[0-9][-+0-9.eE]*|true|false").findall
 
 
@@ -55,32 +57,48 @@ def elements(tensor: torch.Tensor, name: str) -> Any:
     return ir.DenseElementsAttr.get(flat.numpy(), type=element, shape=shape)
 
 
-def tensor_of(operation: Any) -> torch.Tensor:
-    """The tensor of a `torch.vtensor.literal`. Raises ImportFailure when it cannot be read."""
-    ir = bindings()
-    type = declared(str(operation.results[0].type))
-    if type is None or None in type.shape:
-        raise ImportFailure("a literal without its sizes and dtype")
-    shape = [size for size in type.shape if size is not None]
-    attribute = operation.attributes["value"]
-    if isinstance(attribute, ir.DenseResourceElementsAttr):
-        # The bindings write the bytes of a resource but do not read them; the text shows them.
-        flat = _from_resource(operation.get_asm(), type.dtype)
-    else:
-        flat = _from_elements(attribute, type.dtype)
-    count = torch.Size(shape).numel()
-    if flat.numel() == 1 != count:
-        flat = flat.expand(count)
-    if flat.numel() != count:
-        raise ImportFailure(f"a literal of {flat.numel()} elements for a tensor of {count}")
-    return flat.reshape(shape)
+class Literals:
+    """The constant tensors of one module."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def tensor(self, operation: Any) -> torch.Tensor:
+        """That of a `torch.vtensor.literal`. Raises ImportFailure when it cannot be read."""
+        type = declared(str(operation.results[0].type))
+        if type is None or None in type.shape:
+            raise ImportFailure("a literal without its sizes and dtype")
+        shape = [size for size in type.shape if size is not None]
+        attribute = operation.attributes["value"]
+        resource = _resource_name(str(attribute))
+        if resource is not None:
+            flat = self._from_resource(resource, type.dtype)
+        else:
+            flat = _from_elements(attribute, type.dtype)
+        count = torch.Size(shape).numel()
+        if flat.numel() == 1 != count:
+            flat = flat.expand(count)
+        if flat.numel() != count:
+            raise ImportFailure(f"a literal of {flat.numel()} elements for a tensor of {count}")
+        return flat.reshape(shape)
+
+    @cached_property
+    def _resources(self) -> dict[str, str]:
+        """The bytes of each resource in hexadecimal. The bindings write resources but do not read
+        them; the module's text shows them."""
+        text = self._module.operation.get_asm()
+        return dict(_resources_in(text, max(text.rfind("{-#"), 0)))
+
+    def _from_resource(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        found = self._resources.get(name)
+        if found is None:
+            raise ImportFailure(f"the data of resource {name} is not in the file")
+        return _of_bytes(bytes.fromhex(found)[_ALIGNMENT:], dtype)
 
 
-def _from_resource(text: str, dtype: torch.dtype) -> torch.Tensor:
-    found = _hexadecimal(text)
-    if found is None:
-        raise ImportFailure("a literal whose data is not in the file")
-    return _of_bytes(bytes.fromhex(found[1])[_ALIGNMENT:], dtype)
+def _resource_name(attribute: str) -> str | None:
+    found = _resource(attribute)
+    return None if found is None else found[1]
 
 
 def _from_elements(attribute: Any, dtype: torch.dtype) -> torch.Tensor:
@@ -107,8 +125,7 @@ def _number(word: str, dtype: torch.dtype) -> torch.Tensor:
     if word.startswith("0x"):
         bits = int(word, 16).to_bytes(dtype.itemsize, "little")
         return _of_bytes(bits, dtype)[0]
-    read: Callable[[str], float] = float
-    return torch.tensor(read(word), dtype=dtype)
+    return torch.tensor(float(word), dtype=dtype)
 
 
 def _of_bytes(data: bytes, dtype: torch.dtype) -> torch.Tensor:

@@ -31,7 +31,10 @@ MAY_IMPORT = {
 }
 FOLDERS = (*LIBRARY, "tests", "examples", "benchmarks")
 WRITTEN_BY_HAND = {".c", ".h", ".lark", ".py", ".rules"}
-LAZY = ("lark", "networkx", "rich", "sympy", "torch._inductor", "transformers", "triton")
+LAZY = (
+    *("lark", "networkx", "rich", "sympy"),
+    *("torch._inductor", "torch_mlir", "transformers", "triton"),
+)
 LONGEST_FILE = 500
 LONGEST_FUNCTION = 60
 WORTH_A_LOOK = 40
