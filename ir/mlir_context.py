@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from rewright.ir.errors import (
@@ -33,6 +33,8 @@ _LOWERING: Final = (
     "torch-backend-to-linalg-on-tensors-backend-pipeline)"
 )
 
+_operator_in = re.compile(r""".*(?:<\{name = "([\w.]+)"|operation '([\w.]+)')""").match
+
 
 def bindings() -> Any:
     """torch-mlir's module `ir`. Raises ToolchainError when it is missing or does not load."""
@@ -47,6 +49,11 @@ def bindings() -> Any:
             help="pip install torch-mlir",
         ) from error
     return ir
+
+
+def state_path(path: Path) -> Path:
+    """Where the parameters and buffers of the function in a file lie."""
+    return path.with_name(f"{path.name}.safetensors")
 
 
 def make_context() -> Any:
@@ -84,13 +91,7 @@ def lower_to_linalg(module: Any) -> None:
         try:
             passmanager.PassManager.parse(_LOWERING).run(module.operation)
         except ir.MLIRError as error:
-            found = _first(error)
-            place = loc_of(found.location) if found is not None else None
-            where = f" at {place}" if place is not None else ""
-            reason = str(error) if found is None else found.message
-            raise UnsupportedError(
-                f"torch-mlir cannot lower graph to linalg{where}: {_line(reason)}", who="mlir"
-            ) from None
+            raise UnsupportedError(_not_lowered(error), who="mlir") from None
 
 
 # --- complaints ---------------------------------------------------------------------------------
@@ -101,13 +102,23 @@ def _refusal(error: Any, data: str | bytes, file: str) -> RewrightError:
     reason = _line(str(error) if found is None else found.message)
     if isinstance(data, bytes):
         return ImportFailure(f"{file} is truncated or no MLIR bytecode: {reason}")
-    place = None if found is None else found.location
+    place: Any = None if found is None else found.location
     if getattr(place, "filename", None) == _TEXT and place.start_line > 0:
         before = data.split("\n")[: place.start_line - 1]
         start = sum(len(line) + 1 for line in before) + max(place.start_col, 1) - 1
         return TextError(reason, excerpt=Source(data, file).excerpt(min(start, len(data))))
     where = "" if place is None or loc_of(place) is None else f" at {loc_of(place)}"
     return ImportFailure(f"{file}{where}: {reason}")
+
+
+def _not_lowered(error: Any) -> str:
+    found = _first(error)
+    reason = _line(str(error) if found is None else found.message)
+    called = _operator_in(reason)
+    what = "the graph" if called is None else called[1] or called[2]
+    place = None if found is None else loc_of(found.location)
+    where = "" if place is None else f" at {place}"
+    return f"torch-mlir cannot lower {what}{where} to linalg: {reason}"
 
 
 def _first(error: Any) -> Any:
@@ -118,6 +129,41 @@ def _line(message: str) -> str:
     """The first line, with types and operators spelled as they were."""
     lines = [line.strip() for line in message.strip().splitlines()]
     return re.sub(r"`(\w+)'", r"'\1'", lines[0]) if lines else "no reason given"
+
+
+# --- attributes ---------------------------------------------------------------------------------
+
+
+def text_at(attributes: Any, key: str) -> str | None:
+    """The text that an attribute holds; None without it. Raises ImportFailure for other kinds."""
+    if key not in attributes:
+        return None
+    return _text(attributes[key], key)
+
+
+def texts_at(attributes: Any, key: str) -> tuple[str, ...]:
+    """The texts that an attribute lists; none without it. Raises ImportFailure for other kinds."""
+    if key not in attributes:
+        return ()
+    if not isinstance(attributes[key], bindings().ArrayAttr):
+        raise ImportFailure(f"attribute {key} is {attributes[key]}, which is no list of texts")
+    return tuple(_text(item, key) for item in attributes[key])
+
+
+def integer_at(attributes: Any, key: str) -> int | None:
+    """The integer that an attribute holds; None without it. Raises ImportFailure for other kinds."""
+    if key not in attributes:
+        return None
+    if not isinstance(attributes[key], bindings().IntegerAttr):
+        raise ImportFailure(f"attribute {key} is {attributes[key]}, which is no integer")
+    return int(attributes[key].value)
+
+
+def _text(attribute: Any, key: str) -> str:
+    if not isinstance(attribute, bindings().StringAttr):
+        raise ImportFailure(f"attribute {key} is {attribute}, which is no text")
+    text: str = attribute.value
+    return text
 
 
 # --- locations ----------------------------------------------------------------------------------

@@ -8,15 +8,25 @@ called `rewright.*`, which other tools carry along and our importer reads.
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
+
+import torch
 
 from rewright.ir.constant import Constant
 from rewright.ir.dims import Dim, Symbol
 from rewright.ir.errors import ImportFailure, RewrightError, UnsupportedError
 from rewright.ir.expand import expand
 from rewright.ir.graph import Arg, Graph, Input, Node, Value
-from rewright.ir.mlir_context import bindings, inside, lower_to_linalg, make_context
+from rewright.ir.mlir_context import (
+    bindings,
+    inside,
+    lower_to_linalg,
+    make_context,
+    state_path,
+)
 from rewright.ir.mlir_literals import elements
 from rewright.ir.mlir_operands import Operands
 from rewright.ir.mlir_scalars import scalar_operator
@@ -26,6 +36,7 @@ from rewright.ir.ops import op
 from rewright.ir.show import show_type
 from rewright.ir.signature import signature
 from rewright.ir.symbol_sources import symbol_sources
+from rewright.ir.text_files import replace_file, write_tensors
 from rewright.ir.types import ScalarType, TensorType, Type
 
 VERSION: Final = 1
@@ -51,11 +62,26 @@ def to_mlir(graph: Graph) -> str:
 
 def to_bytecode(graph: Graph) -> bytes:
     """`to_mlir` as MLIR bytecode."""
-    import io
-
     written = io.BytesIO()
     _module(graph).operation.write_bytecode(written)
     return written.getvalue()
+
+
+def save_mlir(
+    graph: Graph, path: str | Path, state: Mapping[str, torch.Tensor] | None = None
+) -> None:
+    """Write `graph` to a `.mlir` file as text, to a `.mlirbc` file as bytecode; `state`, tensors of
+    inputs by their names, to the `.safetensors` file called after it.
+
+    Raises what `to_mlir` raises, and ArtefactError when a file cannot be written.
+    """
+    target = Path(path)
+    data = to_bytecode(graph) if target.suffix == ".mlirbc" else f"{to_mlir(graph)}\n".encode()
+    replace_file(target, lambda p: p.write_bytes(data))
+    if state:
+        replace_file(state_path(target), lambda p: write_tensors(dict(state), p))
+    else:  # that of the file which was there before
+        state_path(target).unlink(missing_ok=True)
 
 
 def to_linalg(graph: Graph) -> str:
@@ -64,17 +90,19 @@ def to_linalg(graph: Graph) -> str:
     What updates write is returned after the outputs. Raises what `to_mlir` raises, also for
     operators that torch-mlir does not lower.
     """
-    module = _module(_functional(expand(graph)))
+    module = _module(_functional(expand(graph)), symbols=False)
     lower_to_linalg(module)
     return _text(module)
 
 
-def _module(graph: Graph) -> Any:
+def _module(graph: Graph, *, symbols: bool = True) -> Any:
+    """A module with one function. `symbols` has it say which `?` is which size; torch-mlir cannot
+    lower that."""
     ir = bindings()
     with inside(make_context()):
         module = ir.Module.create()
         with ir.InsertionPoint(module.body):
-            _Exporter(ir, expand(graph)).function()
+            _Exporter(ir, expand(graph), symbols=symbols).function()
         try:
             module.operation.verify()
         except ir.MLIRError as error:
@@ -83,8 +111,8 @@ def _module(graph: Graph) -> Any:
 
 
 def _text(module: Any) -> str:
-    written: str = module.operation.get_asm(enable_debug_info=True, use_name_loc_as_prefix=True)
-    return written
+    text: str = module.operation.get_asm(enable_debug_info=True, use_name_loc_as_prefix=True)
+    return text.rstrip()
 
 
 def _functional(graph: Graph) -> Graph:
@@ -97,7 +125,11 @@ def _functional(graph: Graph) -> Graph:
 
 
 def _portable(node: Node, graph: Graph) -> Node:
-    """torch's attention on the CPU is an operator of its own, which torch-mlir does not know."""
+    """The node by operators that torch-mlir knows, where it lacks the node's own."""
+    if node.op.name == "aten.squeeze.dims":
+        # Tensors of the dialect have no strides: any reshape is a view.
+        view, shape = op("aten.view.default"), node.result.tensor.shape
+        return dataclasses.replace(node, op=view, args=(node.args[0], shape))
     if node.op.name != "aten._scaled_dot_product_flash_attention_for_cpu.default":
         return node
     output, sums = node.results
@@ -113,9 +145,10 @@ def _portable(node: Node, graph: Graph) -> Node:
 class _Exporter:
     """One walk over a graph without regions."""
 
-    def __init__(self, ir: Any, graph: Graph) -> None:
+    def __init__(self, ir: Any, graph: Graph, *, symbols: bool) -> None:
         self._ir = ir
         self._graph = graph
+        self._with_symbols = symbols
         self._operands = Operands(ir, symbol_sources(graph))
         self._made = self._operands.made
         self._symbols: dict[str, Any] = {}
@@ -140,7 +173,7 @@ class _Exporter:
         function.attributes["function_type"] = ir.TypeAttr.get(known)
 
     def _body(self, block: Any) -> list[Any]:
-        for symbol in self._graph.symbols:
+        for symbol in self._graph.symbols if self._with_symbols else ():
             self._symbols[symbol.name] = self._declare(symbol)
         for input, argument in zip(self._graph.inputs, block.arguments, strict=True):
             self._arguments[input.value] = argument
@@ -242,7 +275,9 @@ class _Exporter:
     def _put(self, value: Value, made: Any) -> None:
         """Remember a value; say which sizes its `?`s are."""
         self._made[value] = made
-        if not isinstance(value.type, TensorType) or not _is_symbolic(value.type):
+        if not self._with_symbols or not isinstance(value.type, TensorType):
+            return
+        if not _is_symbolic(value.type):
             return
         names = symbols_in(value.type.shape)
         map = affine(value.type.shape, names)

@@ -11,15 +11,27 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from rewright.ir.dims import Dim, Size, Symbol
 from rewright.ir.errors import ImportFailure, RewrightError
-from rewright.ir.graph import Graph, Input, Value
-from rewright.ir.mlir_context import BYTECODE, inside, loc_of, parse_module
+from rewright.ir.graph import ROLES, Graph, Input, Value
+from rewright.ir.mlir_context import (
+    BYTECODE,
+    inside,
+    integer_at,
+    loc_of,
+    parse_module,
+    state_path,
+    text_at,
+)
 from rewright.ir.mlir_infer import Inference
 from rewright.ir.mlir_literals import Literals
 from rewright.ir.mlir_nodes import Nodes
 from rewright.ir.mlir_sizes import sizes_of_map
-from rewright.ir.mlir_types import declared, plain_type, read_type
+from rewright.ir.mlir_types import agrees, declared, plain_type, read_type
+from rewright.ir.show import show_type
+from rewright.ir.text_files import read_tensors
 from rewright.ir.types import ScalarType, TensorType, Type
 
 _LARGEST: Final = 2**63 - 1
@@ -44,6 +56,27 @@ def load_mlir(path: str | Path) -> Graph:
     except OSError as error:
         raise ImportFailure(f"cannot read {path}: {error.strerror or error}") from None
     return from_mlir(data, file=str(path))
+
+
+def load_state(path: str | Path, graph: Graph) -> dict[str, torch.Tensor]:
+    """The tensors that lie beside a file for the inputs of its graph, by name; none when there are
+    none. Raises ImportFailure when they do not fit."""
+    beside = state_path(Path(path))
+    held = read_tensors(beside)
+    types = {i.value.name: i.value.type for i in graph.inputs}
+    for name, tensor in held.items():
+        type = types.get(name)
+        found = TensorType(tensor.dtype, tuple(tensor.shape))
+        fits = isinstance(type, TensorType) and (found.dtype, found.shape) == (
+            type.dtype,
+            type.shape,
+        )
+        if not fits:
+            raise ImportFailure(
+                f"{beside} holds {show_type(found)} for '{name}', and the function in {path} takes "
+                f"{'no such argument' if type is None else show_type(type)}"
+            )
+    return held
 
 
 def from_mlir(data: str | bytes, *, file: str = "<mlir>") -> Graph:
@@ -79,7 +112,9 @@ def _function(module: Any, file: str) -> Any:
         raise ImportFailure(f"{file} holds no function with a body")
     if len(bodies) > 1:
         names = ", ".join(_name(f) for f in bodies)
-        raise ImportFailure(f"{file} holds several functions: {names}", help="call one of them main")
+        raise ImportFailure(
+            f"{file} holds several functions: {names}", help="call one of them main"
+        )
     if len(bodies[0].regions[0].blocks) > 1:
         raise ImportFailure(f"{file}: function {_name(bodies[0])} has branches between its blocks")
     return bodies[0]
@@ -103,14 +138,16 @@ class _Importer:
         self._is_ours = "rewright.version" in function.attributes
         self._symbols: dict[str, Symbol] = {}
         self._sizes: dict[str, Size] = {}
+        self._named: dict[Any, Size] = {}
+        self._bound: dict[Any, tuple[Size, ...]] = {}
         self._read_symbols()
         self._inference = Inference()
         self._nodes = Nodes(self._inference, literals, Path(file).name, self._result_type)
-        self._inputs: list[Input] = []
 
     def graph(self) -> Graph:
-        for number, argument in enumerate(self._block.arguments):
-            self._input(number, argument)
+        values = [self._argument(n, a) for n, a in enumerate(self._block.arguments)]
+        for symbol, size in self._named.items():
+            self._nodes.bind(symbol, size)
         outputs: tuple[Any, ...] = ()
         for operation in self._operations():
             try:
@@ -122,7 +159,8 @@ class _Importer:
                 raise self._located(error, operation) from None
         updates = tuple(self._nodes.updates.items())
         nodes = tuple(self._nodes.made)
-        return Graph(_name(self._function), tuple(self._inputs), nodes, outputs, updates)
+        inputs = tuple(self._input(n, value) for n, value in enumerate(values))
+        return Graph(_name(self._function), inputs, nodes, outputs, updates)
 
     def equal_sizes(self) -> dict[str, Size]:
         """Symbols that this walk found to be other sizes. None are in files of ours."""
@@ -145,8 +183,6 @@ class _Importer:
 
     def _read_symbols(self) -> None:
         """Symbols, and which sizes each value's `?`s are."""
-        self._named: dict[Any, Size] = {}
-        self._bound: dict[Any, tuple[Size, ...]] = {}
         for operation in self._operations():
             if operation.name == "torch.symbolic_int":
                 self._named[operation.results[0]] = self._symbol(operation.attributes)
@@ -158,11 +194,11 @@ class _Importer:
 
     def _symbol(self, facts: Any) -> Size:
         low, high = int(facts["min_val"].value), int(facts["max_val"].value)
-        given = {key: int(facts[f"rewright.{key}"].value) for key in ("hint", "divisor") if _has(facts, key)}
         top = None if high == _LARGEST else high
         if self._is_ours:
-            name = facts["symbol_name"].value
-            return self._declare(Symbol(name, given.get("hint"), low, top, given.get("divisor", 1)))
+            name, hint = facts["symbol_name"].value, integer_at(facts, "rewright.hint")
+            divisor = integer_at(facts, "rewright.divisor") or 1
+            return self._declare(Symbol(name, hint, low, top, divisor))
         return self._unseen(max(low, 0), top)
 
     def _unseen(self, low: int = 0, high: int | None = None) -> Size:
@@ -178,39 +214,51 @@ class _Importer:
 
     # --- types --------------------------------------------------------------------------------
 
-    def _input(self, number: int, argument: Any) -> None:
+    def _argument(self, number: int, argument: Any) -> Value:
         facts = self._facts(number)
-        name = facts.get("rewright.name") or argument.get_name().removeprefix("%")
-        type = self._input_type(argument, facts.get("rewright.type"), name)
-        mutable = str(argument.type).startswith("!torch.tensor")
+        name = text_at(facts, "rewright.name") or argument.get_name().removeprefix("%")
+        try:
+            type = self._argument_type(argument, text_at(facts, "rewright.type"))
+        except ImportFailure as failure:
+            message = f"{self._file}: argument %{name}: {failure.message}"
+            raise ImportFailure(message, help=failure.help) from None
         value = self._nodes.value(name, type)
-        self._inputs.append(Input(value, facts.get("rewright.role", "input"), mutable))
         self._nodes.bind(argument, value)
+        return value
 
-    def _facts(self, number: int) -> dict[str, str]:
-        """Attributes of an argument that are texts."""
-        if "arg_attrs" not in self._function.attributes:
-            return {}
-        attributes = self._function.attributes["arg_attrs"][number]
-        return {a.name: a.attr.value for a in attributes if a.name.startswith("rewright.")}
+    def _input(self, number: int, value: Value) -> Input:
+        role = text_at(self._facts(number), "rewright.role") or "input"
+        if role not in ROLES:
+            listed = ", ".join(ROLES)
+            raise ImportFailure(f"{self._file}: a role is one of {listed}, not '{role}'")
+        type = str(self._block.arguments[number].type)
+        mutable = self._is_ours and type.startswith("!torch.tensor")
+        return Input(value, role, mutable or value in self._nodes.updates)
 
-    def _input_type(self, argument: Any, written: str | None, name: str) -> Type:
-        if written is not None:
-            return read_type(written, self._sizes)
+    def _facts(self, number: int) -> Any:
+        attributes = self._function.attributes
+        return attributes["arg_attrs"][number] if "arg_attrs" in attributes else {}
+
+    def _argument_type(self, argument: Any, written: str | None) -> Type:
         text = str(argument.type)
-        found = declared(text)
-        if found is not None:
-            bound = self._bound.get(argument, (None,) * len(found.shape))
-            given = zip(found.shape, bound, strict=True)
+        said = declared(text)
+        if written is not None:
+            type = read_type(written, self._sizes)
+            if said is not None and not agrees(type, said):
+                raise ImportFailure(f"it is declared {text}, and {written}")
+            return type
+        if said is not None:
+            bound = self._bound.get(argument, (None,) * len(said.shape))
+            given = zip(said.shape, bound, strict=True)
             sizes = [known if known is not None else bind for known, bind in given]
             shape = tuple(self._unseen() if size is None else size for size in sizes)
-            return TensorType(found.dtype, shape)
-        if text == "!torch.int":
-            return ScalarType("int", self._unseen())
-        try:
-            return plain_type(text)
-        except ImportFailure as failure:
-            raise ImportFailure(f"{self._file}: argument %{name}: {failure.message}") from None
+            return TensorType(said.dtype, shape)
+        if text.startswith(("!torch.tensor", "!torch.vtensor")):
+            raise ImportFailure(
+                f"type {text} does not say its sizes and dtype",
+                help="export it with an example of each input; sizes may be dynamic",
+            )
+        return ScalarType("int", self._unseen()) if text == "!torch.int" else plain_type(text)
 
     def _result_type(self, value: Any, written: str | None) -> Type | None:
         """The type of a result as far as the file gives it; None: to be found out."""
@@ -218,12 +266,12 @@ class _Importer:
             return read_type(written, self._sizes)
         found = declared(str(value.type))
         if found is None:
-            return None if str(value.type).startswith("!torch.vtensor") else plain_type(str(value.type))
+            return (
+                None
+                if str(value.type).startswith("!torch.vtensor")
+                else plain_type(str(value.type))
+            )
         shape = self._bound.get(value, found.shape)
         if not self._is_ours or None in shape:
             return None
         return TensorType(found.dtype, tuple(s for s in shape if s is not None))
-
-
-def _has(facts: Any, key: str) -> bool:
-    return f"rewright.{key}" in facts

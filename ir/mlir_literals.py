@@ -134,4 +134,3 @@ def _of_bytes(data: bytes, dtype: torch.dtype) -> torch.Tensor:
     if not data:
         return torch.empty(0, dtype=dtype)
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(dtype)
-

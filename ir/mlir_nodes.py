@@ -9,21 +9,21 @@ from rewright.ir.constant import Constant
 from rewright.ir.dims import Dim, Size, make
 from rewright.ir.errors import ImportFailure
 from rewright.ir.fx_import import refuse_mutation
-from rewright.ir.graph import Arg, Node, Value, freeze, fresh_names, map_leaves
-from rewright.ir.mlir_context import loc_of, name_of
+from rewright.ir.graph import Arg, Node, Value, freeze, fresh_names
+from rewright.ir.mlir_context import integer_at, loc_of, name_of, text_at, texts_at
 from rewright.ir.mlir_infer import Inference
 from rewright.ir.mlir_literals import Literals
 from rewright.ir.mlir_operands import CONVERSIONS
 from rewright.ir.mlir_scalars import python_operator
 from rewright.ir.mlir_sizes import SIZE_KINDS
-from rewright.ir.mlir_types import DTYPE_NUMBERS, FORMAT_NUMBERS, LAYOUT_NUMBERS, declared
+from rewright.ir.mlir_types import DTYPE_NUMBERS, FORMAT_NUMBERS, LAYOUT_NUMBERS, agrees, declared
 from rewright.ir.ops import Op, op
 from rewright.ir.pt2_archive import OPENS_FILES
-from rewright.ir.show import show_type
+from rewright.ir.show import PHASES, show_type
 from rewright.ir.signature import normalize, signature
 from rewright.ir.types import OtherType, ScalarType, TensorType, Type
 
-_NUMBERED: Final = {
+_NUMBERED: Final[dict[str, dict[int, Arg]]] = {
     "ScalarType": {number: dtype for dtype, number in DTYPE_NUMBERS.items()},
     "Layout": {number: layout for layout, number in LAYOUT_NUMBERS.items()},
     "MemoryFormat": {number: format for format, number in FORMAT_NUMBERS.items()},
@@ -61,9 +61,9 @@ class Nodes:
     def value(self, name: str, type: Type) -> Value:
         return Value(self._fresh(name), type)
 
-    def bind(self, made: Any, value: Value) -> None:
-        """Say what an argument or result of the function is to those that read it."""
-        self._read[made] = _as_read(value)
+    def bind(self, made: Any, value: Value | Size) -> None:
+        """Say what an argument of the function, or one of its symbols, is to those that read it."""
+        self._read[made] = _as_read(value) if isinstance(value, Value) else value
 
     def read(self, made: Any) -> Arg:
         """What a value is here, for a reader that takes no number for a tensor."""
@@ -93,7 +93,7 @@ class Nodes:
 
     def _constant(self, operation: Any) -> None:
         kind = operation.name.rpartition(".")[2]
-        value = None if kind == "none" else operation.attributes["value"].value
+        value: Any = None if kind == "none" else operation.attributes["value"].value
         if kind == "bool":
             value = bool(value)
         elif kind == "device":
@@ -116,8 +116,14 @@ class Nodes:
     def _literal(self, operation: Any) -> None:
         tensor = self._literals.tensor(operation)
         type = self._result_type(operation.results[0], _written(operation, 0))
+        found = TensorType(tensor.dtype, tuple(tensor.shape))
         if type is None:
-            type = TensorType(tensor.dtype, tuple(tensor.shape))
+            type = found
+        if not isinstance(type, TensorType) or (type.dtype, type.shape) != (
+            tensor.dtype,
+            found.shape,
+        ):
+            raise ImportFailure(f"it is declared {show_type(type)}, and holds {show_type(found)}")
         kwargs: tuple[tuple[str, Arg], ...] = (("value", Constant.of(tensor)),)
         name = name_of(operation.location) or "constant"
         (value,) = self._add(name, op("rw.constant"), (), kwargs, (type,))
@@ -174,11 +180,8 @@ class Nodes:
     def _operator(self, operation: Any) -> None:
         called = _called(operation)
         given = tuple(self._read[operand] for operand in operation.operands)
-        if called.schema is None:
-            args, kwargs = given, ()
-        else:
-            args, kwargs = _arguments(called, given)
-            refuse_mutation(called, args, dict(kwargs))
+        args, kwargs = _arguments(called, given)
+        refuse_mutation(called, args, dict(kwargs))
         values = _result_values(operation)
         try:
             types = self._types(operation, called, args, kwargs, values)
@@ -189,7 +192,8 @@ class Nodes:
             called = op("aten.reshape.default")
             types = self._types(operation, called, args, kwargs, values)
         name = name_of(operation.location) or called.name.split(".")[1]
-        results = self._add(name, called, args, kwargs, types, _names(operation))
+        names = texts_at(operation.attributes, "rewright.names")
+        results = self._add(name, called, args, kwargs, types, names)
         read = tuple(_as_read(value) for value in results)
         if _returns_list(operation):
             self._read[operation.results[0]] = read
@@ -228,13 +232,14 @@ class Nodes:
     ) -> tuple[Value, ...]:
         """A new node's results."""
         operation = self._operation
-        if not names and len(types) > 1:
+        if len(names) != len(types):
             names = (name, *(f"{name}.{n}" for n in range(1, len(types))))
-        given = zip(names or (name,) * len(types), types, strict=True)
+        given = zip(names, types, strict=False)  # there may be no results to name
         results = tuple(self.value(n, type) for n, type in given)
-        attributes = operation.attributes
-        seq = int(attributes["rewright.seq"].value) if "rewright.seq" in attributes else None
-        phase = attributes["rewright.phase"].value if "rewright.phase" in attributes else None
+        seq = integer_at(operation.attributes, "rewright.seq")
+        phase = text_at(operation.attributes, "rewright.phase")
+        if phase is not None and phase not in PHASES:
+            raise ImportFailure(f"a phase is one of {PHASES}, not '{phase}'")
         loc = loc_of(operation.location, self._file)
         self.made.append(Node(called, args, kwargs, results, (), loc, seq, phase))
         return results
@@ -255,10 +260,12 @@ _HANDLERS: Final[dict[str, Callable[[Nodes, Any], None]]] = {
 
 def _called(operation: Any) -> Op:
     """The operator of an operation. Raises ImportFailure for an unknown one."""
-    attributes = operation.attributes
-    if "rewright.op" in attributes:
-        return _allowed(attributes["rewright.op"].value)
-    name = attributes["name"].value if operation.name == "torch.operator" else operation.name
+    ours = text_at(operation.attributes, "rewright.op")
+    if ours is not None:
+        return _allowed(ours)
+    name = operation.name
+    if name == "torch.operator":
+        name = text_at(operation.attributes, "name") or name
     arithmetic = python_operator(name)
     if arithmetic is not None and not str(operation.results[0].type).startswith("!torch.vtensor"):
         return op(arithmetic)
@@ -279,11 +286,12 @@ def _allowed(name: str) -> Op:
 def _arguments(
     called: Op, given: tuple[Arg, ...]
 ) -> tuple[tuple[Arg, ...], tuple[tuple[str, Arg], ...]]:
-    """All arguments in the schema's order as a node holds them."""
-    assert called.schema is not None
+    """All arguments, in the schema's order, as a node holds them."""
     known = signature(called)
+    if called.schema is None or known is None:
+        return given, ()
     arguments = called.schema.arguments
-    if known is None or len(given) != len(arguments):
+    if len(given) != len(arguments):
         raise ImportFailure(f"{called} takes {len(arguments)} arguments, not {len(given)}")
     named = {a.name: _argument(arg, a) for a, arg in zip(arguments, given, strict=True)}
     positional = tuple(named[name] for name in known.positional)
@@ -294,14 +302,11 @@ def _argument(arg: Arg, argument: Any) -> Arg:
     """Numbers that stand for a dtype, a layout or a memory format are what they stand for."""
     kind = str(argument.real_type)
     table = next((t for name, t in _NUMBERED.items() if name in kind), None)
-    if table is None:
+    if table is None or not isinstance(arg, int):
         return arg
-    return map_leaves_kept(arg, lambda leaf: table.get(leaf, leaf) if isinstance(leaf, int) else leaf)
-
-
-def map_leaves_kept(arg: Arg, change: Callable[[Arg], object]) -> Arg:
-    """`map_leaves` that keeps tuples."""
-    return freeze(map_leaves(arg, change))
+    if arg not in table:
+        raise ImportFailure(f"its argument '{argument.name}' is {arg}, which stands for nothing")
+    return table[arg]
 
 
 def _result_values(operation: Any) -> Any:
@@ -322,19 +327,10 @@ def _returns_list(operation: Any) -> bool:
     return len(results) == 1 and str(results[0].type).startswith("!torch.list<")
 
 
-def _names(operation: Any) -> tuple[str, ...]:
-    attributes = operation.attributes
-    if "rewright.names" not in attributes:
-        return ()
-    return tuple(name.value for name in attributes["rewright.names"])
-
-
 def _written(operation: Any, number: int) -> str | None:
-    attributes = operation.attributes
-    if "rewright.types" not in attributes or number >= len(attributes["rewright.types"]):
-        return None
-    text: str = attributes["rewright.types"][number].value
-    return text
+    """What our attribute says about the type of a result."""
+    texts = texts_at(operation.attributes, "rewright.types")
+    return texts[number] if number < len(texts) else None
 
 
 def _is_ours(operation: Any) -> bool:
@@ -351,15 +347,7 @@ def _as_read(value: Value) -> Arg:
 def _agree(value: Any, type: Type, called: Op) -> None:
     """Raises ImportFailure when the file gives a result another type than its operator does."""
     said = declared(str(value.type))
-    if said is None:
-        return
-    fits = isinstance(type, TensorType) and type.dtype == said.dtype
-    if isinstance(type, TensorType) and fits:
-        sizes = zip(said.shape, type.shape, strict=False)
-        fits = len(said.shape) == type.rank and all(
-            a is None or not isinstance(b, int) or a == b for a, b in sizes
-        )
-    if not fits:
+    if said is not None and not agrees(type, said):
         raise ImportFailure(f"it is declared {value.type}, and {called} gives {show_type(type)}")
 
 

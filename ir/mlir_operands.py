@@ -172,7 +172,7 @@ def _described(wanted: torch.JitType | None) -> tuple[str, bool, bool]:
     while wanted.kind() in ("OptionalType", "ListType"):
         optional = is_list and wanted.kind() == "OptionalType"
         is_list = is_list or wanted.kind() == "ListType"
-        wanted = wanted.getElementType()  # type: ignore[attr-defined]
+        wanted = wanted.getElementType()
     return wanted.kind(), is_list, optional
 
 

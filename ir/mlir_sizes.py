@@ -81,7 +81,7 @@ def _size(expression: Any, symbols: Sequence[Size]) -> Size:
     if isinstance(expression, ir.AffineConstantExpr):
         return int(expression.value)
     if isinstance(expression, ir.AffineSymbolExpr) and expression.position < len(symbols):
-        return symbols[expression.position]
+        return symbols[int(expression.position)]
     kinds = {
         ir.AffineAddExpr: "add",
         ir.AffineMulExpr: "mul",
@@ -101,4 +101,3 @@ def symbols_in(shape: Sequence[Size]) -> tuple[str, ...]:
     """The names of the symbols in a shape, in their order."""
     found = (s.name for size in shape if isinstance(size, Dim) for s in size.symbols)
     return tuple(dict.fromkeys(found))
-

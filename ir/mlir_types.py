@@ -127,6 +127,14 @@ def declared(text: str) -> Declared | None:
     return Declared(not found[1], shape, _DTYPE_OF[found[3]])
 
 
+def agrees(type: Type, said: Declared) -> bool:
+    """True when `type` is what the file declares, as far as it does."""
+    if not isinstance(type, TensorType) or type.dtype != said.dtype or type.rank != len(said.shape):
+        return False
+    sizes = zip(said.shape, type.shape, strict=True)
+    return all(a is None or not isinstance(b, int) or a == b for a, b in sizes)
+
+
 def plain_type(text: str) -> Type:
     """The type of a value that is no tensor. Raises ImportFailure for those that we have no
     word for."""
