@@ -102,7 +102,7 @@ def _refusal(error: Any, data: str | bytes, file: str) -> RewrightError:
     reason = _line(str(error) if found is None else found.message)
     if isinstance(data, bytes):
         return ImportFailure(f"{file} is truncated or no MLIR bytecode: {reason}")
-    place: Any = None if found is None else found.location
+    place = _place(found)
     if getattr(place, "filename", None) == _TEXT and place.start_line > 0:
         before = data.split("\n")[: place.start_line - 1]
         start = sum(len(line) + 1 for line in before) + max(place.start_col, 1) - 1
@@ -116,13 +116,22 @@ def _not_lowered(error: Any) -> str:
     reason = _line(str(error) if found is None else found.message)
     called = _operator_in(reason)
     what = "the graph" if called is None else called[1] or called[2]
-    place = None if found is None else loc_of(found.location)
+    place = loc_of(_place(found))
     where = "" if place is None else f" at {place}"
     return f"torch-mlir cannot lower {what}{where} to linalg: {reason}"
 
 
 def _first(error: Any) -> Any:
     return next(iter(error.error_diagnostics), None)
+
+
+def _place(diagnostic: Any) -> Any:
+    """Its location as what it is: diagnostics hold locations of no particular kind."""
+    if diagnostic is None:
+        return None
+    location = diagnostic.location
+    with location.context:
+        return bindings().Location.from_attr(location.attr)
 
 
 def _line(message: str) -> str:
@@ -151,7 +160,7 @@ def texts_at(attributes: Any, key: str) -> tuple[str, ...]:
 
 
 def integer_at(attributes: Any, key: str) -> int | None:
-    """The integer that an attribute holds; None without it. Raises ImportFailure for other kinds."""
+    """The integer that an attribute holds; None without it. Raises ImportFailure for others."""
     if key not in attributes:
         return None
     if not isinstance(attributes[key], bindings().IntegerAttr):
@@ -197,7 +206,7 @@ def name_of(location: Any) -> str | None:
 
 
 @contextmanager
-def inside(context: Any) -> Iterator[None]:
+def inside(context: Any) -> Iterator[Any]:
     """`context`, with a location for what names none."""
     with context, bindings().Location.unknown():
-        yield
+        yield context

@@ -6,7 +6,9 @@ tensor), a conversion stands between them; the importer looks through it.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
+from functools import partial, reduce
 from typing import Any, Final
 
 import torch
@@ -154,6 +156,10 @@ class Operands:
         return self._binary("torch.aten.floordiv.int", multiple, source.factor)
 
     def _compute(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
+        if function is operator.pow:
+            base, exponent = operands
+            times = partial(self._binary, SIZE_OPERATORS[operator.mul])
+            return reduce(times, [base] * exponent)
         if function not in SIZE_OPERATORS:
             raise UnsupportedError(f"a size with {function.__name__} has no form in MLIR")
         return self._binary(SIZE_OPERATORS[function], *operands)

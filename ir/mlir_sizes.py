@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any, Final
 
 import torch
@@ -36,7 +37,7 @@ SIZE_KINDS: Final = {
 
 
 class _NotAffine(Exception):
-    """A size that affine expressions cannot say: one with max, min or a power."""
+    """A size that affine expressions cannot say: one with max or min."""
 
 
 def affine(shape: Sequence[Size], symbols: Sequence[str]) -> Any:
@@ -55,6 +56,8 @@ def affine(shape: Sequence[Size], symbols: Sequence[str]) -> Any:
         return ir.AffineExpr.get_constant(number)
 
     def apply(function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
+        if function is operator.pow:
+            return reduce(ir.AffineExpr.get_mul, [operands[0]] * operands[1])
         if function not in functions:
             raise _NotAffine
         plain = (constant(o) if isinstance(o, int) else o for o in operands)
