@@ -15,6 +15,7 @@ import torch
 
 from rewright.ir.dims import Dim, Size, Symbol
 from rewright.ir.errors import ImportFailure, RewrightError
+from rewright.ir.fx_sizes import LOWEST
 from rewright.ir.graph import ROLES, Graph, Input, Value
 from rewright.ir.mlir_context import (
     BYTECODE,
@@ -258,7 +259,9 @@ class _Importer:
                 f"type {text} does not say its sizes and dtype",
                 help="export it with an example of each input; sizes may be dynamic",
             )
-        return ScalarType("int", self._unseen()) if text == "!torch.int" else plain_type(text)
+        if text == "!torch.int":
+            return ScalarType("int", self._unseen(LOWEST))
+        return plain_type(text)
 
     def _result_type(self, value: Any, written: str | None) -> Type | None:
         """The type of a result as far as the file gives it; None: to be found out."""
