@@ -121,6 +121,14 @@ def _function(module: Any, file: str) -> Any:
     return bodies[0]
 
 
+def _source(value: Any) -> Any:
+    """Of a copy of a mutable tensor that tensor, else the value itself: sizes are the same."""
+    owner = value.owner
+    if getattr(owner, "name", None) == "torch.copy.to_vtensor":
+        return owner.operands[0]
+    return value
+
+
 def _name(function: Any) -> str:
     name: str = function.attributes["sym_name"].value
     return name
@@ -192,6 +200,7 @@ class _Importer:
                 known = [self._named[symbol] for symbol in symbols]
                 map = operation.attributes["shape_expressions"].value
                 self._bound[value] = sizes_of_map(map, known)
+                self._bound[_source(value)] = self._bound[value]
 
     def _symbol(self, facts: Any) -> Size:
         low, high = int(facts["min_val"].value), int(facts["max_val"].value)
