@@ -123,9 +123,9 @@ def _function(module: Any, file: str) -> Any:
 
 def _source(value: Any) -> Any:
     """Of a copy of a mutable tensor that tensor, else the value itself: sizes are the same."""
-    owner = value.owner
-    if getattr(owner, "name", None) == "torch.copy.to_vtensor":
-        return owner.operands[0]
+    maker = getattr(value.owner, "operation", None)  # None: an argument, which a block owns
+    if maker is not None and maker.name == "torch.copy.to_vtensor":
+        return maker.operands[0]
     return value
 
 
