@@ -21,6 +21,8 @@ from rewright.ir.errors import (
 from rewright.ir.graph import Loc
 from rewright.ir.source import Source
 
+# Of the attributes called `rewright.*`; the function says which it has.
+VERSION: Final = 1
 # What a file of MLIR bytecode begins with.
 BYTECODE: Final = b"ML\xefR"
 

@@ -21,6 +21,7 @@ from rewright.ir.errors import ImportFailure, RewrightError, UnsupportedError
 from rewright.ir.expand import expand
 from rewright.ir.graph import Arg, Graph, Input, Node, Value
 from rewright.ir.mlir_context import (
+    VERSION,
     bindings,
     inside,
     lower_to_linalg,
@@ -38,8 +39,6 @@ from rewright.ir.signature import signature
 from rewright.ir.symbol_sources import symbol_sources
 from rewright.ir.text_files import replace_file, write_tensors
 from rewright.ir.types import ScalarType, TensorType, Type
-
-VERSION: Final = 1
 
 # Operators whose tensor argument may be a number for torch, and what the dialect calls them then.
 _WITH_SCALARS: Final = {

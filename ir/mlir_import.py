@@ -13,12 +13,13 @@ from typing import Any, Final
 
 import torch
 
-from rewright.ir.dims import Dim, Size, Symbol
+from rewright.ir.dims import Dim, Size, Symbol, hint
 from rewright.ir.errors import ImportFailure, RewrightError
 from rewright.ir.fx_sizes import LOWEST
 from rewright.ir.graph import ROLES, Graph, Input, Value
 from rewright.ir.mlir_context import (
     BYTECODE,
+    VERSION,
     inside,
     integer_at,
     loc_of,
@@ -33,7 +34,7 @@ from rewright.ir.mlir_sizes import sizes_of_map
 from rewright.ir.mlir_types import agrees, declared, plain_type, read_type
 from rewright.ir.show import show_type
 from rewright.ir.text_files import read_tensors
-from rewright.ir.types import ScalarType, TensorType, Type
+from rewright.ir.types import ScalarType, TensorType, Type, is_dense
 
 _LARGEST: Final = 2**63 - 1
 # Sizes of which nothing is known are planned for as this.
@@ -77,7 +78,16 @@ def load_state(path: str | Path, graph: Graph) -> dict[str, torch.Tensor]:
                 f"{beside} holds {show_type(found)} for '{name}', and the function in {path} takes "
                 f"{'no such argument' if type is None else show_type(type)}"
             )
-    return held
+    return {name: _laid_out(tensor, types[name]) for name, tensor in held.items()}
+
+
+def _laid_out(tensor: torch.Tensor, type: Type) -> torch.Tensor:
+    """The tensor with the strides that the function counts on; files hold contiguous ones."""
+    assert isinstance(type, TensorType)
+    if type.strides is None or not is_dense(type):
+        return tensor
+    strides = [hint(stride) for stride in type.strides]
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
 
 
 def from_mlir(data: str | bytes, *, file: str = "<mlir>") -> Graph:
@@ -121,6 +131,17 @@ def _function(module: Any, file: str) -> Any:
     return bodies[0]
 
 
+def _is_ours(function: Any, file: str) -> bool:
+    """True for a function that says everything. Raises ImportFailure for one of another version."""
+    version = integer_at(function.attributes, "rewright.version")
+    if version not in (None, VERSION):
+        raise ImportFailure(
+            f"{file} was written by a later Rewright: its rewright.version is {version}",
+            help=f"this one reads version {VERSION}",
+        )
+    return version is not None
+
+
 def _source(value: Any) -> Any:
     """Of a copy of a mutable tensor that tensor, else the value itself: sizes are the same."""
     maker = getattr(value.owner, "operation", None)  # None: an argument, which a block owns
@@ -144,7 +165,7 @@ class _Importer:
         self._block = function.regions[0].blocks[0]
         self._file = file
         self._same = same
-        self._is_ours = "rewright.version" in function.attributes
+        self._is_ours = _is_ours(function, file)
         self._symbols: dict[str, Symbol] = {}
         self._sizes: dict[str, Size] = {}
         self._named: dict[Any, Size] = {}

@@ -140,6 +140,11 @@ def test_inductor_is_never_imported() -> None:
     assert not wrong
 
 
+def test_only_the_files_of_mlir_know_torch_mlir() -> None:
+    found = [i for path in sources(*LIBRARY) for i in imports(path) if "torch_mlir" in i.name]
+    assert found and not [i.place for i in found if not i.place.startswith("ir/mlir_")]
+
+
 @pytest.mark.parametrize(
     ("line", "name"),
     [

@@ -20,7 +20,7 @@ from rewright.ir.constant import Constant
 from rewright.ir.errors import ImportFailure
 from rewright.ir.expand import expand
 from rewright.ir.fx_export import to_fx
-from rewright.ir.graph import Graph, Node, Value
+from rewright.ir.graph import Graph, Input, Node, Value
 from rewright.ir.interpret import interpret
 from rewright.ir.mlir_context import inside, lower_to_linalg, make_context, parse_module
 from rewright.ir.mlir_export import save_mlir, to_bytecode, to_linalg, to_mlir
@@ -300,6 +300,13 @@ def test_parameters_lie_beside_a_file(tmp_path: Path) -> None:
     other = dataclasses.replace(graph, inputs=graph.inputs[1:])
     with pytest.raises(ImportFailure, match=r"takes\s+no such argument"):
         load_state(path, other)
+    turned = {name: t.t().contiguous().t() for name, t in bindings.state.items() if t.dim() == 2}
+    types = {n: TensorType(t.dtype, tuple(t.shape), tuple(t.stride())) for n, t in turned.items()}
+    strided = Graph("f", tuple(Input(Value(n, type)) for n, type in types.items()), (), ())
+    save_mlir(strided, path, turned)
+    again = load_state(path, strided)
+    assert all(torch.equal(again[name], tensor) for name, tensor in turned.items())
+    assert [t.stride() for t in again.values()] == [turned[name].stride() for name in again]
     # A file without parameters must not be read with those of another.
     save_mlir(graph, path)
     assert [p.name for p in tmp_path.iterdir()] == ["mlp.mlir"]

@@ -149,6 +149,10 @@ def test_mistakes_in_a_text_are_pointed_at() -> None:
             "<mlir>: argument %arg0: it is declared !torch.vtensor<[2],f32>, and f32[3]",
         ),
         (
+            "func.func @f() attributes {rewright.version = 9 : i64} { return }",
+            "<mlir> was written by a later Rewright: its rewright.version is 9",
+        ),
+        (
             'func.func @f(%x: !torch.vtensor<[2],f32> {rewright.role = "king"}) { return }',
             "<mlir>: a role is one of input, param, buffer, saved, tangent, not 'king'",
         ),
