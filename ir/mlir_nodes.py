@@ -104,7 +104,8 @@ class Nodes:
 
     def _list(self, operation: Any) -> None:
         items = tuple(self.read(operand) for operand in operation.operands)
-        self._read[operation.results[0]] = items
+        alone = len(items) == 1 and "rewright.number" in operation.attributes
+        self._read[operation.results[0]] = items[0] if alone else items
 
     def _unpack(self, operation: Any) -> None:
         items = self._read[operation.operands[0]]

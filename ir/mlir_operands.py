@@ -63,7 +63,10 @@ class Operands:
             return self._list(arg, kind, optional)
         made = self._leaf(arg, kind)
         if is_list and isinstance(arg, int | float | Dim):
-            return self.create("torch.prim.ListConstruct", [made], f"!torch.list<{_LISTS[kind]}>")
+            # torch takes a number for a list of one.
+            facts = {"rewright.number": self._ir.UnitAttr.get()}
+            result = f"!torch.list<{_LISTS[kind]}>"
+            return self.create("torch.prim.ListConstruct", [made], result, facts)
         return made
 
     def create(
