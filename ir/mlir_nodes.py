@@ -305,6 +305,8 @@ def _argument(arg: Arg, argument: Any) -> Arg:
     table = next((t for name, t in _NUMBERED.items() if name in kind), None)
     if table is None or not isinstance(arg, int):
         return arg
+    if argument.has_default_value() and argument.default_value == arg:
+        return arg  # schemas have numbers for defaults, too, and a default is left out
     if arg not in table:
         raise ImportFailure(f"its argument '{argument.name}' is {arg}, which stands for nothing")
     return table[arg]

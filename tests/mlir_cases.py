@@ -60,6 +60,7 @@ graph numbers(
   %kept = aten.clone.default(%x, memory_format=memory_format(contiguous)) : f32[B0, B1, 12]
   %found = aten.nonzero.default(%x) : i64[u0, 3]
   %rest = aten.slice.Tensor(%found, 0, 1, u0 - 1) : i64[u0 - 2, 3]
+  %plain = aten.contiguous.default(%x) : f32[B0, B1, 12]
   %rolled = aten.roll.default(%x, 1, [B0]) : f32[B0, B1, 12]
   aten._assert_async.msg(%same, "they must be")
   %text = aten.einsum.default("abc,abc->c", [%x, %x]) : f32[12]
