@@ -44,7 +44,7 @@ def save(program: Program, bindings: Bindings | None, folder: Path) -> Path:
     programs that call back into Python functions only Rewright has.
     """
     check_free(folder)
-    text = program_text(program)
+    text = program_text(program, {} if bindings is None else bindings.state)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

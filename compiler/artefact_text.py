@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from rewright.codegen import input_sizes, main_device
 from rewright.codegen.python_text import python_tuple
 from rewright.codegen.runtime import cpu_flags
-from rewright.ir import Graph, ScalarType, TensorType, UnsupportedError, op
+from rewright.ir import Graph, ScalarType, TensorType, UnsupportedError, Value, op
 
 if TYPE_CHECKING:
     from rewright.driver import Program
@@ -24,12 +24,14 @@ _NEEDS: Final = {
 }
 
 
-def program_text(program: Program) -> str:
+def program_text(program: Program, held: Container[str]) -> str:
     """Imports, the operators and kernels it calls, the call sequence, `load()`.
 
-    Raises UnsupportedError for operators that need more than torch.
+    `held` names the inputs whose tensors lie in the folder; the caller passes the others. Raises
+    UnsupportedError for operators that need more than torch.
     """
     calls, graph = program.executable.calls, program.source
+    given = [input.value for input in graph.inputs if input.value.name not in held]
     operators = [f"{short} = {_operator(name)}" for short, name in sorted(calls.operators.items())]
     return _PROGRAM.format(
         title=graph.name,
@@ -39,12 +41,12 @@ def program_text(program: Program) -> str:
         device=str(main_device(program.graph)),
         calls=calls.source.split('"""', 2)[2].strip(),
         inputs=json.dumps([i.value.name for i in graph.inputs]),
-        given=json.dumps([i.value.name for i in graph.inputs if i.role == "input"]),
+        given=json.dumps([value.name for value in given]),
         mutable=json.dumps([i.value.name for i in graph.inputs if i.mutable]),
-        first=json.dumps(_first_shapes(graph)),
+        first=json.dumps(_first_shapes(given)),
         bounds="\n".join(f"    {line}" for line in _bounds(graph)) or "    pass",
         symbols=", ".join(input_sizes(graph)),
-        layouts="\n".join(f"        {line}" for line in _layouts(graph)),
+        layouts="\n".join(f"        {line}" for line in _layouts(given)),
     )
 
 
@@ -67,9 +69,8 @@ def _needs(program: Program) -> list[str]:
     return sorted(_NEEDS.get(target.isa, ()))
 
 
-def _first_shapes(graph: Graph) -> dict[str, int]:
+def _first_shapes(given: Iterable[Value]) -> dict[str, int]:
     """The rank of each tensor that the caller passes."""
-    given = (i.value for i in graph.inputs if i.role == "input")
     return {v.name: v.type.rank for v in given if isinstance(v.type, TensorType)}
 
 
@@ -86,14 +87,14 @@ def _bounds(graph: Graph) -> Iterator[str]:
         yield f'    raise ValueError(f"wanted {wanted}, not {symbol.name} = {{{symbol.name}}}")'
 
 
-def _layouts(graph: Graph) -> Iterator[str]:
-    for input in graph.inputs:
-        type = input.value.type
-        if input.role == "input" and isinstance(type, TensorType):
+def _layouts(given: Iterable[Value]) -> Iterator[str]:
+    for value in given:
+        type = value.type
+        if isinstance(type, TensorType):
             shape, strides = python_tuple(type.shape), python_tuple(type.layout)
-            yield f"{input.value.name!r}: ({type.dtype}, {shape}, {strides}),"
-        elif input.role == "input" and isinstance(type, ScalarType) and type.dim is not None:
-            yield f"{input.value.name!r}: {type.dim},"
+            yield f"{value.name!r}: ({type.dtype}, {shape}, {strides}),"
+        elif isinstance(type, ScalarType) and type.dim is not None:
+            yield f"{value.name!r}: {type.dim},"
 
 
 _PROGRAM: Final = '''"""graph {title} as Python: `load()` gives a function of the model's inputs.

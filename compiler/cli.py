@@ -15,7 +15,9 @@ from typing import Final, NoReturn
 
 from rewright.ir.errors import OptionError, RewrightError, did_you_mean
 
-MODEL_HELP = "a .pt2 file, a .rw text, or pkg.mod:factory giving (module, inputs)"
+MODEL_HELP = (
+    "a .pt2 file, a .rw text, a .mlir or .mlirbc file, or pkg.mod:factory giving (module, inputs)"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +96,12 @@ def _compile_options(parser: argparse.ArgumentParser, model: str = MODEL_HELP) -
 
 def _optimize(parser: argparse.ArgumentParser) -> None:
     _compile_options(parser)
-    parser.add_argument("-o", "--output", metavar="DIR", help="write an artefact there")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="PATH",
+        help="write an artefact to that folder; the optimized graph, when it ends with .mlir",
+    )
 
 
 def _run(parser: argparse.ArgumentParser) -> None:
@@ -118,6 +125,8 @@ def _show(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--kernels", action="store_true", help="the source of the kernels")
     what.add_argument("--calls", action="store_true", help="the call sequence, as Python")
     what.add_argument("--python", action="store_true", help="the graph as a torch script")
+    what.add_argument("--mlir", action="store_true", help="the graph in MLIR's torch dialect")
+    what.add_argument("--linalg", action="store_true", help="the graph as linalg on tensors")
     parser.add_argument("--node", metavar="NAME", help="only that node and what it reads")
 
 

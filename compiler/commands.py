@@ -14,7 +14,7 @@ from typing import Any
 from rewright.driver import Plan, compile_graph, plan_graph
 from rewright.ir import Graph, Input, OptionError, did_you_mean
 from rewright.options import Options, option_docs
-from rewright.sources import Source, load_source
+from rewright.sources import MLIR_SUFFIXES, Source, load_source
 
 
 def optimize(arguments: argparse.Namespace) -> int:
@@ -23,6 +23,8 @@ def optimize(arguments: argparse.Namespace) -> int:
 
     output = Path(arguments.output) if arguments.output else None
     options = _options(arguments)
+    if output is not None and output.suffix in MLIR_SUFFIXES:
+        return _rewrite(arguments, options, output)
     if output is not None:
         check_free(output)  # before minutes of work, not after
     source = _imported(arguments)
@@ -36,6 +38,25 @@ def optimize(arguments: argparse.Namespace) -> int:
     print(program.report)
     if output is not None:
         print(f"wrote {output}")
+    return 0
+
+
+def _rewrite(arguments: argparse.Namespace, options: Options, output: Path) -> int:
+    """Run the passes that stay at the aten level; write what they leave."""
+    from rewright.ir.mlir_context import state_path
+    from rewright.ir.mlir_export import save_mlir
+    from rewright.rewriting import rewrite
+
+    source = _imported(arguments)
+    with _progress("optimizing"):
+        rewritten = rewrite(source.graph, options)
+    state = None if source.bindings is None else source.bindings.state
+    save_mlir(rewritten.graph, output, state)
+    written = f"{output} and {state_path(output)}" if state else str(output)
+    if arguments.json:
+        print(json.dumps(rewritten.as_json(), indent=1))
+    else:
+        print(f"{rewritten}\nwrote {written}")
     return 0
 
 
@@ -69,7 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
 def show(arguments: argparse.Namespace) -> int:
     """Print a stage."""
     plan = _planned(arguments)[1]
-    graph = _stage(plan, arguments.after)
+    as_mlir = arguments.mlir or arguments.linalg
+    graph = _stage(plan, arguments.after or (_last_of_aten(plan) if as_mlir else None))
     if arguments.node is not None:
         graph = _around(graph, arguments.node)
     if arguments.kernels:
@@ -80,6 +102,10 @@ def show(arguments: argparse.Namespace) -> int:
         from rewright.ir.python_dump import as_python
 
         text = as_python(graph)
+    elif as_mlir:
+        from rewright.ir.mlir_export import to_linalg, to_mlir
+
+        text = to_linalg(graph) if arguments.linalg else to_mlir(graph)
     else:
         text = str(graph)
     text = text.rstrip("\n")
@@ -182,6 +208,14 @@ def _stage(plan: Plan, after: str | None) -> Graph:
     _known_pass(plan, after)
     stages = (s for s in reversed(plan.stages.stages) if s.spec.split("{")[0] == after)
     return next(s.snapshot for s in stages if s.snapshot is not None)
+
+
+def _last_of_aten(plan: Plan) -> str:
+    """The last pass that left a graph of ATen operators."""
+    from rewright.passes import Pipeline
+
+    steps = Pipeline.parse(",".join(s.spec for s in plan.stages.stages))
+    return ["import", *(step.name for step in steps if step.gives == "aten")][-1]
 
 
 def _known_pass(plan: Plan, name: str) -> None:

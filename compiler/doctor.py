@@ -41,6 +41,7 @@ def examine() -> tuple[Finding, ...]:
         _kernel,
         _cache,
         _host,
+        _mlir,
         _triton,
         _cuda_compiler,
         _gpu,
@@ -135,6 +136,15 @@ def _host() -> Finding:
     peak = target.peak(torch.float32) / 1e9
     detail = f"{target.name}, {target.cores} cores, {peak:.0f} GFLOP/s f32, "
     return Finding("this CPU", True, detail + f"{target.bandwidth / 1e9:.0f} GB/s")
+
+
+def _mlir() -> Finding:
+    if importlib.util.find_spec("torch_mlir") is None:
+        advice = "pip install torch-mlir; only needed for .mlir files"
+        return Finding("MLIR", False, "torch-mlir is not installed", advice, optional=True)
+    from importlib.metadata import version
+
+    return Finding("MLIR", True, f"torch-mlir {version('torch-mlir')}")
 
 
 def _triton() -> Finding:

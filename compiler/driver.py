@@ -177,7 +177,7 @@ def _passed(graph: Graph, options: Options, target: Target, note: str | None) ->
     """The plan, without kernels when there is a `note` that says why."""
     started = time.perf_counter()
     env = Env(cost=Roofline(target), target=target)
-    result = pipeline_of(options, kernels=note is None).run(graph, env, snapshots=_EVERY)
+    result = pipeline_of(options, kernels=note is None).run(graph, env, snapshots=EVERY_STAGE)
     if options.fallback == "error":
         refuse_fallback(graph, result.graph)
     kernels = kernels_of(result.graph)
@@ -299,4 +299,4 @@ class _Every:
         return True
 
 
-_EVERY: Final = _Every()
+EVERY_STAGE: Final = _Every()

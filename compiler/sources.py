@@ -1,4 +1,4 @@
-"""What a command line names: a `.pt2` file, a `.rw` text, or `pkg.mod:factory`."""
+"""What a command line names: a `.pt2` file, a `.rw` text, MLIR, or `pkg.mod:factory`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
@@ -21,6 +21,9 @@ from rewright.ir import CheckError, Graph, ImportFailure, ScalarType, Symbol, Te
 
 if TYPE_CHECKING:
     from rewright.ir.pt2 import Bindings
+
+# Text and bytecode.
+MLIR_SUFFIXES: Final = (".mlir", ".mlirbc")
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,12 @@ class Source:
 
 
 def load_source(spec: str) -> Source:
-    """Read what `spec` names. Raises ImportFailure, TextError or CheckError."""
+    """Read what `spec` names. Raises ImportFailure, TextError or CheckError, and ToolchainError
+    where torch-mlir is missing."""
     if spec.endswith(".rw"):
         return from_text(Path(spec))
+    if spec.endswith(MLIR_SUFFIXES):
+        return from_mlir(Path(spec))
     if ":" in spec and not Path(spec).exists():
         return from_factory(spec)
     return from_program(Path(spec))
@@ -61,17 +67,42 @@ def load_source(spec: str) -> Source:
 
 def from_text(path: Path) -> Source:
     """A graph at the aten level."""
-    from rewright.ir.check import check
-    from rewright.ir.check_types import check_types
     from rewright.ir.text_files import load_text
 
     graph = load_text(path)
     try:
-        check(graph, "aten")
-        check_types(graph)
+        _check(graph)
     except CheckError as error:
         raise _in_file(error, path) from None
     return Source(graph)
+
+
+def from_mlir(path: Path) -> Source:
+    """The function of an MLIR file in the `torch` dialect, with the parameters beside it."""
+    from torch.utils import _pytree as pytree
+
+    from rewright.ir.mlir_import import load_mlir, load_state
+    from rewright.ir.pt2 import Bindings
+
+    graph = load_mlir(path)
+    _check(graph)
+    state = load_state(path, graph)
+    if not state:
+        return Source(graph)
+    names = tuple(input.value.name for input in graph.inputs)
+    taken = tuple(name for name in names if name not in state)
+    in_spec = pytree.tree_structure((taken, {}))
+    out_spec = pytree.tree_structure(tuple(graph.outputs))
+    return Source(graph, Bindings(names, state, in_spec, out_spec))
+
+
+def _check(graph: Graph) -> None:
+    """Raises CheckError for a graph that would compute nonsense: files may say anything."""
+    from rewright.ir.check import check
+    from rewright.ir.check_types import check_types
+
+    check(graph, "aten")
+    check_types(graph)
 
 
 def _in_file(error: CheckError, path: Path) -> CheckError:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx
 
 from rewright.ir import hop_args
-from rewright.ir.bind import line
 from rewright.ir.constant import Constant
 from rewright.ir.dim_fold import fold
 from rewright.ir.dims import Dim, Size, Symbol
@@ -21,6 +20,7 @@ from rewright.ir.fx_sizes import symbolic_int
 from rewright.ir.graph import Arg, Graph, Node, Value, map_leaves
 from rewright.ir.signature import result_paths
 from rewright.ir.storage import storage_roots
+from rewright.ir.symbol_sources import symbol_sources
 from rewright.ir.types import OtherType, ScalarType, TensorType, Type
 
 aten = torch.ops.aten
@@ -35,13 +35,13 @@ def to_fx(graph: Graph) -> fx.GraphModule:
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     with unset_fake_temporarily():
-        return _Exporter(expand(graph), _Traced()).module()
+        return _Exporter(expand(graph), Traced()).module()
 
 
 class _Exporter:
     """One walk over a graph without regions; `_made` says which fx node a value is."""
 
-    def __init__(self, graph: Graph, traced: _Traced, *, bare: bool = False) -> None:
+    def __init__(self, graph: Graph, traced: Traced, *, bare: bool = False) -> None:
         self._graph = graph
         self._traced = traced
         self._bare = bare
@@ -50,7 +50,7 @@ class _Exporter:
         self._submodules: dict[str, Graph] = {}
         self._made: dict[Value, fx.Node] = {}
         self._sizes: dict[Size, int | fx.Node] = {}
-        self._sources = _sources(graph)
+        self._sources = symbol_sources(graph)
 
     def module(self) -> fx.GraphModule:
         for input in self._graph.inputs:
@@ -192,46 +192,7 @@ class _Exporter:
         self._made[value] = node
 
 
-class _Source(NamedTuple):
-    """Where a symbol can be read: a scalar or a dimension, which is `factor * symbol + rest`."""
-
-    value: Value
-    axis: int | None
-    size: Dim
-    factor: int
-    rest: int
-
-
-def _sources(graph: Graph) -> dict[str, _Source]:
-    """Where to read each symbol: best from an input, a scalar, and where it stands alone."""
-
-    def order(source: _Source) -> tuple[bool, bool, bool]:
-        derived = not source.size.is_symbol
-        return source.value not in inputs, derived, source.axis is not None
-
-    inputs = {input.value for input in graph.inputs}
-    found: dict[str, _Source] = {}
-    for source in sorted((s for value in graph.values for s in _sizes_of(value)), key=order):
-        found.setdefault(source.size.symbols[0].name, source)
-    return found
-
-
-def _sizes_of(value: Value) -> Iterator[_Source]:
-    """Sizes of a value that a single symbol decides."""
-    if isinstance(value.type, ScalarType):
-        sizes: tuple[tuple[int | None, Size | None], ...] = ((None, value.type.dim),)
-    elif isinstance(value.type, TensorType):
-        sizes = tuple(enumerate(value.type.shape))
-    else:
-        return
-    for axis, size in sizes:
-        if isinstance(size, Dim) and len(size.symbols) == 1:
-            found = line(size, size.symbols[0].name, {})
-            if found is not None:
-                yield _Source(value, axis, size, *found)
-
-
-class _Traced:
+class Traced:
     """Stand-ins for values, as tracing would have left them in `meta["val"]`."""
 
     def __init__(self) -> None:
@@ -239,7 +200,7 @@ class _Traced:
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
         self._env = ShapeEnv()
-        self._mode = FakeTensorMode(shape_env=self._env)
+        self.mode = FakeTensorMode(shape_env=self._env)
         self._symbols: dict[Symbol, torch.SymInt] = {}
         self._sizes: dict[Dim, int | torch.SymInt] = {}
 
@@ -280,7 +241,7 @@ class _Traced:
 
         shape, strides = ([self.size(s) for s in sizes] for sizes in (type.shape, type.layout))
         storage = torch.empty_strided(shape, strides, dtype=type.dtype, device="meta")
-        return FakeTensor(self._mode, storage, type.device)
+        return FakeTensor(self.mode, storage, type.device)
 
 
 def _traced(operand: int | fx.Node) -> Any:

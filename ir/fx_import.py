@@ -238,7 +238,7 @@ class _Importer:
         args = tuple([self._arg(a) for a in node.args])
         kwargs = {k: self._arg(a) for k, a in node.kwargs.items()} if node.kwargs else {}
         args, keywords = normalize(called, args, kwargs)
-        _refuse_mutation(called, args, dict(keywords))
+        refuse_mutation(called, args, dict(keywords))
         known = signature(called)
         silent = known is not None and known.returns == 0
         traced = None if silent else _unmasked(called, args, self._traced(node))
@@ -416,7 +416,8 @@ def _shape_and_dtype(value: Value) -> object:
     return value.type
 
 
-def _refuse_mutation(called: Op, args: tuple[Arg, ...], kwargs: Mapping[str, Arg]) -> None:
+def refuse_mutation(called: Op, args: tuple[Arg, ...], kwargs: Mapping[str, Arg]) -> None:
+    """Raises ImportFailure for a call that writes its arguments."""
     known = signature(called)
     if known is not None and known.is_mutable:
         raise ImportFailure(

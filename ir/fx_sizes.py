@@ -38,12 +38,18 @@ class SizeTable:
     """Sizes and types in terms of B0, B1, ... (known at compile time) and u0, u1, ... (not).
 
     Symbols are numbered as they appear. `ranges` overrides what the ShapeEnv says about some, by
-    torch's names. An integer that is no size expression (made by way of floats, say) becomes a
-    symbol of its own, which the node that computes it defines.
+    torch's names; `known` gives those that have a symbol already, and may grow meanwhile. An
+    integer that is no size expression (made by way of floats, say) becomes a symbol of its own,
+    which the node that computes it defines.
     """
 
-    def __init__(self, ranges: Mapping[str, Range] | None = None) -> None:
+    def __init__(
+        self,
+        ranges: Mapping[str, Range] | None = None,
+        known: Mapping[str, Symbol] | None = None,
+    ) -> None:
         self._ranges = dict(ranges or {})
+        self._known = {} if known is None else known
         self._symbols: dict[str, Symbol] = {}
         self._opaque: dict[sympy.Expr, sympy.Symbol] = {}
         self._sizes: dict[sympy.Expr, Size] = {}
@@ -140,6 +146,8 @@ class SizeTable:
         return found
 
     def _declare(self, symbol: sympy.Symbol, env: Any) -> Symbol:
+        if symbol.name in self._known:
+            return self._known[symbol.name]
         seen = value_of(symbol, env)
         unseen = seen is None and symbol.name.startswith("u")
         low, high = self._ranges.get(symbol.name) or range_of(symbol, env)

@@ -38,7 +38,7 @@ _NUMBERS: Final = re.compile(
     r"|eq|ne|lt|le|gt|ge|and_|or_|xor|inv|invert|not_|lshift|rshift|getitem)"
 )
 # An operator that maps a file, which it may create.
-_FILES: Final = frozenset({"aten.from_file.default", "aten.from_file.out"})
+OPENS_FILES: Final = frozenset({"aten.from_file.default", "aten.from_file.out"})
 # What could end a quoted name in the code that fx generates.
 _QUOTES: Final = re.compile(r"[\"'\\\n]")
 # Parts of a size expression as sympy prints it.
@@ -175,7 +175,7 @@ def _target_problem(target: str) -> str | None:
     found = _OPERATOR.fullmatch(target)
     if found is not None and not target.startswith("torch.ops.higher_order."):
         name = found[1]
-        if name in _FILES:
+        if name in OPENS_FILES:
             return f"it calls {name}, which opens files"
         return _unknown(name)
     known = _HIGHER_ORDER.fullmatch(target) or _NUMBERS.fullmatch(target)

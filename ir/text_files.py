@@ -35,8 +35,8 @@ def save_text(graph: Graph, path: str | Path) -> None:
     text = show(graph) + "\n"
     beside = {c.sha256: c.tensor for value, c in _constants(graph) if not _is_in_text(value, c)}
     if beside:
-        _replace(_constants_path(target), lambda p: _write_tensors(beside, p))
-    _replace(target, lambda p: p.write_text(text, encoding="utf-8"))
+        replace_file(_constants_path(target), lambda p: write_tensors(beside, p))
+    replace_file(target, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def load_text(path: str | Path) -> Graph:
@@ -47,7 +47,7 @@ def load_text(path: str | Path) -> Graph:
     source = Source(_read(_path(path)), str(path))
     _check_header(source)
     beside = _constants_path(_path(path))
-    graph = parse(source.text, file=source.file, constants=_read_tensors(beside))
+    graph = parse(source.text, file=source.file, constants=read_tensors(beside))
     for value, constant in _constants(graph):
         if constant.data is None:
             wanted = f"the data of %{value.name} is missing: there is no constant"
@@ -85,7 +85,8 @@ def _is_in_text(value: Value, constant: Constant) -> bool:
 # --- writing ------------------------------------------------------------------------------------
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Have `write` make a file, and put it at `path` when done. Raises ArtefactError."""
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         write(unfinished)
@@ -96,7 +97,8 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+def write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write tensors by name to a `.safetensors` file. Raises OSError."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -145,8 +147,8 @@ def _check_header(source: Source) -> None:
         )
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file by digest; none when there is no file."""
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a `.safetensors` file by name; none when there is no file."""
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():

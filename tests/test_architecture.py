@@ -31,7 +31,10 @@ MAY_IMPORT = {
 }
 FOLDERS = (*LIBRARY, "tests", "examples", "benchmarks")
 WRITTEN_BY_HAND = {".c", ".h", ".lark", ".py", ".rules"}
-LAZY = ("lark", "networkx", "rich", "sympy", "torch._inductor", "transformers", "triton")
+LAZY = (
+    *("lark", "networkx", "rich", "sympy"),
+    *("torch._inductor", "torch_mlir", "transformers", "triton"),
+)
 LONGEST_FILE = 500
 LONGEST_FUNCTION = 60
 WORTH_A_LOOK = 40
@@ -135,6 +138,11 @@ def test_inductor_is_never_imported() -> None:
         if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch._inductor"
     ]
     assert not wrong
+
+
+def test_only_the_files_of_mlir_know_torch_mlir() -> None:
+    found = [i for path in sources(*LIBRARY) for i in imports(path) if "torch_mlir" in i.name]
+    assert found and not [i.place for i in found if not i.place.startswith("ir/mlir_")]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,45 @@
+"""Optimizing a graph that is not compiled: the passes that stay at the aten level."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from rewright.costmodel import Roofline
+from rewright.driver import EVERY_STAGE, target_of
+from rewright.ir import Graph
+from rewright.options import Options
+from rewright.passes import DEFAULT, Env, Pipeline
+from rewright.report import PassRow, pass_rows
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A graph after its passes, and what each of them did."""
+
+    graph: Graph
+    passes: tuple[PassRow, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        rows = [dataclasses.asdict(row) for row in self.passes]
+        return {"graph": self.graph.name, "passes": rows}
+
+    def __str__(self) -> str:
+        from rewright.tables import pass_table
+
+        return pass_table(self.passes)
+
+
+def rewrite(graph: Graph, options: Options) -> Rewritten:
+    """Run the passes of `options` up to the first that leaves the aten level.
+
+    Raises what the passes raise, and OptionError for a pipeline that does not parse.
+    """
+    chosen = Pipeline(DEFAULT) if options.passes == "default" else Pipeline.parse(options.passes)
+    kept = takewhile(lambda step: step.takes == step.gives == "aten", chosen)
+    target = target_of(options)
+    env = Env(cost=Roofline(target), target=target)
+    result = Pipeline(tuple(kept)).run(graph, env, snapshots=EVERY_STAGE)
+    return Rewritten(result.graph, tuple(pass_rows(graph, result, env)))
