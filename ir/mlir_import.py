@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import torch
 
-from rewright.ir.dims import Dim, Size, Symbol, hint
+from rewright.ir.dims import Dim, Size, Symbol, hint, substitute
 from rewright.ir.errors import ImportFailure, RewrightError
 from rewright.ir.fx_sizes import LOWEST
 from rewright.ir.graph import ROLES, Graph, Input, Value
@@ -66,24 +66,21 @@ def load_state(path: str | Path, graph: Graph) -> dict[str, torch.Tensor]:
     beside = state_path(Path(path))
     held = read_tensors(beside)
     types = {i.value.name: i.value.type for i in graph.inputs}
+    state = {}
     for name, tensor in held.items():
         type = types.get(name)
         found = TensorType(tensor.dtype, tuple(tensor.shape))
-        fits = isinstance(type, TensorType) and (found.dtype, found.shape) == (
-            type.dtype,
-            type.shape,
-        )
-        if not fits:
+        if not isinstance(type, TensorType) or found != TensorType(type.dtype, type.shape):
             raise ImportFailure(
                 f"{beside} holds {show_type(found)} for '{name}', and the function in {path} takes "
                 f"{'no such argument' if type is None else show_type(type)}"
             )
-    return {name: _laid_out(tensor, types[name]) for name, tensor in held.items()}
+        state[name] = _laid_out(tensor, type)
+    return state
 
 
-def _laid_out(tensor: torch.Tensor, type: Type) -> torch.Tensor:
+def _laid_out(tensor: torch.Tensor, type: TensorType) -> torch.Tensor:
     """The tensor with the strides that the function counts on; files hold contiguous ones."""
-    assert isinstance(type, TensorType)
     if type.strides is None or not is_dense(type):
         return tensor
     strides = [hint(stride) for stride in type.strides]
@@ -239,7 +236,9 @@ class _Importer:
 
     def _declare(self, symbol: Symbol) -> Size:
         self._symbols[symbol.name] = symbol
-        size = self._same.get(symbol.name, Dim.of(symbol))
+        size: Size = Dim.of(symbol)
+        for _ in self._same:  # what it is may itself have been found to be another, later
+            size = substitute(size, self._same)
         self._sizes[symbol.name] = size
         return size
 
