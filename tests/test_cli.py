@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rewright.cli import main
+from rewright.passes import DEFAULT
 from zoo import tiny_mlp
 
 pytestmark = pytest.mark.cpu
@@ -120,8 +121,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 def test_optimize_prints_the_pass_table(run: Run) -> None:
     lines = run("optimize", "mlp.pt2").splitlines()
     assert lines[0].split() == ["pass", "nodes", "calls", "peak", "estimated"]
-    passes = ["import", "decompose", "canonicalize", "fold", "cse", "dce", "fuse", "memory"]
-    assert [line.split()[0] for line in lines[1:-1]] == passes
+    assert [line.split()[0] for line in lines[1:-1]] == ["import", *(p.name for p in DEFAULT)]
     assert lines[-1] == "nodes: 3 aten, 4 ours, 3 view"
 
 
@@ -155,7 +155,7 @@ def test_trace_keeps_every_stage(run: Run, tmp_path: Path) -> None:
     run("optimize", "softplus.rw", "--trace", str(tmp_path))
     first, second = sorted(tmp_path.iterdir())
     assert (first.name, second.name) == ("000-softplus", "001-softplus")
-    stages = ["import", "decompose", "canonicalize", "fold", "cse", "dce", "fuse", "memory"]
+    stages = ["import", *(p.name for p in DEFAULT)]
     files = [f"{i:02}-{stage}.rw" for i, stage in enumerate(stages)]
     files += ["calls.py", "kernels.cpp", "report.json"]
     assert sorted(p.name for p in first.iterdir()) == files
@@ -372,7 +372,8 @@ def test_unknown_passes_and_values(fail: Run) -> None:
     # Other tests may have made passes of their own.
     assert fail("optimize", "softplus.rw", "--passes", "fold,fuze,memory").startswith(
         "error: no pass named 'fuze'; did you mean 'fuse'?\n"
-        "  = help: passes are canonicalize, cse, dce, decompose, fold, fuse, memory"
+        "  = help: passes are attention, attention-pairs, canonicalize, cse, dce, decompose, fold, "
+        "fuse, lower-attention, memory, rules"
     )
     assert fail("optimize", "softplus.rw", "--passes", "fuse{max-opps=3},memory") == (
         "error: [fuse] no option 'max-opps'; did you mean 'max-ops'?\n"
@@ -384,7 +385,8 @@ def test_unknown_passes_and_values(fail: Run) -> None:
     )
     assert fail("show", "softplus.rw", "--after", "fus") == (
         "error: no pass 'fus' ran; did you mean 'fuse'?\n"
-        "  = help: ran: import, decompose, canonicalize, fold, cse, dce, fuse, memory\n"
+        "  = help: ran: import, decompose, canonicalize, fold, cse, rules, attention, "
+        "lower-attention, dce, fuse, memory\n"
     )
     assert fail("why", "softplus.rw", "%bb") == (
         "error: no value '%bb' in graph softplus; did you mean '%b'?\n"

@@ -58,4 +58,4 @@ def test_types_of_drawn_graphs() -> None:
             if found:
                 wrong.append(f"{found} in\n{graph.with_nodes([node])}")
     assert not wrong, "\n".join(wrong[:20])
-    assert len(seen) > 100 and sum(seen.values()) > 1000
+    assert len(seen) > 100 and sum(seen.values()) > 600
