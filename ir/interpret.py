@@ -27,10 +27,12 @@ from rewright.ir.types import ScalarType, TensorType
 
 
 def _dense(target: Callable[..., Any], count: int) -> Callable[..., Any]:
-    """The operator with its first arguments row-major, which it expects without saying so."""
+    """The operator with its first arguments one run in memory along their last dimension, which
+    it expects without saying so."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return target(*(x.contiguous() for x in args[:count]), *args[count:], **kwargs)
+        given = (x if x.stride(-1) == 1 else x.contiguous() for x in args[:count])
+        return target(*given, *args[count:], **kwargs)
 
     return call
 

@@ -66,6 +66,9 @@ class LowerAttention(Pass, name="lower-attention", takes="aten", gives="aten"):
           return %o
         }
 
+    A row that is masked with -inf as a whole comes out 0, as in torch's own attention; in its parts
+    it is NaN.
+
     Refuses: keys and values of different widths; nothing to attend to; other devices than the CPU.
     """
 
