@@ -89,6 +89,16 @@ CONTRACTIONS: Final = frozenset(
     }
 )
 
+# Operators whose first two operands may change places; not with other arguments than these.
+COMMUTATIVE: Final = frozenset(
+    {
+        *("aten.add.Tensor", "aten.mul.Tensor", "aten.maximum.default", "aten.minimum.default"),
+        *("aten.eq.Tensor", "aten.ne.Tensor", "aten.fmax.default", "aten.fmin.default"),
+        *("aten.logical_and.default", "aten.logical_or.default", "aten.logical_xor.default"),
+        *("aten.bitwise_and.Tensor", "aten.bitwise_or.Tensor", "aten.bitwise_xor.Tensor"),
+    }
+)
+
 # Schema says "fresh", but on the values that reach us it only relabels the storage.
 RELABELLINGS: Final = frozenset({"aten._unsafe_view.default", "aten._reshape_alias.default"})
 

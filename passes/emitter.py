@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from rewright.ir import Arg, Graph, Node, Value, fresh_names, op
+from rewright.ir import Arg, Graph, Node, Op, Type, Value, fresh_names, op
 from rewright.ir.infer import infer
 from rewright.ir.signature import normalize
 
@@ -30,39 +31,32 @@ class Emitter:
 
     def region(self, name: str, operands: tuple[Value, ...], body: Graph) -> tuple[Value, ...]:
         """A node whose meaning is `body`, with the body's results."""
-        like = self._like
-        types = (v.type for v in body.outputs if isinstance(v, Value))
-        values = tuple(Value(self._fresh(like.name), type) for type in types)
-        self.nodes.append(
-            Node(
-                op(name),
-                operands,
-                (),
-                values,
-                (("body", body),),
-                loc=like.loc,
-                seq_nr=like.seq_nr,
-                phase=like.phase,
-            )
-        )
-        return values
+        types = [v.type for v in body.outputs if isinstance(v, Value)]
+        return self._add(Node(op(name), operands, (), (), (("body", body),)), types)
 
     def results(self, name: str, *args: Arg, **kwargs: Arg) -> tuple[Value, ...]:
         """All results of the node."""
-        operator = op(name)
+        return self.call(op(name), args, kwargs)
+
+    def call(
+        self,
+        operator: Op,
+        args: tuple[Arg, ...],
+        kwargs: Mapping[str, Arg],
+        types: Sequence[Type] | None = None,
+    ) -> tuple[Value, ...]:
+        """All results of the node; of `types`, when these are given."""
         given, keywords = normalize(operator, args, kwargs)
-        like = self._like
         bare = Node(operator, given, keywords, ())
-        values = tuple(Value(self._fresh(like.name), type) for type in infer(bare))
+        return self._add(bare, infer(bare) if types is None else types)
+
+    def _add(self, bare: Node, types: Iterable[Type]) -> tuple[Value, ...]:
+        """The node with results of these types, in its place."""
+        like = self._like
+        values = tuple(Value(self._fresh(like.name), type) for type in types)
         self.nodes.append(
-            Node(
-                operator,
-                given,
-                keywords,
-                values,
-                loc=like.loc,
-                seq_nr=like.seq_nr,
-                phase=like.phase,
+            dataclasses.replace(
+                bare, results=values, loc=like.loc, seq_nr=like.seq_nr, phase=like.phase
             )
         )
         return values

@@ -8,6 +8,7 @@ from typing import Final
 import torch
 
 from rewright.ir import Constant, Graph, Node, TensorType, Value, is_dense, op
+from rewright.ir.facts import COMMUTATIVE
 from rewright.passes.sweep import Producer, Sweep
 
 # Operators whose Tensor and Scalar overloads compute the same bits when the number is one of the
@@ -16,7 +17,6 @@ _OVERLOADS: Final = {
     f"aten.{name}.Tensor": f"aten.{name}.Scalar"
     for name in ("add", "sub", "mul", "eq", "ne", "lt", "le", "gt", "ge")
 }
-_COMMUTATIVE: Final = ("aten.add.Tensor", "aten.mul.Tensor", "aten.eq.Tensor", "aten.ne.Tensor")
 _FILLS: Final = {"aten.full.default": 1, "aten.scalar_tensor.default": 0}
 
 
@@ -31,14 +31,14 @@ def _with_scalar(node: Node, producer: Producer) -> Node | None:
     overload = _OVERLOADS.get(node.op.name)
     if overload is None or node.kwargs or len(node.args) != 2:
         return None
-    orders = [node.args, node.args[::-1]] if node.op.name in _COMMUTATIVE else [node.args]
+    orders = [node.args, node.args[::-1]] if node.op.name in COMMUTATIVE else [node.args]
     for x, other in orders:
         source = producer(other)
         if source is None or len(source.results) != 1 or not isinstance(x, Value):
             continue
         if not _fits(x, source, node):
             continue
-        number = _number(source)
+        number = number_of(source)
         if number is not None:
             return dataclasses.replace(node, op=op(overload), args=(x, number))
     return None
@@ -56,7 +56,7 @@ def _fits(x: Value, source: Node, node: Node) -> bool:
     return is_dense(type) and result.layout == type.layout
 
 
-def _number(source: Node) -> bool | int | float | complex | None:
+def number_of(source: Node) -> bool | int | float | complex | None:
     """The number that every element of the node's result is, after rounding to its dtype."""
     if source.op.name == "rw.constant":
         data = source.kwarg("value")

@@ -8,9 +8,10 @@ from typing import Final
 
 import torch
 
-from rewright.ir import Arg, Constant, Graph, Value
+from rewright.ir import Arg, Graph, Value
 from rewright.passes.attention.site import Site, Step
 from rewright.passes.emitter import Emitter
+from rewright.passes.scalars import number_of
 
 _ADD: Final = ("aten.add.Tensor", "aten.add.Scalar")
 _SUB: Final = ("aten.sub.Tensor", "aten.sub.Scalar")
@@ -174,12 +175,7 @@ class _Steps:
         if isinstance(arg, (int, float)) and not isinstance(arg, bool):
             return float(arg)
         node = self.graph.producers.get(arg) if isinstance(arg, Value) else None
-        if node is None:
+        found = None if node is None else number_of(node)
+        if not isinstance(found, (int, float)) or not (math.isfinite(found) or found < 0):
             return None
-        if node.op.name == "aten.full.default" and isinstance(node.args[1], (int, float)):
-            return float(node.args[1])
-        constant = node.kwarg("value") if node.op.name == "rw.constant" else None
-        if isinstance(constant, Constant) and constant.tensor.numel() == 1:
-            only = constant.tensor.item()
-            return float(only) if math.isfinite(only) or only < 0 else None
-        return None
+        return float(found)

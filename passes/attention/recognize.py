@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Final
 
 from rewright.ir import CheckError, Graph, Node, UnsupportedError, Value, fresh_names
 from rewright.passes.attention.affine import NotAffine, affine_of
 from rewright.passes.attention.region import Operands, affine_body, stepwise_body
-from rewright.passes.attention.site import Site, sites
+from rewright.passes.attention.site import SOFTMAX, Site, sites
 from rewright.passes.base import Env, Pass
 from rewright.passes.dce import split_dead
 from rewright.passes.emitter import Emitter
@@ -61,6 +62,8 @@ class Attention(Pass, name="attention", takes="aten", gives="aten"):
     """
 
     def run(self, graph: Graph, env: Env) -> Graph:
+        if not any(node.op.name in _SIGNS for node in graph.nodes):
+            return graph
         fresh = fresh_names(v.name for v in graph.values)
         replaced: dict[str, list[Node]] = {}
         # Where the softmax itself is spelled out it is only recognized, unless that leads further.
@@ -81,6 +84,10 @@ class Attention(Pass, name="attention", takes="aten", gives="aten"):
         kept, dropped = split_dead(graph.with_nodes(nodes))
         gone = {v.name: () for node in dropped for v in node.results}
         return self.gave(graph.with_nodes(kept), gone)
+
+
+# A softmax, or what one that is spelled out begins with.
+_SIGNS: Final = frozenset({SOFTMAX, "aten.exp.default"})
 
 
 @cache

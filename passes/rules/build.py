@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rewright.ir import Arg, CheckError, Node, TensorType, Type, UnsupportedError, Value
-from rewright.ir.infer import infer
-from rewright.ir.signature import normalize
+from rewright.passes.emitter import Emitter
 from rewright.passes.rules.functions import Unanswered
 from rewright.passes.rules.match import Match, evaluate
 from rewright.passes.rules.terms import Apply, Bind, Items, Many, Term, Variable
@@ -41,11 +41,9 @@ class _Builder:
         self.match, self.work = match, work
         self.replaced = {name: match.values[name] for name in match.rule.roots}
         self.made = dict(match.values)
-        self.nodes: list[Node] = []
-        root = match.values[match.rule.roots[-1]]
-        producer = work.producer(root)
+        producer = work.producer(match.values[match.rule.roots[-1]])
         assert producer is not None
-        self.stem, self.like = root.name, producer
+        self.emit = Emitter(work.fresh, producer)
 
     def run(self) -> None:
         for bind in self.match.rule.give:
@@ -55,8 +53,8 @@ class _Builder:
 
     def finish(self) -> Replacement | str:
         """Results keep the names of what they replace; what was there already is read instead."""
-        new = {v.name for node in self.nodes for v in node.results}
-        renamed: dict[Value, Arg] = {}
+        new = {v.name for node in self.emit.nodes for v in node.results}
+        renamed: dict[Value, Value] = {}
         values: dict[Value, Value] = {}
         for name, old in self.replaced.items():
             value = self.made[name]
@@ -67,25 +65,16 @@ class _Builder:
             else:
                 values[old] = value
         # A value that stands for two roots has the name of the first.
-        values = {old: renamed.get(v, v) for old, v in values.items()}  # type: ignore[misc]
-        nodes = [self.named(node, renamed) for node in self.nodes]
+        values = {old: renamed.get(v, v) for old, v in values.items()}
+        nodes = [self.named(node, renamed) for node in self.emit.nodes]
         numbers = [self.work.number(old) for old in self.replaced.values()]
         roots = tuple(dict.fromkeys(n for n in numbers if n is not None))
         return Replacement(self.match, roots, nodes, values)
 
     @staticmethod
-    def named(node: Node, renamed: Mapping[Value, Arg]) -> Node:
+    def named(node: Node, renamed: Mapping[Value, Value]) -> Node:
         results = tuple(renamed.get(v, v) for v in node.results)
-        return Node(
-            node.op,
-            node.replace(renamed).args,
-            node.replace(renamed).kwargs,
-            results,  # type: ignore[arg-type]
-            node.graphs,
-            node.loc,
-            node.seq_nr,
-            node.phase,
-        )
+        return dataclasses.replace(node.replace(renamed), results=results)
 
     def result_of(self, bind: Bind) -> Sequence[Value]:
         if isinstance(bind.term, Apply):
@@ -115,23 +104,10 @@ class _Builder:
         return found
 
     def call(self, term: Apply, results: int, like: str | None) -> Sequence[Value]:
-        given = {name: self.argument(arg) for name, arg in term.named(term.ops[0]).items()}
-        args, kwargs = normalize(term.ops[0], (), given)
-        node = Node(term.ops[0], args, kwargs, ())
-        types = (self.made[like].type,) if like is not None else infer(node)
-        values = tuple(Value(self.work.fresh(self.stem), type) for type in types)
-        self.nodes.append(
-            Node(
-                node.op,
-                args,
-                kwargs,
-                values,
-                loc=self.like.loc,
-                seq_nr=self.like.seq_nr,
-                phase=self.like.phase,
-            )
-        )
-        return values[:results]
+        operator = term.ops[0]
+        given = {name: self.argument(arg) for name, arg in term.named(operator).items()}
+        types = None if like is None else (self.made[like].type,)
+        return self.emit.call(operator, (), given, types)[:results]
 
 
 def _alike(new: Type, old: Type, *, exactly: bool) -> bool:

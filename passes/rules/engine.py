@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rewright.ir import CheckError, Graph, Node, Op, Value, may_share_input_storage
+from rewright.ir.facts import COMMUTATIVE
 from rewright.ir.signature import signature
 from rewright.passes.aliases import Aliases
 from rewright.passes.log import DecisionLog
 from rewright.passes.rules.build import Replacement, build
-from rewright.passes.rules.match import COMMUTATIVE, Matcher
+from rewright.passes.rules.match import Matcher
 from rewright.passes.rules.rule import Rule
 from rewright.passes.rules.terms import Apply, Either, Term, Variable
 from rewright.passes.rules.work import Work

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 import torch
 
-from rewright.ir import Arg, Constant, Node, Size, Value, divisible, equal, exact_div, hint
+from rewright.ir import Arg, Node, Size, Value, divisible, equal, exact_div, hint
 from rewright.ir.dims import bounds, make, product
 from rewright.ir.types import is_dense
 from rewright.passes.casts import holds as holds_all
@@ -467,8 +467,3 @@ def _is_size(x: object) -> bool:
 
 def _equal_sizes(a: tuple[Size, ...], b: tuple[Size, ...]) -> bool:
     return len(a) == len(b) and all(map(equal, a, b))
-
-
-def is_constant(node: Node | None) -> Constant | None:
-    found = node.kwarg("value") if node is not None and node.op.name == "rw.constant" else None
-    return found if isinstance(found, Constant) else None

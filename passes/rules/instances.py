@@ -28,12 +28,13 @@ from rewright.ir import (
     op,
 )
 from rewright.ir.dims import Size, hint
+from rewright.ir.facts import COMMUTATIVE
 from rewright.ir.infer import infer
 from rewright.ir.signature import normalize
 from rewright.ir.types import DTYPES, TensorType, contiguous_strides
 from rewright.passes.rules.domains import DOMAINS, KINDS_OF_DTYPES
 from rewright.passes.rules.functions import Unanswered
-from rewright.passes.rules.match import COMMUTATIVE, Match, evaluate
+from rewright.passes.rules.match import Match, evaluate
 from rewright.passes.rules.rule import Rule, Tensor
 from rewright.passes.rules.terms import (
     Apply,
@@ -259,6 +260,8 @@ class _Drawing:
         if wants != "Tensor" or not ("where" in operator.name or self.random.random() < 0.2):
             return arg
         type = TensorType(torch.float32 if isinstance(arg, float) else torch.int64, ())
+        # A number of the dtype's own, which float64 does not know more exactly.
+        arg = torch.tensor(arg, dtype=type.dtype).item()
         value = Value(f"t{len(self.nodes)}", type)
         kwargs: tuple[tuple[str, Arg], ...] = (("device", type.device), ("dtype", type.dtype))
         self.nodes.append(Node(op("aten.full.default"), ((), arg), kwargs, (value,)))

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from rewright.ir import Arg, Constant, Dim, Node, TensorType, Value
+from rewright.ir.facts import COMMUTATIVE
 from rewright.ir.signature import signature
 from rewright.passes.rules.domains import admits, is_of
-from rewright.passes.rules.functions import FUNCTIONS, Unanswered, arithmetic, is_constant, same
+from rewright.passes.rules.functions import FUNCTIONS, Unanswered, arithmetic, same
 from rewright.passes.rules.rule import ROOT, Rule, Tensor
 from rewright.passes.rules.terms import (
     Apply,
@@ -31,16 +32,7 @@ from rewright.passes.rules.terms import (
     variables,
 )
 from rewright.passes.rules.work import Work
-
-# Operators whose first two operands may change places; not with other arguments than these.
-COMMUTATIVE: Final = frozenset(
-    {
-        *("aten.add.Tensor", "aten.mul.Tensor", "aten.maximum.default", "aten.minimum.default"),
-        *("aten.eq.Tensor", "aten.ne.Tensor", "aten.fmax.default", "aten.fmin.default"),
-        *("aten.logical_and.default", "aten.logical_or.default", "aten.logical_xor.default"),
-        *("aten.bitwise_and.Tensor", "aten.bitwise_or.Tensor", "aten.bitwise_xor.Tensor"),
-    }
-)
+from rewright.passes.scalars import number_of
 
 Goal = tuple[Term, Arg]
 
@@ -244,16 +236,8 @@ class _Search:
         if not isinstance(arg, Value) or not isinstance(wanted, (int, float)):
             return arg
         node = self.work.producer(arg)
-        if node is None:
-            return arg
-        if node.op.name in ("aten.full.default", "aten.scalar_tensor.default"):
-            filled = node.args[1 if node.op.name == "aten.full.default" else 0]
-            return filled if isinstance(filled, (int, float)) else arg
-        constant = is_constant(node)
-        if constant is not None and constant.tensor.numel() == 1:
-            only = constant.tensor.item()
-            return only if isinstance(only, (int, float)) else arg
-        return arg
+        found = None if node is None else number_of(node)
+        return found if isinstance(found, (int, float)) else arg
 
     # --- calls --------------------------------------------------------------------------------
 
