@@ -89,9 +89,13 @@ def _slice(node: Node, result: Value, index: Index, sizes: Mapping[str, Size]) -
 
 
 def slice_start(node: Node, size: Size) -> Size:
-    """The first element a slice takes: torch counts from the end when it is negative, and moves it
-    into the dimension. Raises UnsupportedError when neither is known before the graph runs."""
-    start = node.arg("start")
+    """The first element a slice takes, as `place_from_front`."""
+    return place_from_front(node.arg("start"), size)
+
+
+def place_from_front(start: object, size: Size) -> Size:
+    """Where a slice begins: torch counts from the end when it is negative, and moves it into the
+    dimension. Raises UnsupportedError when neither is known before the graph runs."""
     if start is None:
         return 0
     if isinstance(start, Dim):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rewright.ir import Graph, Kind, Node, Value
-from rewright.passes.attention.site import PRODUCTS, Site
+from rewright.passes.attention.site import COPIES, PRODUCTS, Site
 
 SOFTMAX_BACKWARD: Final = "aten._softmax_backward_data.default"
 _TURNS: Final = ("aten.permute.default", "aten.transpose.int", "aten.t.default")
@@ -84,7 +84,7 @@ class _Search:
             value = node.result
             if node.op.name == wanted:
                 return value
-            if node.op.kind is not Kind.VIEW and node.op.name not in _COPIES:
+            if node.op.kind is not Kind.VIEW and node.op.name not in COPIES:
                 return None
 
     def through_steps(self, value: Value) -> Value:
@@ -94,7 +94,7 @@ class _Search:
             if len(readers) != 1:
                 return value
             (node,) = readers
-            if node.op.kind not in (Kind.VIEW, Kind.POINTWISE) and node.op.name not in _COPIES:
+            if node.op.kind not in (Kind.VIEW, Kind.POINTWISE):
                 raise NotFound(f"%{node.name} ({node.op}) also gets the gradient of the scores")
             self.inside |= {v.name for v in node.results}
             value = node.result
@@ -136,12 +136,3 @@ class _Search:
         for reader in self.graph.readers.get(value, ()):
             if reader.op.name in _TURNS:
                 yield reader.result
-
-
-_COPIES: Final = frozenset(
-    {
-        *("aten._to_copy.default", "aten.clone.default", "aten._unsafe_view.default"),
-        *("aten.reshape.default", "aten.view.default", "aten.alias.default"),
-        *("aten.detach.default", "aten.unsqueeze.default", "aten.squeeze.dim"),
-    }
-)

@@ -13,13 +13,13 @@ from rewright.ir import (
     CheckError,
     Graph,
     Input,
-    Kind,
     Node,
     TensorType,
     UnsupportedError,
     Value,
     fresh_names,
     hint,
+    storage_roots,
     values_in,
 )
 from rewright.ir.interpret import interpret
@@ -214,7 +214,9 @@ def _compare(site: Site, gradient: Gradient, old: Graph, new: Graph) -> None:
         gradient.value.result,
     )
     operands = (site.query, site.key, site.value, gradient.given)
-    leaves = {_behind_views(old, value) for value in operands}
+    # Both halves may look at an operand in their own way, so the two meet behind its views.
+    roots = storage_roots(old)
+    leaves = {roots[value] for value in operands}
     parts = [_part(graph, outputs, leaves) for graph in (old, new)]
     shared = {i.value: None for part in parts for i in part.inputs}
     inputs = tuple(Input(v) for v in shared)
@@ -227,13 +229,6 @@ def _compare(site: Site, gradient: Gradient, old: Graph, new: Graph) -> None:
     for value, a, b in zip(outputs, *results, strict=True):
         if float((a - b).norm()) > TOLERANCE * max(float(a.norm()), 1e-30):
             raise NotFound(f"%{value.name} comes out otherwise")
-
-
-def _behind_views(graph: Graph, value: Value) -> Value:
-    """What the value is a view of: both halves may look at it in their own way."""
-    while (node := graph.producers.get(value)) is not None and node.op.kind is Kind.VIEW:
-        value = node.operands[0]
-    return value
 
 
 def _part(graph: Graph, outputs: tuple[Value, ...], leaves: set[Value]) -> Graph:

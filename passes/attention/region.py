@@ -127,7 +127,7 @@ def stepwise_body(operands: Operands) -> tuple[Graph, list[Value]]:
     if site.scores.op.name == "aten.baddbmm.default":
         raise UnsupportedError("a sum with a product, and more done to it")
     for step in site.steps:
-        if step.node.op.kind is Kind.VIEW or step.node.op.name in _COPIES:
+        if step.node.op.kind is Kind.VIEW or step.node.op.name == "aten.clone.default":
             continue
         args = list(step.node.args)
         for place, arg in enumerate(args):
@@ -138,9 +138,6 @@ def stepwise_body(operands: Operands) -> tuple[Graph, list[Value]]:
                 args[place] = body.input(f"x{len(extra)}", extra[-1])
         scores = body.emit(step.node.op.name, *args, **dict(step.node.kwargs))
     return body.ended(scores), extra
-
-
-_COPIES = ("aten.clone.default", "aten._unsafe_view.default", "aten.reshape.default")
 
 
 class _Body:

@@ -19,13 +19,15 @@ PRODUCTS: Final = frozenset({"aten.bmm.default", "aten.mm.default", "aten.baddbm
 SOFTMAX: Final = "aten._softmax.default"
 _SLICE: Final = "aten.slice.Tensor"
 
+# Operators that hand on what they are given, as a tensor of its own.
+COPIES: Final = frozenset({"aten.clone.default", "aten._to_copy.default"})
 # Operators that hand on what they are given, in another shape, dtype or place.
 _CARRIERS: Final = frozenset(
     {
         *("aten.view.default", "aten._unsafe_view.default", "aten.reshape.default"),
         *("aten.unsqueeze.default", "aten.squeeze.dim", "aten.squeeze.default"),
-        *("aten.expand.default", "aten.clone.default", "aten._to_copy.default"),
-        *("aten.alias.default", "aten.detach.default"),
+        *("aten.expand.default", "aten.alias.default", "aten.detach.default"),
+        *COPIES,
     }
 )
 
@@ -178,7 +180,7 @@ def _back(graph: Graph, value: Value) -> tuple[Node, tuple[Step, ...]] | str:
 def _score_among(graph: Graph, node: Node) -> int | str:
     """Which argument of an elementwise node or a view is the score: the one that comes from a
     product of matrices."""
-    if node.op.kind not in (Kind.POINTWISE, Kind.VIEW) and node.op.name not in _CARRIERS:
+    if node.op.kind not in (Kind.POINTWISE, Kind.VIEW):
         return f"%{node.name} ({node.op}) is not done to each score by itself"
     places = [
         place
@@ -202,7 +204,7 @@ def _comes_from_product(graph: Graph, value: Value) -> bool:
         seen.add(current.name)
         if node.op.name in PRODUCTS:
             return True
-        if node.op.kind in (Kind.POINTWISE, Kind.VIEW) or node.op.name in _CARRIERS:
+        if node.op.kind in (Kind.POINTWISE, Kind.VIEW):
             todo += node.operands
     return False
 

@@ -23,7 +23,7 @@ from rewright.ir.loops.nest import (
     Store,
     Term,
 )
-from rewright.passes.rules.meaning import Normal
+from rewright.passes.rules.loop_text import Normal
 
 _MOST_OPERATIONS: Final = 60
 

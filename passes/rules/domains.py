@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import torch
 
-from rewright.ir import DTYPES, Dim, Size, Value, equal
+from rewright.ir import DTYPES, Size, Value, equal
 from rewright.ir.dims import product
-from rewright.passes.rules.functions import Unanswered
+from rewright.passes.rules.functions import Unanswered, is_size, same
 
 _FLOATS: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _INTEGERS: Final = (torch.int64, torch.int32, torch.int8, torch.uint8, torch.int16)
@@ -61,10 +61,6 @@ class Domain:
 
 def _is_number(x: object) -> bool:
     return isinstance(x, (int, float)) and not isinstance(x, bool)
-
-
-def _is_size(x: object) -> bool:
-    return isinstance(x, Dim) or (isinstance(x, int) and not isinstance(x, bool))
 
 
 def _draw_number(random: Random) -> float:
@@ -131,7 +127,7 @@ def _draw_order(random: Random, of: object) -> tuple[int, ...]:
 
 
 def _shape(x: object, of: Value | None = None) -> bool:
-    if not isinstance(x, tuple) or not all(map(_is_size, x)):
+    if not isinstance(x, tuple) or not all(map(is_size, x)):
         return False
     return of is None or -1 in x or equal(product(x), of.tensor.numel)
 
@@ -179,7 +175,7 @@ def _factors(count: int) -> list[int]:
 
 
 def _place(x: object, of: Value | None = None, axis: int = 0) -> bool:
-    return x is None or _is_size(x)
+    return x is None or is_size(x)
 
 
 def _draw_place(random: Random, of: Value, axis: int) -> int:
@@ -193,7 +189,7 @@ def _draw_place(random: Random, of: Value, axis: int) -> int:
 
 
 def _index(x: object, of: Value, axis: int) -> bool:
-    return _is_size(x)
+    return is_size(x)
 
 
 def _draw_index(random: Random, of: Value, axis: int) -> int:
@@ -231,7 +227,7 @@ DOMAINS: Final[Mapping[str, Domain]] = {
     ),
     "flag": Domain("true or false", lambda x: isinstance(x, bool), lambda r: r.random() < 0.5),
     "size": Domain(
-        "a size, which may be symbolic", _is_size, lambda r: r.choice((1, 2, 3, 5, 0, 8))
+        "a size, which may be symbolic", is_size, lambda r: r.choice((1, 2, 3, 5, 0, 8))
     ),
     "dtype": Domain(
         "a dtype", lambda x: isinstance(x, torch.dtype), lambda r: r.choice(KINDS_OF_DTYPES["any"])
@@ -256,7 +252,7 @@ DOMAINS: Final[Mapping[str, Domain]] = {
     ),
     "choice": Domain(
         "one of these",
-        lambda x, *options: any(_same(x, o) for o in options),
+        lambda x, *options: any(same(x, o) for o in options),
         lambda r, *options: r.choice(options),
         (1, 9),
     ),
@@ -268,12 +264,6 @@ DOMAINS: Final[Mapping[str, Domain]] = {
     ),
     "argument": Domain("any argument", lambda x: True, lambda r: None),
 }
-
-
-def _same(a: object, b: object) -> bool:
-    from rewright.passes.rules.functions import same
-
-    return bool(same(a, b))
 
 
 def admits(name: str, value: object, arguments: Sequence[object]) -> bool:

@@ -17,7 +17,7 @@ from rewright.ir import CheckError, Graph, RewrightError, TensorType, hint
 from rewright.ir.interpret import interpret
 from rewright.passes.log import DecisionLog
 from rewright.passes.rules.engine import Engine
-from rewright.passes.rules.instances import Instance, instances, volume
+from rewright.passes.rules.instances import instances, volume
 from rewright.passes.rules.meaning import meaning
 from rewright.passes.rules.rule import Rule
 
@@ -84,9 +84,8 @@ def examine(rule: Rule, *, seed: int = 0) -> Verdict:
     verdict = Verdict(rule)
     engine = Engine([rule])
     fired = list(_firing(rule, engine, seed, verdict))
-    if verdict.counterexample is not None or not fired:
-        if not fired:
-            verdict.evidence.append(Evidence("fires", f"on none of {TRIES} drawn graphs", False))
+    if not fired:
+        verdict.evidence.append(Evidence("fires", f"on none of {TRIES} drawn graphs", False))
         return verdict
     verdict.evidence.append(Evidence("fires", f"on {len(fired)} drawn graphs"))
     for check in (_float64, _bits, _types, _meaning):
@@ -102,7 +101,6 @@ class Fired:
 
     before: Graph
     after: Graph
-    level: int
 
 
 def _firing(rule: Rule, engine: Engine, seed: int, verdict: Verdict) -> Iterator[Fired]:
@@ -115,14 +113,14 @@ def _firing(rule: Rule, engine: Engine, seed: int, verdict: Verdict) -> Iterator
         if found is None:
             continue
         count += 1
-        yield Fired(instance.graph, found, instance.level)
+        yield Fired(instance, found)
         if count == WANTED:
             return
 
 
-def _fire(engine: Engine, instance: Instance) -> Graph | CheckError | None:
+def _fire(engine: Engine, instance: Graph) -> Graph | CheckError | None:
     try:
-        outcome = engine.run(instance.graph, DecisionLog(), lambda candidates, _: candidates[0])
+        outcome = engine.run(instance, DecisionLog(), lambda candidates, _: candidates[0])
     except CheckError as error:
         return error
     return outcome.graph if outcome.rewrites else None
@@ -154,7 +152,7 @@ def _types(rule: Rule, engine: Engine, fired: Sequence[Fired], verdict: Verdict)
     """The same types for every size: the rule fires on symbolic sizes only when they are."""
     count = 0
     for instance in instances(rule, 1, SYMBOLIC, symbolic=True):
-        count += bool(instance.graph.symbols) and isinstance(_fire(engine, instance), Graph)
+        count += bool(instance.symbols) and isinstance(_fire(engine, instance), Graph)
     if count:
         verdict.evidence.append(Evidence("types", f"equal for symbolic sizes, {count} drawn"))
     else:
@@ -165,7 +163,7 @@ def _types(rule: Rule, engine: Engine, fired: Sequence[Fired], verdict: Verdict)
 def _meaning(rule: Rule, engine: Engine, fired: Sequence[Fired], verdict: Verdict) -> None:
     """The same function, by more than samples of it."""
     symbolic = [
-        Fired(instance.graph, found, instance.level)
+        Fired(instance, found)
         for instance in instances(rule, 2, SYMBOLIC, symbolic=True)
         if isinstance(found := _fire(engine, instance), Graph)
     ]
@@ -208,16 +206,16 @@ def _everywhere(rule: Rule, engine: Engine, verdict: Verdict) -> bool:
     dtypes: dict[str, None] = {}
     for instance in instances(rule, 3, SYMBOLIC, every_value=True):
         after = _fire(engine, instance)
-        if not isinstance(after, Graph) or len(instance.graph.inputs) != 1:
+        if not isinstance(after, Graph) or len(instance.inputs) != 1:
             continue
-        x = every_value(instance.graph.inputs[0].value.tensor)
+        x = every_value(instance.inputs[0].value.tensor)
         if x is None:
             continue
         if not rule.is_exact and x.is_floating_point():
             x = torch.where(x.isfinite(), x, 1)
-        why = differs(instance.graph, after, (x,), bits=rule.is_exact)
+        why = differs(instance, after, (x,), bits=rule.is_exact)
         if why is not None:
-            verdict.counterexample = Counterexample(rule.name, instance.graph, after, (x,), why)
+            verdict.counterexample = Counterexample(rule.name, instance, after, (x,), why)
             verdict.evidence.append(Evidence("meaning", why, False))
             return True
         dtypes[str(x.dtype)[6:]] = None

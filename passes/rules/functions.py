@@ -16,8 +16,20 @@ from typing import Any, Final, Protocol, TypeVar
 
 import torch
 
-from rewright.ir import Arg, Node, Size, Value, divisible, equal, exact_div, hint
-from rewright.ir.dims import bounds, make, product
+from rewright.ir import (
+    Arg,
+    Dim,
+    Node,
+    Size,
+    UnsupportedError,
+    Value,
+    divisible,
+    equal,
+    exact_div,
+    hint,
+)
+from rewright.ir.dims import at_most, make, product
+from rewright.ir.loops.views import place_from_front
 from rewright.ir.types import is_dense
 from rewright.passes.casts import holds as holds_all
 
@@ -91,7 +103,7 @@ def same_type(x: Value, y: Value) -> bool:
 @_function
 def same_shape(x: Value, y: Value) -> bool:
     """The same sizes, whatever the symbols are."""
-    return _equal_sizes(x.tensor.shape, y.tensor.shape)
+    return same(x.tensor.shape, y.tensor.shape)
 
 
 @_function
@@ -141,7 +153,7 @@ def same(a: Any, b: Any) -> bool:
         return a == b and (a != 0 or math.copysign(1, a) == math.copysign(1, b))
     if isinstance(b, float):
         return same(b, a)
-    if _is_size(a) and _is_size(b):
+    if is_size(a) and is_size(b):
         return equal(a, b)
     return type(a) is type(b) and bool(a == b)
 
@@ -354,16 +366,10 @@ def quotient(a: Size, b: Size) -> Size:
 @_function
 def start_of(place: Any, size: Size) -> Size:
     """Where a slice begins that is asked to begin at `place`, counted from the front."""
-    if place is None:
-        return 0
-    if isinstance(place, int) and isinstance(size, int):
-        return min(max(place + size if place < 0 else place, 0), size)
-    if isinstance(place, int) and place < 0:
-        place = size + place
-    found: Size = place
-    if bounds(found)[0] < 0:
-        raise Unanswered
-    return found
+    try:
+        return place_from_front(place, size)
+    except UnsupportedError:
+        raise Unanswered from None
 
 
 @_function
@@ -375,13 +381,13 @@ def total(sizes: tuple[Size, ...]) -> Size:
 @_function
 def larger(a: Any, b: Any) -> Any:
     """The larger of two numbers or sizes."""
-    return make("max", a, b) if _is_size(a) and _is_size(b) else max(a, b)
+    return make("max", a, b) if is_size(a) and is_size(b) else max(a, b)
 
 
 @_function
 def smaller(a: Any, b: Any) -> Any:
     """The smaller of two numbers or sizes."""
-    return make("min", a, b) if _is_size(a) and _is_size(b) else min(a, b)
+    return make("min", a, b) if is_size(a) and is_size(b) else min(a, b)
 
 
 @_function
@@ -415,13 +421,13 @@ def arithmetic(sign: str, args: list[Any]) -> Any:
         return not args[0]
     if sign in ("==", "!="):
         return same(*args) is (sign == "==")
-    if not all(isinstance(a, (int, float)) or _is_size(a) for a in args):
+    if not all(isinstance(a, (int, float)) or is_size(a) for a in args):
         raise Unanswered
     if len(args) == 1:
         return -args[0]
     if sign in _ORDERS:
         return _compare(sign, *args)
-    if sign == "/" and all(map(_is_size, args)) and not all(isinstance(a, int) for a in args):
+    if sign == "/" and all(map(is_size, args)) and not all(isinstance(a, int) for a in args):
         return quotient(*args)
     try:
         return _SIGNS[sign](*args)
@@ -431,11 +437,9 @@ def arithmetic(sign: str, args: list[Any]) -> Any:
 
 def _compare(sign: str, a: Any, b: Any) -> bool:
     """Of symbolic sizes only what holds for all of them."""
-    from rewright.ir.dims import at_most
-
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
         return bool(_ORDERS[sign](a, b))
-    if not (_is_size(a) and _is_size(b)):
+    if not (is_size(a) and is_size(b)):
         raise Unanswered
     if sign in (">", ">="):
         a, b = b, a
@@ -459,11 +463,6 @@ _SIGNS: Final[dict[str, Callable[[Any, Any], Any]]] = {
 }
 
 
-def _is_size(x: object) -> bool:
-    from rewright.ir import Dim
-
+def is_size(x: object) -> bool:
+    """A number of elements, known or symbolic."""
     return (isinstance(x, int) and not isinstance(x, bool)) or isinstance(x, Dim)
-
-
-def _equal_sizes(a: tuple[Size, ...], b: tuple[Size, ...]) -> bool:
-    return len(a) == len(b) and all(map(equal, a, b))

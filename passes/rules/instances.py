@@ -7,7 +7,6 @@ declares: sizes of 0 and 1, odd ones, broadcasting, gaps and orders in memory.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from random import Random
 from typing import Final
 
@@ -57,17 +56,9 @@ SIZES: Final[Sequence[Sequence[int]]] = ((1, 2), (0, 1, 2, 3), (1, 2, 3, 5), (1,
 _EMPTY = Graph("none", (), (), ())
 
 
-@dataclass
-class Instance:
-    """What a rule matches: `graph` returns the rule's roots."""
-
-    graph: Graph
-    level: int
-
-
 def instances(
     rule: Rule, seed: int, tries: int, *, symbolic: bool = False, every_value: bool = False
-) -> Iterator[Instance]:
+) -> Iterator[Graph]:
     """Graphs drawn for a rule, small ones first; draws that do not fit together are left out.
 
     `symbolic`: sizes are symbols. `every_value`: of a dtype of at most two bytes, with room for
@@ -80,7 +71,7 @@ def instances(
         if every_value:
             drawing.make_room_for_every_value()
         try:
-            yield Instance(drawing.graph(), level)
+            yield drawing.graph()
         except (Unanswered, CheckError, UnsupportedError):
             continue
 
