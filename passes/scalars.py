@@ -18,6 +18,8 @@ _OVERLOADS: Final = {
     for name in ("add", "sub", "mul", "eq", "ne", "lt", "le", "gt", "ge")
 }
 _FILLS: Final = {"aten.full.default": 1, "aten.scalar_tensor.default": 0}
+# Operators whose result may be one number (`number_of`).
+NUMBERS: Final = frozenset({"rw.constant", *_FILLS})
 
 
 def scalar_arguments(graph: Graph) -> Graph:

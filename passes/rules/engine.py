@@ -1,8 +1,8 @@
 """Rules applied to a graph until none matches.
 
 Nodes are visited in the order of the graph; a rewrite has the nodes that it made, and those that
-may now match, visited again. For each node only the rules are tried whose last operator it is, and
-of these only those whose operands are made by the operators that the rule wants.
+may now match, visited again. For each node only the rules are tried that the operators just before
+it do not exclude (`index.py`).
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rewright.ir import CheckError, Graph, Node, Op, Value, may_share_input_storage
-from rewright.ir.facts import COMMUTATIVE
-from rewright.ir.signature import signature
+from rewright.ir import CheckError, Graph, Node, Value, may_share_input_storage
 from rewright.passes.aliases import Aliases
 from rewright.passes.log import DecisionLog
 from rewright.passes.rules.build import Replacement, build
+from rewright.passes.rules.index import Index, Reach
 from rewright.passes.rules.match import Matcher
 from rewright.passes.rules.rule import Rule
-from rewright.passes.rules.terms import Apply, Either, Term, Variable
 from rewright.passes.rules.work import Work
 
 # A rule set that goes on longer than this has rules that undo each other.
@@ -68,62 +66,12 @@ class Engine:
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = tuple(rules)
-        self.matchers: dict[Op, list[tuple[Matcher, _Hint]]] = {}
-        for rule in self.rules:
-            matcher = Matcher(rule)
-            for op in rule.root_ops:
-                hint = _Hint.of(matcher, op)
-                self.matchers.setdefault(op, []).append((matcher, hint))
-        self.depth = max((rule.depth for rule in self.rules), default=1)
+        self.index = Index(self.rules)
+        self.reach = Reach(self.index)
 
     def run(self, graph: Graph, log: DecisionLog, choose: Choose) -> Outcome:
         """Raises CheckError, naming the rules, when they do not come to an end."""
         return _Run(self, graph, log, choose).run()
-
-
-@dataclass(frozen=True)
-class _Hint:
-    """What makes the operands of a root must be among these operators: (argument, operators)."""
-
-    wanted: tuple[tuple[int, frozenset[Op]], ...]
-    in_any_order: bool
-
-    @staticmethod
-    def of(matcher: Matcher, op: Op) -> _Hint:
-        term = matcher.anchor.term
-        if isinstance(term, Either):
-            return _Hint((), False)
-        assert isinstance(term, Apply)
-        known = signature(op)
-        assert known is not None
-        places = {name: place for place, name in enumerate(known.positional)}
-        found = []
-        for name, part in term.named(op).items():
-            ops = _makers(part, matcher)
-            if ops and name in places:
-                found.append((places[name], ops))
-        return _Hint(tuple(found), op.name in COMMUTATIVE)
-
-    def fits(self, node: Node, work: Work) -> bool:
-        for place, ops in self.wanted:
-            places = range(2) if self.in_any_order else (place,)
-            if not any(_made_by(node, p, ops, work) for p in places):
-                return False
-        return True
-
-
-def _makers(term: Term, matcher: Matcher) -> frozenset[Op]:
-    """Operators one of which must make what matches the term; empty when any may."""
-    if isinstance(term, Variable) and term.name in matcher.made:
-        bind = matcher.made[term.name]
-        return _makers(bind.term, matcher)
-    return frozenset(term.ops) if isinstance(term, Apply) else frozenset()
-
-
-def _made_by(node: Node, place: int, ops: frozenset[Op], work: Work) -> bool:
-    arg = node.args[place] if place < len(node.args) else None
-    maker = work.producer(arg) if isinstance(arg, Value) else None
-    return maker is not None and maker.op in ops
 
 
 class _Run:
@@ -153,9 +101,7 @@ class _Run:
     def visit(self, number: int) -> None:
         node = self.work.nodes[number]
         candidates = []
-        for matcher, hint in self.engine.matchers.get(node.op, ()):
-            if not hint.fits(node, self.work):
-                continue
+        for matcher in self.engine.index.of(node, self.work):
             tally = self.outcome.tallies[matcher.rule.name]
             start = time.perf_counter()
             found = self.candidate(matcher, number, tally)
@@ -211,28 +157,40 @@ class _Run:
             self.aliases.substitute(old, new)
         for node in found.nodes:
             self.aliases.note(node)
+        below = [v for n in found.match.nodes for v in self.work.nodes[n].operands]
         numbers, gone = self.work.replace(found.roots, found.nodes, found.values)
         self.outcome.renamed.update(dict.fromkeys(gone, ()))
         self.outcome.renamed.update((a.name, (b.name,)) for a, b in found.values.items())
         for number in numbers:
-            self.again(number, self.engine.depth)
+            self.again(number)
+            for value in self.work.nodes[number].results:
+                self.after(value)
         for value in found.values.values():
-            for reader in list(self.work.readers(value)):
-                self.again(reader, self.engine.depth - 1)
+            self.after(value, is_other=True)
+        for value in dict.fromkeys(below):
+            if len(self.work.readers(value)) == 1:
+                self.after(value)
 
-    def again(self, number: int, steps: int) -> None:
-        """Visit a node and what reads it, up to some steps away, once more."""
-        todo = [(number, steps)]
-        while todo:
-            number, steps = todo.pop()
-            if number not in self.work.nodes:
-                continue
-            if number not in self.queued:
-                self.queued.add(number)
-                heapq.heappush(self.queue, (self.work.place[number], number))
-            if steps > 1:
-                results = self.work.nodes[number].results
-                todo += ((r, steps - 1) for v in results for r in self.work.readers(v))
+    def again(self, number: int) -> None:
+        """Visit a node once more."""
+        if number not in self.queued:
+            self.queued.add(number)
+            heapq.heappush(self.queue, (self.work.place[number], number))
+
+    def after(self, value: Value, *, is_other: bool = False) -> None:
+        """Visit again what a rule may match now that the value is made, or read by one node alone,
+        or read instead of another one (`is_other`)."""
+        maker, work = self.work.producer(value), self.work
+        near = dict.fromkeys(work.readers(value))
+        op = None if maker is None else maker.op.name
+        for roots in self.engine.reach.places(op, is_other=is_other):
+            if not near:
+                return
+            for number in near:
+                if work.nodes[number].op in roots:
+                    self.again(number)
+            results = (v for number in near for v in work.nodes[number].results)
+            near = dict.fromkeys(r for v in results for r in work.readers(v))
 
     def endless(self) -> CheckError:
         counts = sorted(

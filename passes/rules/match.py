@@ -32,7 +32,7 @@ from rewright.passes.rules.terms import (
     variables,
 )
 from rewright.passes.rules.work import Work
-from rewright.passes.scalars import number_of
+from rewright.passes.scalars import NUMBERS, number_of
 
 Goal = tuple[Term, Arg]
 
@@ -104,14 +104,15 @@ class Matcher:
 
     def at(self, number: int, work: Work) -> Match | None:
         """The match whose last node is node `number`."""
-        node = work.nodes[number]
-        found = Match(self.rule)
         search = _Search(self, work)
-        for goals in search.call(self.anchor.term, self.anchor.results, number, node, found):
-            result = search.solve(goals, found)
-            if result is not None:
-                return result
-        return None
+        ways = search.calls(self.anchor.term, self.anchor.results, number, Match(self.rule))
+        return search.first(ways, ())
+
+
+# What is left to do: nothing can (None), all of these goals, or those of any of several ways, each
+# with the match that it starts from.
+Way = tuple[list[Goal], Match]
+Ways = None | list[Goal] | Iterator[Way]
 
 
 class _Search:
@@ -119,24 +120,29 @@ class _Search:
         self.matcher, self.work = matcher, work
         self.rule = matcher.rule
 
-    def solve(self, goals: Sequence[Goal], match: Match) -> Match | None:
-        """The first way to reach all goals from `match`, which may change on the way."""
-        todo, later = list(goals), list[Goal]()
+    def first(self, ways: Iterator[Way], others: Sequence[Goal]) -> Match | None:
+        """The first way that leads to a match, together with the other goals."""
+        for goals, match in ways:
+            found = self.solve([*others, *goals], match)
+            if found is not None:
+                return found
+        return None
+
+    def solve(self, todo: list[Goal], match: Match) -> Match | None:
+        """The first way to reach all goals from `match`, which may change on the way; the last
+        goal is taken first."""
+        later: list[Goal] = []
         while todo:
             term, arg = todo.pop()
             if isinstance(term, Function):
                 later.append((term, arg))
                 continue
             ways = self.ways(term, arg, match)
-            if isinstance(ways, bool):
-                if not ways:
-                    return None
-                continue
-            for way, changed in ways:
-                found = self.solve([*later, *todo, *way], changed)
-                if found is not None:
-                    return found
-            return None
+            if ways is None:
+                return None
+            if not isinstance(ways, list):
+                return self.first(ways, [*later, *todo])
+            todo += ways
         return self.finish(later, match)
 
     def finish(self, later: Sequence[Goal], match: Match) -> Match | None:
@@ -158,41 +164,35 @@ class _Search:
 
     # --- goals --------------------------------------------------------------------------------
 
-    def ways(
-        self, term: Term, arg: Arg, match: Match
-    ) -> bool | Iterator[tuple[Sequence[Goal], Match]]:
-        """True or False where there is nothing to choose, else the goals that each choice leaves,
-        with the match it starts from."""
+    def ways(self, term: Term, arg: Arg, match: Match) -> Ways:
         match term:
             case Variable():
                 return self.variable(term, arg, match)
             case Attribute():
-                return self.attribute(term, arg, match)
+                return _if(self.attribute(term, arg, match))
             case Literal():
-                return same_number(term.value, self.number(arg, term.value))
+                return _if(same_number(term.value, self.number(arg, term.value)))
             case Apply():
                 return self.made_by(term, (ROOT,), arg, match)
             case Either():
                 return (([(option, arg)], match.copy()) for option in term.options)
             case Items():
                 return self.items(term, arg, match)
-        return False
+        return None
 
-    def variable(
-        self, term: Variable, arg: Arg, match: Match
-    ) -> bool | Iterator[tuple[Sequence[Goal], Match]]:
+    def variable(self, term: Variable, arg: Arg, match: Match) -> Ways:
         if not isinstance(arg, Value) or not isinstance(arg.type, TensorType):
-            return False
+            return None
         known = match.values.get(term.name)
         if known is not None:
-            return known.name == arg.name
+            return _if(known.name == arg.name)
         declared = self.rule.tensors.get(term.name)
         if declared is not None and not is_of(declared.kind, arg.type.dtype):
-            return False
+            return None
         bind = self.matcher.made.get(term.name)
         if bind is None:
             match.values[term.name] = arg
-            return True
+            return []
         return self.made_by(bind.term, bind.results, arg, match, term.name)
 
     def attribute(self, term: Attribute, arg: Arg, match: Match) -> bool:
@@ -207,29 +207,27 @@ class _Search:
         match.attributes[term.name] = arg
         return True
 
-    def items(
-        self, term: Items, arg: Arg, match: Match
-    ) -> bool | Iterator[tuple[Sequence[Goal], Match]]:
+    def items(self, term: Items, arg: Arg, match: Match) -> Ways:
         if not isinstance(arg, tuple):
-            return False
+            return None
         rest = next((i for i, t in enumerate(term.items) if isinstance(t, Many)), None)
         if rest is None:
             if len(arg) != len(term.items):
-                return False
-            return iter([(list(zip(term.items, arg, strict=True)), match)])
+                return None
+            return list(zip(term.items, arg, strict=True))
         behind = len(term.items) - rest - 1
         if len(arg) < rest + behind:
-            return False
+            return None
         many = term.items[rest]
         assert isinstance(many, Many)
         taken = arg[rest : len(arg) - behind]
         if not all(isinstance(v, Value) for v in taken):
-            return False
+            return None
         if match.lists.setdefault(many.name, taken) != taken:  # type: ignore[arg-type]
-            return False
-        front = list(zip(term.items[:rest], arg[:rest], strict=True))
-        back = list(zip(term.items[rest + 1 :], arg[len(arg) - behind :], strict=True))
-        return iter([(front + back, match)])
+            return None
+        front = zip(term.items[:rest], arg[:rest], strict=True)
+        back = zip(term.items[rest + 1 :], arg[len(arg) - behind :], strict=True)
+        return [*front, *back]
 
     def number(self, arg: Arg, wanted: Arg) -> Arg:
         """A value that is one number everywhere, as that number; anything else as it is."""
@@ -243,65 +241,91 @@ class _Search:
 
     def made_by(
         self, term: Term, results: Sequence[str], arg: Arg, match: Match, name: str = ROOT
-    ) -> bool | Iterator[tuple[Sequence[Goal], Match]]:
+    ) -> Ways:
         """The value must be the result `name` of a call of the term."""
         if not isinstance(arg, Value):
-            return False
+            return None
         if isinstance(term, Either):
             return (
                 way
                 for option in term.options
-                for way in self._ways_of(option, results, arg, match.copy(), name)
+                for way in self.ways_of(option, results, arg, match.copy(), name)
             )
         if not isinstance(term, Apply):
             match.values[name] = arg
-            return iter([([(term, arg)], match)])
+            return [(term, arg)]
         number = self.work.number(arg)
         if number is None:
-            return False
+            return None
         node = self.work.nodes[number]
         if node.op not in term.ops or node.results[results.index(name)].name != arg.name:
-            return False
-        return ((goals, match) for goals in self.call(term, results, number, node, match))
+            return None
+        orders = self.orders(term, results, node, match)
+        if len(orders) != 1:
+            return self.entered(orders, results, number, match) if orders else None
+        self.enter(match, results, number, node)
+        return orders[0]
 
-    def _ways_of(
+    def ways_of(
         self, option: Term, results: Sequence[str], arg: Arg, match: Match, name: str
-    ) -> Iterator[tuple[Sequence[Goal], Match]]:
+    ) -> Iterator[Way]:
         ways = self.made_by(option, results, arg, match, name)
-        if not isinstance(ways, bool):
+        if isinstance(ways, list):
+            yield ways, match
+        elif ways is not None:
             yield from ways
-        elif ways:
-            yield [], match
 
-    def call(
-        self, term: Term, results: Sequence[str], number: int, node: Node, match: Match
-    ) -> Iterator[Sequence[Goal]]:
-        """The goals that the arguments leave, for each order of the operands. `match` gets the
-        node and its results; each way starts from what it was."""
+    def calls(self, term: Term, results: Sequence[str], number: int, match: Match) -> Iterator[Way]:
+        """Node `number` as a call of the term, in each way."""
         if isinstance(term, Either):
             for option in term.options:
-                yield from self.call(option, results, number, node, match)
-            return
-        if (
-            not isinstance(term, Apply)
-            or node.op not in term.ops
-            or len(node.results) < len(results)
-        ):
-            return
-        if not node.op.is_pure:
-            return
+                yield from self.calls(option, results, number, match)
+        elif isinstance(term, Apply):
+            orders = self.orders(term, results, self.work.nodes[number], match)
+            yield from self.entered(orders, results, number, match)
+
+    def entered(
+        self, orders: Sequence[list[Goal]], results: Sequence[str], number: int, match: Match
+    ) -> Iterator[Way]:
+        for goals in orders:
+            start = match.copy()
+            self.enter(start, results, number, self.work.nodes[number])
+            yield goals, start
+
+    def orders(
+        self, term: Apply, results: Sequence[str], node: Node, match: Match
+    ) -> list[list[Goal]]:
+        """The goals that the arguments leave, for each order of the operands that may do."""
+        if node.op not in term.ops or len(node.results) < len(results) or not node.op.is_pure:
+            return []
         goals = _arguments(term, node)
         if goals is None:
-            return
+            return []
         other = _other_order(goals, node)
-        before = None if other is None else match.copy()
-        self.enter(match, results, number, node)
         goals.reverse()  # the last is solved first
-        yield goals
-        if other is not None and before is not None:
-            vars(match).update(vars(before))
-            self.enter(match, results, number, node)
-            yield other
+        orders = [goals] if other is None else [goals, other]
+        return [o for o in orders if all(self.may_fit(t, arg, match) for t, arg in o)]
+
+    def may_fit(self, term: Term, arg: Arg, match: Match) -> bool:
+        """False when a look at who makes the argument tells that the goal cannot be reached."""
+        if not isinstance(arg, Value):
+            return not isinstance(term, (Variable, Apply))
+        match term:
+            case Variable():
+                known = match.values.get(term.name)
+                if known is not None:
+                    return known.name == arg.name
+                bind = self.matcher.made.get(term.name)
+                return bind is None or self.may_fit(bind.term, arg, match)
+            case Apply():
+                maker = self.work.producer(arg)
+                return maker is not None and maker.op in term.ops
+            case Either():
+                return any(self.may_fit(option, arg, match) for option in term.options)
+            case Literal() | Attribute():
+                maker = self.work.producer(arg)
+                return maker is not None and maker.op.name in NUMBERS
+        return True
 
     @staticmethod
     def enter(match: Match, results: Sequence[str], number: int, node: Node) -> None:
@@ -320,11 +344,9 @@ class _Search:
             node = self.work.nodes[number]
             if number in match.nodes or node.op not in bind.term.ops:
                 continue
-            start = match.copy()
-            for goals in self.call(bind.term, bind.results, number, node, start):
-                found = self.solve([*later, *goals], start)
-                if found is not None:
-                    return found
+            found = self.first(self.calls(bind.term, bind.results, number, match), later)
+            if found is not None:
+                return found
         return None
 
     # --- the end ------------------------------------------------------------------------------
@@ -378,6 +400,10 @@ class _Search:
                 if self.work.leaves(value) or any(True for _ in others):
                     return False
         return True
+
+
+def _if(holds: bool) -> list[Goal] | None:
+    return [] if holds else None
 
 
 def same_number(wanted: Arg, found: Arg) -> bool:

@@ -14,8 +14,6 @@ from rewright.passes.rules.terms import (
     Either,
     Many,
     Term,
-    Variable,
-    parts,
     variables,
     within,
 )
@@ -87,12 +85,6 @@ class Rule:
         return tuple(dict.fromkeys(_ops(self.match[-1].term)))
 
     @cached_property
-    def depth(self) -> int:
-        """Nodes on the longest way from a root to what the rule reads."""
-        made = {name: bind.term for bind in self.match for name in bind.results}
-        return max(_depth(bind.term, made) for bind in self.match)
-
-    @cached_property
     def lists(self) -> frozenset[str]:
         """Variables that stand for any number of values; on their own they are the first."""
         terms = (t for bind in self.match for t in within(bind.term))
@@ -115,10 +107,3 @@ def _ops(term: Term) -> tuple[Op, ...]:
     if isinstance(term, Either):
         return tuple(op for option in term.options for op in _ops(option))
     return ()
-
-
-def _depth(term: Term, made: Mapping[str, Term]) -> int:
-    if isinstance(term, Variable):
-        return _depth(made[term.name], made) if term.name in made else 0
-    below = max((_depth(part, made) for part in parts(term)), default=0)
-    return below + isinstance(term, Apply)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from rewright.ir import (
     Effect,
@@ -75,7 +75,7 @@ class Work:
         """The number of the node that makes a value."""
         return self._maker.get(value.name)
 
-    def readers(self, value: Value) -> Iterable[int]:
+    def readers(self, value: Value) -> Collection[int]:
         """Numbers of the nodes that read a value, in the order in which they began to."""
         return self._readers.get(value.name, ())
 
