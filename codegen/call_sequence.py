@@ -282,12 +282,13 @@ class _Writer:
                 ]
 
     def _laid_out(self, values: Iterable[Value]) -> Iterator[str]:
-        """Kernels read by the strides in the graph. What ATen returns, and autograd hands from the
-        forward to the backward, may have others where torch's shape functions are mistaken."""
+        """Kernels read by the strides and dtypes in the graph. What ATen returns, and autograd
+        hands from the forward to the backward, may have others where torch's shape functions are
+        mistaken."""
         for value in values:
-            if value in self.in_kernels and isinstance(value.type, TensorType) and value.type.rank:
-                name = self.name(value)
-                yield f"{name} = laid_out({name}, {python_tuple(value.type.layout)})"
+            if value in self.in_kernels and isinstance(value.type, TensorType):
+                name, type = self.name(value), value.type
+                yield f"{name} = laid_out({name}, {python_tuple(type.layout)}, {type.dtype})"
 
     def _is_late(self, size: Size | None) -> bool:
         return isinstance(size, Dim) and size.is_symbol and size.text not in self.sizes

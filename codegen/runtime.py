@@ -146,14 +146,16 @@ def new(
     return torch.empty_strided(shape, strides, dtype=dtype, device=device)
 
 
-def laid_out(x: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
-    """`x` itself when its strides are these wherever they matter, else a copy with them."""
-    if x.stride() == strides or x.numel() == 0:
-        return x
-    steps = zip(x.shape, x.stride(), strides, strict=True)
-    if all(size == 1 or step == wanted for size, step, wanted in steps):
-        return x
-    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
+def laid_out(x: torch.Tensor, strides: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """`x` itself when it has this dtype, and these strides wherever they matter; else a copy that
+    has."""
+    if x.dtype == dtype:
+        if x.stride() == strides or x.numel() == 0:
+            return x
+        steps = zip(x.shape, x.stride(), strides, strict=True)
+        if all(size == 1 or step == wanted for size, step, wanted in steps):
+            return x
+    return torch.empty_strided(x.shape, strides, dtype=dtype, device=x.device).copy_(x)
 
 
 def own(window: torch.Tensor) -> torch.Tensor:
@@ -199,4 +201,4 @@ def fitted(name: str, arg: Any, wanted: Any) -> Any:
         raise TypeError(f"{name} is a tensor, not {type(arg).__name__}")
     if arg.dtype != dtype or tuple(arg.shape) != shape:
         raise ValueError(f"{name} is {dtype} {shape}, not {arg.dtype} {tuple(arg.shape)}")
-    return laid_out(arg, strides)
+    return laid_out(arg, strides, dtype)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch._functorch._aot_autograd.autograd_cache import (  # type: ignore[attr-defined]
     BypassAOTAutogradCache,
     OutputCode,
@@ -19,6 +20,7 @@ from rewright.building import Built, Recipe, build_program
 from rewright.driver import Plan, Program, plan_graph
 from rewright.ir import Graph
 from rewright.options import Options
+from rewright.torch_compat import is_custom, without_operator_checks
 
 
 class CompiledProgram(OutputCode):
@@ -29,6 +31,7 @@ class CompiledProgram(OutputCode):
     recipe: Recipe
     built: Built
     _plan: Plan | None
+    _is_builtin: bool
 
     # torch's class compares field by field; a program is only itself.
     __eq__ = object.__eq__
@@ -44,8 +47,12 @@ class CompiledProgram(OutputCode):
         OutputCode.__init__(self)
         # On the instance: torch._dynamo.disable copies an object's own attributes.
         self._boxed_call = True
+        self._is_builtin = not any(is_custom(node.op) for node in self.source.nodes)
 
     def __call__(self, inputs: list[Any]) -> list[Any]:  # type: ignore[override]
+        if self._is_builtin and torch._C._len_torch_dispatch_stack():
+            with without_operator_checks():
+                return self.built.executable(inputs)
         return self.built.executable(inputs)
 
     @property

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import fx
+
+from rewright.ir import Op
 
 
 def aot_backend(**compilers: Any) -> Callable[..., Any]:
@@ -83,6 +85,26 @@ def caching(tag: str) -> Iterator[None]:
 def without_caching() -> AbstractContextManager[None]:
     """Keep AOTAutograd from making keys."""
     return torch._functorch.config.patch(enable_autograd_cache=False)  # type: ignore[no-any-return]
+
+
+def is_custom(operator: Op) -> bool:
+    """True for an operator that is not part of torch."""
+    from torch._library.utils import is_builtin
+
+    target = operator.target
+    return isinstance(target, torch._ops.OpOverload) and not is_builtin(target)
+
+
+@contextmanager
+def without_operator_checks() -> Iterator[None]:
+    """Lift, for a program without custom operators, the watch that AOTAutograd keeps on them while
+    a program runs for the first time. Under any such mode ATen computes some functions of complex
+    tensors wrongly: `torch.linalg.pinv` among them, in torch 2.13."""
+    from torch.utils._python_dispatch import _get_current_dispatch_mode, _pop_mode_temporarily
+
+    watches = type(_get_current_dispatch_mode()).__name__ == "_AnalyzeCustomOpInputOutputMode"
+    with _pop_mode_temporarily() if watches else nullcontext():
+        yield
 
 
 def donate_nothing() -> None:

@@ -91,7 +91,19 @@ def _ours(core: Mapping[torch._ops.OperatorBase, Callable[..., Any]]) -> Table:
     table = {target: parts for target, parts in core.items() if _is_taken_apart(target)}
     table[torch.ops.aten._native_batch_norm_legit_no_training.default] = batch_norm_inference
     table[torch.ops.aten.native_group_norm.default] = group_norm
+    for name in torch.ops.aten.linspace.overloads():
+        if not name.endswith("out"):
+            table[getattr(torch.ops.aten.linspace, name)] = linspace
     return table
+
+
+def linspace(start: Any, end: Any, steps: Any, *, dtype: Any = None, **rest: Any) -> Tensor:
+    """Integers lie between integers: ATen, unlike torch's own decomposition, cuts the ends off
+    first."""
+    if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
+        start, end = (x.to(dtype) if isinstance(x, Tensor) else int(x) for x in (start, end))
+    made: Tensor = torch._refs.linspace(start, end, steps, dtype=dtype, **rest)
+    return made
 
 
 def batch_norm_inference(

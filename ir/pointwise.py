@@ -77,8 +77,6 @@ _COMPUTE_DTYPES: Final[dict[torch.dtype, torch.dtype]] = {
     torch.bfloat16: torch.float32,
     torch.float8_e4m3fn: torch.float32,
     torch.float8_e5m2: torch.float32,
-    torch.float8_e4m3fnuz: torch.float32,
-    torch.float8_e5m2fnuz: torch.float32,
     torch.int64: torch.int64,
     torch.int32: torch.int32,
     torch.int16: torch.int32,

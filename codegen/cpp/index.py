@@ -131,7 +131,7 @@ class Block:
             text = self.index(at)
             if text.isidentifier():
                 return text
-            self._offsets[at] = f"i{next(self._numbers)}"
+            self._offsets[at] = f"o{next(self._numbers)}"
         return self._offsets[at]
 
 

@@ -59,8 +59,9 @@ hsum hprod hmax hmin hany hall bitwise_and bitwise_or bitwise_xor bitwise_not
 _TYPES: Final = (*STORAGE.values(), *VECTOR.values())
 _RESERVED: Final = frozenset((*_WORDS.split(), *_TYPES, *PRIMITIVES))
 
-# Names that emitters make: scalars t0, axes a0 a1oi, indices i0, and what is built on them.
-_MADE: Final = re.compile(r"([taci]\d+[oi]*(_.*)?|.*__.*|_.*|[A-Z].*)")
+# Names that emitters make: scalars t0, axes a0 a1oi, offsets o0 (i8 is a type),
+# and what is built on them.
+_MADE: Final = re.compile(r"([taco]\d+[oi]*(_.*)?|.*__.*|_.*|[A-Z].*)")
 
 
 def storage_text(dtype: torch.dtype) -> str:

@@ -65,6 +65,8 @@ def examine(case: Case) -> Result:
             torchs_own = result.status == "error" and _examined(case, "aot_eager").status == "error"
         if torchs_own:
             result = _examined(case, "rewright")
+        elif result.status == "wrong" and _examined(case, "aot_eager").status == "wrong":
+            result.detail = f"as aot_eager, so torch's tracing: {result.detail}"
     torch._dynamo.reset()
     result.seconds = round(time.perf_counter() - started, 2)
     return result
