@@ -67,7 +67,7 @@ $(INSTALLED):
 	@echo "setting up $(VENV) with $(PYTHON) and torch $(TORCH); minutes when packages must be downloaded"
 	@$(PY) -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	@if [ "$(TORCH)" = "$(PINNED)" ]; then cat constraints.txt; \
-	    else grep -vE '^(torch|triton)==' constraints.txt; fi > $(VENV)/constraints.txt
+	    else grep -vE '^(torch|triton|setuptools)==' constraints.txt; fi > $(VENV)/constraints.txt
 	$(PIP) install -c $(VENV)/constraints.txt "torch==$(TORCH)" setuptools
 	$(PIP) install -c $(VENV)/constraints.txt --no-build-isolation --config-settings editable_mode=strict -e '.[dev]'
 	@rm -f $(VENV)/.installed-* $(VENV)/.linked-*

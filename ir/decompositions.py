@@ -117,13 +117,15 @@ def batch_norm_inference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One multiplication and one addition per element, which fuse with what is around them.
 
-    Scale and shift are computed per channel, as ATen's CPU kernel does.
+    Scale and shift are computed per channel, in one precision throughout, as ATen's CPU kernel does.
     """
-    scale = (running_var + eps).rsqrt()
-    scale = scale if weight is None else scale * weight
-    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    wide = torch.promote_types(running_var.dtype, torch.float32)
+    scale = (running_var.to(wide) + eps).rsqrt()
+    scale = scale if weight is None else scale * weight.to(wide)
+    mean = running_mean.to(wide)
+    shift = -mean * scale if bias is None else bias.to(wide) - mean * scale
     channels = [1, -1, *[1] * (input.ndim - 2)]
-    normalized = input.to(scale.dtype) * scale.reshape(channels) + shift.reshape(channels)
+    normalized = input.to(wide) * scale.reshape(channels) + shift.reshape(channels)
     return normalized.to(input.dtype), input.new_empty(0), input.new_empty(0)
 
 
