@@ -68,7 +68,7 @@ $(INSTALLED):
 	@$(PY) -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	@if [ "$(TORCH)" = "$(PINNED)" ]; then cat constraints.txt; \
 	    else grep -vE '^(torch|triton|setuptools)==' constraints.txt; fi > $(VENV)/constraints.txt
-	$(PIP) install -c $(VENV)/constraints.txt "torch==$(TORCH)" setuptools
+	$(PIP) install -c $(VENV)/constraints.txt "torch==$(TORCH)" "setuptools>=77"
 	$(PIP) install -c $(VENV)/constraints.txt --no-build-isolation --config-settings editable_mode=strict -e '.[dev]'
 	@rm -f $(VENV)/.installed-* $(VENV)/.linked-*
 	@touch $@

@@ -21,6 +21,8 @@ KEPT: Final = frozenset(
         "aten.native_layer_norm_backward.default",
         "aten.native_group_norm_backward.default",
         "aten._fused_rms_norm_backward.default",
+        # Taken apart it asks for an element of the index, which may not be known while tracing.
+        "aten.take.default",
         # Their results have the strides of the input only in one piece.
         "aten.max_unpool2d.default",
         "aten.max_unpool3d.default",
@@ -117,7 +119,7 @@ def batch_norm_inference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One multiplication and one addition per element, which fuse with what is around them.
 
-    Scale and shift are computed per channel, in one precision throughout, as ATen's CPU kernel does.
+    Scale and shift are computed per channel, in one precision, as ATen's CPU kernel does.
     """
     wide = torch.promote_types(running_var.dtype, torch.float32)
     scale = (running_var.to(wide) + eps).rsqrt()

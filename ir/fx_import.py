@@ -264,7 +264,9 @@ class _Importer:
             return
         if isinstance(traced, torch.SymInt):
             size = self._sizes.size(traced)
-            if node.target in _SIZE_READS or not self._must_define(size):
+            # A place in storage that nothing else says, unlike sizes, is in no type.
+            told = node.target in _SIZE_READS - {aten.sym_storage_offset.default}
+            if told or not self._must_define(size):
                 self._read[node] = size
                 return
         elif not isinstance(traced, torch.SymFloat | torch.SymBool):

@@ -249,6 +249,14 @@ def _full(node: Node) -> tuple[Type, ...]:
     return (TensorType(dtype, sizes_at(node, "size"), None, device),)
 
 
+def _new(node: Node) -> tuple[Type, ...]:
+    """A tensor of other sizes, and otherwise like the first operand where nothing else is said."""
+    x = tensor_at(node, 0)
+    dtype, device = node.kwarg("dtype", x.dtype), node.kwarg("device", x.device)
+    assert isinstance(dtype, torch.dtype) and isinstance(device, torch.device)
+    return (TensorType(dtype, sizes_at(node, "size"), None, device),)
+
+
 # --- contractions -------------------------------------------------------------------------------
 
 
@@ -442,6 +450,7 @@ RULES: Final[dict[str, Rule]] = {
     "aten.tril.default": lambda node: _fresh(tensor_at(node, 0), tensor_at(node, 0).shape),
     "aten.triu.default": lambda node: _fresh(tensor_at(node, 0), tensor_at(node, 0).shape),
     "aten.full.default": _full,
+    **{f"aten.new_{name}.default": _new for name in ("zeros", "ones", "full")},
     "aten.mm.default": partial(_product, left=0, batched=False),
     "aten.bmm.default": partial(_product, left=0, batched=True),
     "aten.addmm.default": partial(_product, left=1, batched=False),

@@ -95,7 +95,11 @@ SPELLINGS: Final[Mapping[str, Function]] = {
     "select-of-expand": lambda x: x[:1].expand(3, 5, 6)[1].sin(),
     "view-of-unsqueeze": lambda x: x.unsqueeze(1).view(4, 30).sin(),
     "view-of-squeeze": lambda x: aten.squeeze.dim(x[:1], 0).view(30).sin(),
+    "unsqueeze-of-view": lambda x: x.view(4, 30).unsqueeze(1).sin(),
+    "squeeze-of-view": lambda x: aten.squeeze.dim(x.view(4, 1, 30), 1).sin(),
+    "squeeze-of-nothing": lambda x: aten.squeeze.dim(x, 1).sin(),
     # casts
+    "conversion-is-a-cast": lambda x: torch.ops.prims.convert_element_type(x, torch.float16).sin(),
     "cast-to-itself": lambda x: aten._to_copy(x, dtype=torch.float32).sin(),
     "cast-through-wider": lambda x: x.half().float().bfloat16().sin(),
     "integer-cast-through-wider": lambda i: i.int().long().float().sin(),
@@ -104,6 +108,10 @@ SPELLINGS: Final[Mapping[str, Function]] = {
     "copy-over-all": lambda x: aten.copy(x, x.sin()).cos(),
     "cast-of-filled": lambda x: x * torch.full((6,), 2.0).half(),
     "mask-of-a-number": lambda x: torch.where((x > 0).int() != 0, x, x.sin()),
+    # creations
+    "zeros-like": lambda x: torch.zeros_like(x.sin()) - x,
+    "ones-like": lambda x: x.sin().new_ones([6]) - x,
+    "full-like": lambda x: torch.full_like(x.sin(), 0.5) - x,
     # joins
     "cat-of-one": lambda x: torch.cat([x], 1).sin(),
     "cat-of-cat-in-front": lambda x: torch.cat([torch.cat([x, x.cos()]), x.sin()]),

@@ -13,7 +13,7 @@ import torch
 from rewright.ir import CheckError, Graph, OptionError, TextError
 from rewright.ir.parse import parse
 from rewright.passes import Bytes, DecisionLog, Env, Pass, Pipeline, base, passes
-from rewright.passes.casts import holds
+from rewright.passes.dtypes import holds
 from run_case import INEXACT, case_env, check_numbers, text
 
 GRAPH = """

@@ -69,16 +69,19 @@ class Engine:
         self.index = Index(self.rules)
         self.reach = Reach(self.index)
 
-    def run(self, graph: Graph, log: DecisionLog, choose: Choose) -> Outcome:
-        """Raises CheckError, naming the rules, when they do not come to an end."""
-        return _Run(self, graph, log, choose).run()
+    def run(self, graph: Graph, log: DecisionLog, choose: Choose, *, who: str = "rules") -> Outcome:
+        """Decisions are logged as those of the pass `who`. Raises CheckError, naming the rules,
+        when they do not come to an end."""
+        return _Run(self, graph, log, choose, who).run()
 
 
 class _Run:
     """One graph on its way to the fixed point."""
 
-    def __init__(self, engine: Engine, graph: Graph, log: DecisionLog, choose: Choose) -> None:
-        self.engine, self.log, self.choose = engine, log, choose
+    def __init__(
+        self, engine: Engine, graph: Graph, log: DecisionLog, choose: Choose, who: str
+    ) -> None:
+        self.engine, self.log, self.choose, self.who = engine, log, choose, who
         self.work = Work(graph)
         self.aliases = Aliases(graph)
         self.outcome = Outcome(graph, tallies={rule.name: Tally() for rule in engine.rules})
@@ -121,7 +124,7 @@ class _Run:
         found = build(match, self.work)
         why = found if isinstance(found, str) else self.obstacle(found)
         if why is not None:
-            self.log.refuse("rules", self.work.nodes[number].name, f"{matcher.rule.name}: {why}")
+            self.log.refuse(self.who, self.work.nodes[number].name, f"{matcher.rule.name}: {why}")
             return None
         assert isinstance(found, Replacement)
         return found
@@ -152,7 +155,7 @@ class _Run:
         self.rewrites += 1
         if self.rewrites > self.bound:
             raise self.endless()
-        self.log.decide("rules", root.name, found.match.rule.name)
+        self.log.decide(self.who, root.name, found.match.rule.name)
         for old, new in found.values.items():
             self.aliases.substitute(old, new)
         for node in found.nodes:
@@ -199,7 +202,7 @@ class _Run:
         busy = [f"{name} ({count} times)" for count, name in counts if 2 * count >= counts[0][0]]
         return CheckError(
             f"rules do not come to an end after {self.bound} rewrites: {', '.join(busy)}",
-            who="rules",
+            who=self.who,
             help="each rewrite must leave the graph smaller, or nearer to one form",
         )
 

@@ -31,7 +31,7 @@ from rewright.ir import (
 from rewright.ir.dims import at_most, make, product
 from rewright.ir.loops.views import place_from_front
 from rewright.ir.types import is_dense
-from rewright.passes.casts import holds as holds_all
+from rewright.passes.dtypes import holds as holds_all
 
 
 class Surroundings(Protocol):

@@ -19,7 +19,7 @@ from rewright.passes.rules.rule import Rule
 
 # Every shipped set, in the order in which their rules are tried.
 SHIPPED: Final = (
-    *("views", "casts", "joins", "algebra", "reductions"),
+    *("views", "casts", "creations", "joins", "algebra", "reductions"),
     *("normalization", "matmul", "reals"),
 )
 # Names for several: all that keep every bit, and all.

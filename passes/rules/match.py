@@ -426,15 +426,15 @@ def _arguments(term: Apply, node: Node) -> list[Goal] | None:
         for name, pattern in wanted.items()
     ]
     for name, arg in given.items():
-        if name not in wanted and name not in _INESSENTIAL:
+        if name not in wanted and (name not in _INESSENTIAL or arg is True):
             default = known.defaults.get(name)
             if isinstance(arg, (Value, Constant, Dim)) or not same_number(default, arg):  # type: ignore[arg-type]
                 return None
     return goals
 
 
-# Arguments that say where and how a result is stored; its type says so too.
-_INESSENTIAL: Final = frozenset({"device", "layout", "pin_memory", "non_blocking"})
+# Arguments that say where and how a result is stored; its type says so too, unless they are true.
+_INESSENTIAL: Final = frozenset({"device", "layout", "memory_format", "pin_memory", "non_blocking"})
 
 
 def _other_order(goals: list[Goal], node: Node) -> list[Goal] | None:

@@ -40,13 +40,13 @@ class Rules(Pass, name="rules", takes="aten", gives="aten"):
         outcome = self.apply(graph, env)
         return self.gave(outcome.graph, outcome.renamed) if outcome.rewrites else graph
 
-    def apply(self, graph: Graph, env: Env) -> Outcome:
-        """`run`, with what each rule did."""
+    def apply(self, graph: Graph, env: Env, *, who: str = "rules") -> Outcome:
+        """`run` for the pass `who`, with what each rule did."""
 
         def cheapest(candidates: Sequence[Replacement], work: Work) -> Replacement:
             return min(candidates, key=lambda c: _seconds(c, work, env))
 
-        return _engine(self.sets, content_key(self.sets)).run(graph, env.log, cheapest)
+        return _engine(self.sets, content_key(self.sets)).run(graph, env.log, cheapest, who=who)
 
 
 @cache

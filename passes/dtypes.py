@@ -1,36 +1,11 @@
-"""Clean-up of dtype casts; every rule here is exact, bit for bit."""
+"""Which dtypes hold all the numbers of which."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from functools import cache
-from typing import Final
 
 import torch
-
-from rewright.ir import Node, TensorType, Value
-from rewright.passes.sweep import Producer
-
-CASTS: Final = ("aten._to_copy.default", "prims.convert_element_type.default")
-
-
-def skip_widening(node: Node, producer: Producer) -> Node | Value | None:
-    """cast(cast(x, wide), c) -> cast(x, c), or x itself when c is its type."""
-    inner = producer(node.args[0])
-    if inner is None or not _is_plain_cast(node) or not _is_plain_cast(inner):
-        return None
-    x = inner.args[0]
-    assert isinstance(x, Value)
-    start, wide, end = x.tensor, inner.result.tensor, node.result.tensor
-    if not holds(wide.dtype, start.dtype) or start.device != end.device:
-        return None
-    if end == start:
-        return x
-    # Out of range, a float becomes an unspecified integer: the way there is then part of the bits.
-    if start.dtype.is_floating_point and not end.dtype.is_floating_point:
-        return None
-    return dataclasses.replace(node, args=(x, *node.args[1:]))
 
 
 @cache
@@ -69,14 +44,3 @@ def _holds_floats(wide: torch.dtype, narrow: torch.dtype) -> bool:
 def _precision(dtype: torch.dtype) -> int:
     """Bits of the significand, the implicit one included."""
     return 1 - round(math.log2(torch.finfo(dtype).eps))
-
-
-def _is_plain_cast(node: Node) -> bool:
-    """Changes the dtype and nothing else that a caller could see."""
-    if node.op.name not in CASTS or not isinstance(node.args[0], Value):
-        return False
-    x, result = node.args[0].type, node.result.type
-    if not isinstance(x, TensorType) or not isinstance(result, TensorType):
-        return False
-    plain = node.kwarg("memory_format") is None and not node.kwarg("pin_memory")
-    return plain and x.device == result.device
