@@ -11,7 +11,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from rewright.ir import Effect, Graph, Kind, Node, Value, effects_of, late_sizes, symbols_read
+from rewright.ir import (
+    Effect,
+    Graph,
+    Kind,
+    Node,
+    TensorType,
+    Value,
+    dims_in,
+    effects_of,
+    late_sizes,
+    symbols_of,
+    symbols_read,
+)
 from rewright.ir.loops import VIEWS
 
 # Of those that read nothing, not even for its type.
@@ -33,7 +45,11 @@ def is_view(node: Node) -> bool:
 
 
 def is_free(node: Node) -> bool:
-    return is_view(node) or node.op.name in FREE_CREATIONS
+    """True for what may stand wherever it is read; not so where it tells a size that others use."""
+    if not is_view(node):
+        return node.op.name in FREE_CREATIONS
+    sizes = (dims_in(v.type.shape) for v in node.results if isinstance(v.type, TensorType))
+    return all(s.hint is not None for found in sizes for s in symbols_of(found))
 
 
 @dataclass(frozen=True)
