@@ -52,7 +52,7 @@ def constant_of(held: torch.Tensor) -> Constant:
 
 
 def returns_bare(gm: fx.GraphModule) -> bool:
-    output = next(reversed(gm.graph.nodes))
+    output = gm.graph.output_node()
     return not isinstance(output.args[0], list | tuple)
 
 

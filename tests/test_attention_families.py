@@ -33,7 +33,6 @@ def answers(model: Family, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tenso
 
 
 @pytest.mark.cpu
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
 def test_every_family(name: str, dtype: torch.dtype) -> None:
     torch._dynamo.reset()

@@ -126,7 +126,7 @@ def transformed(x: Tensor) -> tuple[Tensor, ...]:
 
 
 # Forward-mode differentiation loads decompositions that are TorchScript.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script")
 def test_transforms_of_torch_func() -> None:
     trains_as_eager(transformed, leaf(X))
 
