@@ -88,12 +88,17 @@ class Status:
                 yield f"{name} {direction} no longer runs in our own kernels alone"
 
     def updated(self, found: Status, cases: Sequence[Case]) -> Status:
-        """This with what was found of some cases; counts as found when these are all cases."""
+        """This with what was found of some cases: of a row, as many are compared as ever were in
+        one sweep, and all are correct that are no failures."""
         names = {str(case) for case in cases}
         kept = {name: why for name, why in self.failures.items() if name not in names}
+        failures = {**kept, **found.failures}
+        failed = Counter(f"{c.direction} {c.dtype}" for c in map(Case.parse, failures))
+        rows = {**self.counts, **found.counts}
+        compared = {n: max(s.counts[n][1] for s in (self, found) if n in s.counts) for n in rows}
+        counts = {name: (total - failed[name], total) for name, total in compared.items()}
         own = {d: self.own[d] | found.own[d] for d in DIRECTIONS}
-        counts = {**self.counts, **found.counts}
-        return Status(counts, {**kept, **found.failures}, own)
+        return Status(counts, failures, own)
 
 
 def telling_dtype(case: Case) -> str:
