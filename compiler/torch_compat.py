@@ -43,7 +43,7 @@ def _save_old_values(forward: fx.GraphModule, first_saved: int) -> None:
     if not writes:
         return
     written = {_storage(node.args[0]) for node in writes}
-    output = graph.output_node()
+    output: Any = graph.output_node()
     returned = list(output.args[0])
     for i, value in enumerate(returned[first_saved:], first_saved):
         if isinstance(value, fx.Node) and value not in writes and _storage(value) in written:
