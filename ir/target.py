@@ -113,9 +113,8 @@ _PLAIN: Final = (
     *(torch.uint32, torch.uint16, torch.uint8, torch.bool),
 )
 _FLOAT8: Final = (torch.float8_e4m3fn, torch.float8_e5m2)
-_FLOAT8_FNUZ: Final = (torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
-CPP: Final = Emitter("cpp", _FUSIBLE, (*_PLAIN, *_FLOAT8, *_FLOAT8_FNUZ))
+CPP: Final = Emitter("cpp", _FUSIBLE, (*_PLAIN, *_FLOAT8))
 TRITON: Final = Emitter("triton", _FUSIBLE, _PLAIN)
 # Triton converts to and from e4m3fn from compute capability 8.9 on.
 TRITON_FLOAT8: Final = Emitter("triton", _FUSIBLE, (*_PLAIN, *_FLOAT8))
