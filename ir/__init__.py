@@ -45,6 +45,7 @@ from rewright.ir.graph import (
     leaves,
     map_leaves,
     map_values,
+    sizes_of,
     values_in,
 )
 from rewright.ir.late_sizes import late_sizes, symbols_read
@@ -137,6 +138,7 @@ __all__ = [
     "pointwise_obstacle",
     "product",
     "shares_input_storage",
+    "sizes_of",
     "storage_roots",
     "symbols_of",
     "symbols_read",

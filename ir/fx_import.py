@@ -58,6 +58,8 @@ _SIZE_READS: Final = frozenset(
         aten.sym_is_contiguous.default,
     }
 )
+# Those that types tell: a place in storage stands in none.
+_TOLD_BY_TYPES: Final = _SIZE_READS - {aten.sym_storage_offset.default}
 # What a type says already.
 _SILENT: Final = frozenset({aten._assert_tensor_metadata.default})
 # Operators that write running statistics without their schema saying so: the positions of
@@ -264,9 +266,7 @@ class _Importer:
             return
         if isinstance(traced, torch.SymInt):
             size = self._sizes.size(traced)
-            # A place in storage that nothing else says, unlike sizes, is in no type.
-            told = node.target in _SIZE_READS - {aten.sym_storage_offset.default}
-            if told or not self._must_define(size):
+            if node.target in _TOLD_BY_TYPES or not self._must_define(size):
                 self._read[node] = size
                 return
         elif not isinstance(traced, torch.SymFloat | torch.SymBool):

@@ -100,3 +100,51 @@ def test_integers_divided_by_themselves(dtype: torch.dtype) -> None:
         return torch.fmod(x, x), x % x, x // x, torch.div(x, x, rounding_mode="trunc"), x / x
 
     same_as_eager(divided, x)
+
+
+# --- what the sweep of PyTorch's own tables found -------------------------------------------------
+
+
+def running(x: Tensor) -> tuple[Tensor, ...]:
+    """In half types ATen returns statistics of another dtype than torch's shape functions say."""
+    mean, variance = torch.zeros(x.shape[1]).half(), torch.ones(x.shape[1]).half()
+    weight, bias = torch.ones_like(mean), torch.zeros_like(mean)
+    y = F.batch_norm(x.half(), mean, variance, weight, bias, training=True)
+    return y, mean, variance
+
+
+def spacing(x: Tensor) -> tuple[Tensor, ...]:
+    return x.sin(), torch.linspace(4.3, 50, 50, dtype=torch.int32), torch.linspace(0.5, 2, 7)
+
+
+def offsets(x: Tensor) -> tuple[Tensor, ...]:
+    """So many that one would be called i8, as the type is."""
+    small = (x * 4).to(torch.int8)
+    return (torch.diff(small, 6, 0, small[:1], torch.cat([small, small])),)
+
+
+def without_kernels(x: Tensor) -> tuple[Tensor, ...]:
+    return x.cos(), torch.eye(3, dtype=torch.float8_e4m3fnuz).float(), x.take(ROWS) * 2
+
+
+@pytest.mark.parametrize("function", [running, spacing, offsets, without_kernels])
+def test_what_the_sweep_found(function: Function) -> None:
+    same_as_eager(function, X.clone())
+
+
+def test_complex_functions_are_right_at_the_first_call() -> None:
+    z = torch.complex(X, X.flip(0))
+    ours = torch.compile(torch.linalg.pinv, backend="rewright")(z)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(ours, torch.linalg.pinv(z))
+
+
+def test_parts_whose_places_data_decide() -> None:
+    def parts(x: Tensor, places: Tensor) -> tuple[Tensor, ...]:
+        first, second = torch.tensor_split(x, places)
+        return first * 2, second
+
+    with torch._dynamo.config.patch(capture_scalar_outputs=True):
+        ours = compiled(parts)
+        for place in (1, 3):
+            found = ours(X, torch.tensor([place]))
+            torch.testing.assert_close(found, parts(X, torch.tensor([place])))

@@ -16,11 +16,10 @@ from rewright.ir import (
     Graph,
     Kind,
     Node,
-    TensorType,
     Value,
-    dims_in,
     effects_of,
     late_sizes,
+    sizes_of,
     symbols_of,
     symbols_read,
 )
@@ -48,8 +47,7 @@ def is_free(node: Node) -> bool:
     """True for what may stand wherever it is read; not so where it tells a size that others use."""
     if not is_view(node):
         return node.op.name in FREE_CREATIONS
-    sizes = (dims_in(v.type.shape) for v in node.results if isinstance(v.type, TensorType))
-    return all(s.hint is not None for found in sizes for s in symbols_of(found))
+    return all(s.hint is not None for v in node.results for s in symbols_of(sizes_of(v.type)))
 
 
 @dataclass(frozen=True)

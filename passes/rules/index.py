@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from typing import Final
 
 from rewright.ir import Node, Op, Value
@@ -35,6 +34,7 @@ _INPUT: Final[Shape] = ("", ())
 
 
 def shape_of(node: Node, work: Work, steps: int = STEPS) -> Shape:
+    """The shape of a node, so many steps back."""
     if steps == 0:
         return node.op.name, ()
     makers: list[Shape | None] = []
@@ -122,6 +122,7 @@ class Reach:
         # Places whose value a rule compares with another, or asks more about than its type.
         self._compared: set[Place] = set()
         self._asked: set[Place] = set()
+        self._places: dict[tuple[str | None, bool], list[frozenset[Op]]] = {}
         for root, matchers in index.matchers.items():
             for matcher in matchers:
                 self._enter(root, matcher)
@@ -140,10 +141,6 @@ class Reach:
             ]
             self._places[op, is_other] = known
         return known
-
-    @cached_property
-    def _places(self) -> dict[tuple[str | None, bool], list[frozenset[Op]]]:
-        return {}
 
     def _enter(self, root: Op, matcher: Matcher) -> None:
         asked = {name for test in matcher.rule.when for name in _looked_around(test)}
