@@ -116,3 +116,12 @@ def two_threads_for_kernels(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def data_dependent() -> Iterator[None]:
+    """Let Dynamo trace operators whose results' sizes depend on data."""
+    with torch._dynamo.config.patch(
+        capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True
+    ):
+        yield

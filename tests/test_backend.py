@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -254,15 +253,6 @@ def slice_by_item(x: Tensor, n: Tensor) -> Tensor:
     torch._check(count >= 0)
     torch._check(count <= x.shape[0])
     return (x.sin() + 1)[:count] * 2
-
-
-@pytest.fixture
-def data_dependent() -> Iterator[None]:
-    """Let Dynamo trace operators whose results' sizes depend on data."""
-    with torch._dynamo.config.patch(
-        capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True
-    ):
-        yield
 
 
 def unread_indices(x: Tensor) -> Tensor:

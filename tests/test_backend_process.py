@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -293,15 +293,6 @@ def numbers_of_an_item(x: Tensor) -> tuple[Any, ...]:
 def masked(x: Tensor) -> tuple[Tensor, ...]:
     chosen = x[x > 1]
     return chosen.exp() * 2, chosen.sum() * x, x[(x.sum(1) > 5).nonzero()[:, 0]].sin()
-
-
-@pytest.fixture
-def data_dependent() -> Iterator[None]:
-    """Let Dynamo trace operators whose results' sizes depend on data."""
-    with torch._dynamo.config.patch(
-        capture_dynamic_output_shape_ops=True, capture_scalar_outputs=True
-    ):
-        yield
 
 
 @pytest.mark.usefixtures("data_dependent")

@@ -122,14 +122,13 @@ def test_integer_inputs_are_scalars_that_the_graph_reads_as_sizes() -> None:
     assert len(scalars) == len(graph.inputs) - 1
 
 
+@pytest.mark.usefixtures("data_dependent")
 def test_data_dependent_sizes_are_defined_by_the_nodes_that_make_them() -> None:
     def function(x: Tensor) -> tuple[Tensor, ...]:
         rows = torch.nonzero(x[:, 0] > 0)
         count = x.argmax().item()
         return x[rows[:, 0]] * count, x.new_zeros(int(count) + 1)
 
-    torch._dynamo.config.capture_scalar_outputs = True
-    torch._dynamo.config.capture_dynamic_output_shape_ops = True
     recorder = Recorder()
     with torch.no_grad():
         recorder.compile(function, dynamic=True)(torch.randn(10, 3))
