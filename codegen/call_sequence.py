@@ -298,6 +298,7 @@ class _Writer:
     def finish(self) -> CallSequence:
         self.run += self.updates()
         outputs = ", ".join(self.output(a) for a in self.graph.outputs)
+        owned = ["owned = {}"] if any(map(self.constant_behind, self.graph.outputs)) else []
         inputs = ", ".join(self.names[i.value.name] for i in self.graph.inputs)
         unpack = [f"{inputs}{',' if len(self.graph.inputs) == 1 else ''} = args"] if inputs else []
         names = ", ".join(self.sizes)
@@ -320,7 +321,7 @@ class _Writer:
             "",
             "",
             "def run(args, frame):",
-            *_indented([*bind, *unpack, "args.clear()", *self.run, f"return [{outputs}]"]),
+            *_indented([*bind, *unpack, "args.clear()", *self.run, *owned, f"return [{outputs}]"]),
             "",
         ]
         source = "\n".join(lines)
@@ -346,10 +347,14 @@ class _Writer:
 
     def output(self, arg: Arg) -> str:
         """What is returned; a window of a constant as a copy that the caller may write."""
+        constant = self.constant_behind(arg)
+        return self.arg(arg) if constant is None else f"own({self.arg(arg)}, owned, {constant!r})"
+
+    def constant_behind(self, arg: Arg) -> str | None:
+        """The constant that an output is, or is a window of."""
         root = self.roots[arg] if isinstance(arg, Value) else None
         made = None if root is None else self.graph.producers.get(root)
-        is_constant = made is not None and made.op.name == "rw.constant"
-        return f"own({self.arg(arg)})" if is_constant else self.arg(arg)
+        return made.name if made is not None and made.op.name == "rw.constant" else None
 
     def unread(self) -> list[Value]:
         """Inputs that nothing reads."""

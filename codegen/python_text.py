@@ -13,7 +13,7 @@ from rewright.ir import Arg, Dim, Size, Value
 
 # What the generated functions read besides operators, kernels and sizes.
 RESERVED: Final = frozenset(
-    {"args", "copies", "frame", "p", "returned", "torch", "trace", "new", "own"}
+    {"args", "copies", "frame", "p", "returned", "torch", "trace", "new", "own", "owned"}
     | {"complex", "float", "int", "max", "min"}
     | set(keyword.kwlist)
 )

@@ -158,11 +158,15 @@ def laid_out(x: torch.Tensor, strides: tuple[int, ...], dtype: torch.dtype) -> t
     return torch.empty_strided(x.shape, strides, dtype=dtype, device=x.device).copy_(x)
 
 
-def own(window: torch.Tensor) -> torch.Tensor:
-    """The same tensor, strides and all, over a copy of its storage."""
+def own(
+    window: torch.Tensor, owned: dict[str, torch.UntypedStorage], constant: str
+) -> torch.Tensor:
+    """The same tensor, strides and all, over a copy of its storage: the one in `owned`, where what
+    is returned already has one of this constant."""
+    if constant not in owned:
+        owned[constant] = window.untyped_storage().clone()
     copy = torch.empty(0, dtype=window.dtype, device=window.device)
-    storage = window.untyped_storage().clone()
-    return copy.set_(storage, window.storage_offset(), window.shape, window.stride())
+    return copy.set_(owned[constant], window.storage_offset(), window.shape, window.stride())
 
 
 # --- artefacts only -----------------------------------------------------------------------------

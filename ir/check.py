@@ -13,7 +13,7 @@ from typing import Final
 
 from rewright.ir.check_storage import check_storage
 from rewright.ir.dims import Dim, Symbol
-from rewright.ir.effects import effect_of, effects_of
+from rewright.ir.effects import effect_of, effects_of, runs_as
 from rewright.ir.errors import CheckError, OptionError, did_you_mean
 from rewright.ir.fault import Fault
 from rewright.ir.graph import Arg, Graph, Node, Value, leaves, sizes_of
@@ -78,7 +78,7 @@ def check_effects(before: Graph, after: Graph) -> None:
 
 
 def _effects(graph: Graph) -> dict[Effect, list[str]]:
-    """The operators of each effect in the order in which they run."""
+    """What runs with each effect, in order."""
     found: dict[Effect, list[str]] = {}
     for node in graph.nodes:
         if node.op.kind is Kind.REGION:
@@ -86,7 +86,7 @@ def _effects(graph: Graph) -> dict[Effect, list[str]]:
                 found.setdefault(inner, []).extend(names)
         elif node.op.kind is not Kind.STORAGE:
             for effect in effects_of(node):
-                found.setdefault(effect, []).append(node.op.name)
+                found.setdefault(effect, []).append(runs_as(node))
     return found
 
 

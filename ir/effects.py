@@ -27,6 +27,14 @@ def effects_of(node: Node) -> tuple[Effect, ...]:
     return tuple(dict.fromkeys(e for e in (own, *inner) if e is not Effect.NONE))
 
 
+def runs_as(node: Node) -> str:
+    """The operator whose effect a node has: on the CPU dropout draws the numbers of a Bernoulli
+    distribution, for as many elements, and does no more than compute with them."""
+    if node.op.name == "aten.native_dropout.default" and node.results[0].tensor.device.type == "cpu":
+        return "aten.bernoulli.p"
+    return node.op.name
+
+
 def may_drop(node: Node) -> bool:
     """True when nobody can tell that the node did not run, once its results are not read.
 

@@ -206,7 +206,12 @@ SPELLINGS: Final[Mapping[str, Function]] = {
     "batch-with-one-matrix": lambda x: torch.bmm(x, x[0].T.expand(4, 6, 5)),
     "batch-of-one": lambda x: torch.bmm(x[:1], x[1:2].mT),
     "shared-input-mm": projections,
-    "common-left-factor": lambda x: x[0] @ x[1].T + x[0] @ x[2].T,
+    "common-left-factor": lambda x: (
+        x[0] @ torch.arange(24.0).reshape(6, 4) + x[0] @ torch.arange(24.0, 48.0).reshape(6, 4)
+    ),
+    "common-left-factor-of-many-rows": lambda x: (
+        (lambda rows: rows @ x[1].T + rows @ x[2].T)(x[0].repeat(16, 1))
+    ),
     "column-scale-into-weight": lambda x: (
         (x[0] @ torch.arange(24.0).reshape(6, 4)) * torch.arange(4.0)
     ),

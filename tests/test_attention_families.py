@@ -65,3 +65,26 @@ def test_lengths_that_change() -> None:
         with torch.no_grad():
             torch.testing.assert_close(step(x), model(x), rtol=2e-4, atol=2e-4)
     assert recognized() == LAYERS["llama_grouped"]
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["gpt2", "bert", "t5", "gpt_oss"])
+def test_dropped_probabilities(name: str, dtype: torch.dtype) -> None:
+    """The masks are eager's, drawn before there are probabilities."""
+    torch._dynamo.reset()
+    model, x = FAMILIES[name]().train(), inputs_of(name)
+    for part in model.modules():  # dropout of other things is as it is
+        if hasattr(part, "attention_dropout") and isinstance(part.attention_dropout, float):
+            part.attention_dropout = 0.2
+    step = torch.compile(model, backend="rewright")
+    results = []
+    with torch.no_grad():
+        for function, precision in ((model, torch.float32), (model, dtype), (step, dtype)):
+            model.to(precision)
+            torch.manual_seed(1)
+            results.append((function(x), torch.rand(3)))
+    (exact, _), (eager, after), (ours, ours_after) = results
+    torch.testing.assert_close(ours_after, after)
+    assert recognized() == LAYERS[name]
+    assert error(ours, exact) <= 2 * error(eager, exact) + 1e-6

@@ -276,6 +276,17 @@ def test_joined_products_run_before_all_that_reads_them(env: Env) -> None:
     assert any("depends on another" in d.sentence for d in log)
 
 
+def test_what_is_joined_is_what_no_other_rule_takes(env: Env) -> None:
+    """Products of one input are joined, but for those that are added: they become one first."""
+    x, a, b, c = (torch.randn(4, 4) for _ in range(4))
+    graph = traced(lambda x: (x @ a + x @ b, x @ c), [x])
+    outcome = Rules((FASTMATH,)).apply(graph, env)
+    products = [n for n in outcome.graph.nodes if n.op.name == "aten.mm.default"]
+    assert [str(n.result.tensor.shape) for n in products] == ["[4, 8]"]
+    assert outcome.tallies["common-left-factor"].applied == 1
+    assert outcome.tallies["shared-input-mm"].applied == 1
+
+
 def test_rules_that_undo_each_other_are_named(env: Env) -> None:
     text = """
     rule there reassociating { %x: float %y: float

@@ -416,7 +416,9 @@ def test_a_frame_comes_back_when_a_call_fails() -> None:
 def test_own_copies_the_storage_and_keeps_the_strides() -> None:
     base = torch.arange(12.0)
     for window in (base[2:].reshape(2, 5), base[:1].expand(3, 4), base.reshape(3, 4).t()):
-        copy = own(window)
+        owned: dict[str, torch.UntypedStorage] = {}
+        copy = own(window, owned, "base")
+        assert own(base, owned, "base").data_ptr() == copy.untyped_storage().data_ptr()
         assert torch.equal(copy, window) and copy.stride() == window.stride()
         assert copy.untyped_storage().data_ptr() != base.untyped_storage().data_ptr()
 

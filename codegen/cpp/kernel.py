@@ -17,7 +17,7 @@ from rewright.codegen.schedule import Schedule
 from rewright.ir import Size, divisible, product
 from rewright.ir.loops import Axis, Let, Nest, Reduce, Statement, Store, indices_of
 
-# How a reduction combines, as a type of loops.h.
+# How a reduction combines, as a type of reductions.h.
 HOW: Final = {"sum": "Add", "prod": "Mul", "max": "Max", "min": "Min", "any": "Any", "all": "All"}
 HOW_MASKS: Final = {"max": "Any", "min": "All", "any": "Any", "all": "All"}
 

@@ -166,7 +166,8 @@ class Order:
     `block`; block results are combined in sequence. Inside a block, style "lanes" gives element j
     to accumulator (j // 16) % 4 and lane j % 16 while a whole group of 64 remains, later groups of
     16 and the tail to accumulator 0; the four accumulators are combined as (0+1)+(2+3), then the
-    lanes by halves. Style "columns" adds elements one after the other.
+    lanes by halves. Style "columns" adds elements one after the other in groups of 64, and the
+    groups in sequence.
     """
 
     style: str

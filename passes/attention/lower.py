@@ -11,7 +11,7 @@ import torch
 
 from rewright.ir import Graph, Node, Value, equal, fresh_names
 from rewright.ir.expand import expand
-from rewright.passes.attention.region import scale_and_bias
+from rewright.passes.attention.region import has_dropout, scale_and_bias
 from rewright.passes.base import Env, Pass
 from rewright.passes.emitter import Emitter
 
@@ -101,6 +101,8 @@ def obstacle(node: Node) -> str | None:
         return "keys and values are not of one width"
     if scale_and_bias(node) is None:
         return "more is done to its scores than scaling and adding"
+    if has_dropout(node):
+        return "it drops some of its probabilities"
     if 0 in (*query.shape, *key.shape):
         return "it has no elements"
     return None

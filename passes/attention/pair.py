@@ -130,6 +130,8 @@ def _forward(graph: Graph) -> Graph:
 
 def _replaced(site: Site, graph: Graph) -> Graph:
     """The graph with the pair in the place of a site and its gradient."""
+    if site.dropout is not None:
+        raise NotFound("it drops some of its probabilities, which ATen's operator cannot do")
     gradient = gradient_of(site, graph)
     fresh = fresh_names(v.name for v in graph.values)
     pair = _Pair.of(site, gradient, graph, fresh)

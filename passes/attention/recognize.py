@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from rewright.ir import CheckError, Graph, Node, UnsupportedError, Value, fresh_names
+from rewright.ir import CheckError, Graph, Node, UnsupportedError, Value, fresh_names, op
 from rewright.passes.attention.affine import NotAffine, affine_of
 from rewright.passes.attention.region import Operands, affine_body, stepwise_body
 from rewright.passes.attention.site import SOFTMAX, Site, sites
@@ -78,6 +78,8 @@ class Attention(Pass, name="attention", takes="aten", gives="aten"):
                 continue
             env.log.decide(self.name, found.values.name, "is attention")
             replaced[found.values.name] = nodes
+            if found.dropout is not None:
+                replaced[found.dropout.name] = _mask(found.dropout, fresh)
         if not replaced:
             return graph
         nodes = [n for node in graph.nodes for n in replaced.get(node.name, [node])]
@@ -106,6 +108,18 @@ def _replacement(site: Site, graph: Graph, fresh: Callable[[str], str]) -> list[
         return error.message
 
 
+def _mask(dropout: Node, fresh: Callable[[str], str]) -> list[Node]:
+    """What draws the mask of a dropout, the same one, before there are probabilities."""
+    emit, kept = Emitter(fresh, dropout), dropout.results[1]
+    type, p = kept.tensor, dropout.args[1]
+    assert isinstance(p, float)
+    memory = {"dtype": type.dtype, "device": type.device}
+    (like,) = emit.call(op("aten.empty.memory_format"), (type.shape,), memory, [type])
+    emit.call(op("aten.bernoulli.p"), (like, 1 - p), {}, [type])
+    emit.nodes[-1] = dataclasses.replace(emit.nodes[-1], results=(kept,))
+    return emit.nodes
+
+
 def _affine(site: Site, graph: Graph, emit: Emitter) -> list[Node]:
     found = affine_of(site, graph, emit)
     operands = Operands.of(site, emit)
@@ -127,7 +141,7 @@ def _stepwise(site: Site, emit: Emitter) -> list[Node]:
 def _ended(
     site: Site, emit: Emitter, operands: Operands, extra: list[Value], body: Graph
 ) -> list[Node]:
-    (result,) = emit.region("rw.attention", (*operands.three, *extra), body)
+    (result,) = emit.region("rw.attention", (*operands.three, *extra, *operands.kept), body)
     last = emit("aten.view.default", result, site.values.result.tensor.shape)
     if last.type != site.values.result.type:
         raise CheckError(f"attention would give {last.type}, not {site.values.result.type}")

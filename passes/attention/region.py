@@ -14,6 +14,7 @@ from rewright.ir import (
     Size,
     UnsupportedError,
     Value,
+    equal,
     op,
     product,
 )
@@ -24,13 +25,15 @@ from rewright.passes.emitter import Emitter
 
 @dataclass(frozen=True)
 class Operands:
-    """Queries [B, H, T, D], keys [B, H, S, D], values [B, H, S, E] of a site."""
+    """Queries [B, H, T, D], keys [B, H, S, D], values [B, H, S, E] of a site, and which of the
+    probabilities [B, H, T, S] a dropout keeps."""
 
     site: Site
     emit: Emitter
     query: Value
     key: Value
     value: Value
+    kept: tuple[Value, ...] = ()
 
     @staticmethod
     def of(site: Site, emit: Emitter) -> Operands:
@@ -42,7 +45,8 @@ class Operands:
         rank = site.key.tensor.rank
         turned = (*range(rank - 2), rank - 1, rank - 2)
         key = emit("aten.permute.default", site.key, turned)
-        return Operands(site, emit, four(site.query), four(key), four(site.value))
+        kept = () if site.dropout is None else (four(site.dropout.results[1]),)
+        return Operands(site, emit, four(site.query), four(key), four(site.value), kept)
 
     @property
     def three(self) -> tuple[Value, Value, Value]:
@@ -81,7 +85,16 @@ class Operands:
             )
             for x in (self.key, self.value)
         )
-        return replace(self, key=key, value=value), [bias]
+        kept = tuple(self.with_column(x) for x in self.kept)
+        return replace(self, key=key, value=value, kept=kept), [bias]
+
+    def with_column(self, kept: Value) -> Value:
+        """Which probabilities are kept, that of the sink too; what becomes of it is no matter."""
+        if not equal(kept.tensor.shape[-1], self.key.tensor.shape[2]):
+            return kept
+        like, shape = kept.tensor, (*self.batch, self.rows, 1)
+        column = self.emit("aten.full.default", shape, True, dtype=like.dtype, device=like.device)
+        return self.emit("aten.cat.default", (kept, column), -1)
 
     def row_major(self, x: Value) -> Value:
         if x.tensor.is_contiguous:
@@ -145,6 +158,7 @@ class _Body:
 
     def __init__(self, operands: Operands) -> None:
         self.emit = operands.emit.inside()
+        self.operands = operands
         self.site = operands.site
         self.inputs = [
             Value(name, value.type) for name, value in zip("qkv", operands.three, strict=True)
@@ -168,6 +182,8 @@ class _Body:
         if scores.tensor.dtype != dtype:
             scores = self.emit("aten._to_copy.default", scores, dtype=dtype)
         weights = self.emit("aten._softmax.default", scores, -1, False)
+        for kept in self.operands.kept:
+            weights = self.thinned(weights, self.input("kept", kept))
         if weights.tensor.dtype != value.tensor.dtype:
             weights = self.emit("aten._to_copy.default", weights, dtype=value.tensor.dtype)
         product = self.emit("aten.bmm.default", self.flat(weights), self.flat(value))
@@ -175,11 +191,26 @@ class _Body:
         result = self.four(product)
         return Graph("body", inputs, tuple(self.emit.nodes), (result,))
 
+    def thinned(self, weights: Value, kept: Value) -> Value:
+        """The probabilities after dropout."""
+        assert self.site.dropout is not None
+        dtype, p = self.site.dropout.results[0].tensor.dtype, self.site.dropout.args[1]
+        assert isinstance(p, float)
+        if weights.tensor.dtype != dtype:
+            weights = self.emit("aten._to_copy.default", weights, dtype=dtype)
+        weights = self.emit("aten.mul.Tensor", weights, kept)
+        return self.emit("aten.mul.Tensor", weights, 0.0 if p == 1 else 1 / (1 - p))
+
     def flat(self, x: Value) -> Value:
         return shaped(x, (product(self.batch), *x.tensor.shape[2:]), self.emit)
 
     def four(self, x: Value) -> Value:
         return self.emit("aten.view.default", x, (*self.batch, *x.tensor.shape[1:]))
+
+
+def has_dropout(node: Node) -> bool:
+    names = [n.op.name for n in node.graph("body").nodes]
+    return "aten.mul.Tensor" in names[names.index("aten._softmax.default") :]
 
 
 def scale_and_bias(node: Node) -> tuple[float, Value | None] | None:

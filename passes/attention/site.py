@@ -17,6 +17,7 @@ from rewright.ir import Graph, Kind, Node, Size, Value, equal, product
 
 PRODUCTS: Final = frozenset({"aten.bmm.default", "aten.mm.default", "aten.baddbmm.default"})
 SOFTMAX: Final = "aten._softmax.default"
+DROPOUT: Final = "aten.native_dropout.default"
 _SLICE: Final = "aten.slice.Tensor"
 
 # Operators that hand on what they are given, as a tensor of its own.
@@ -43,8 +44,8 @@ class Step:
 @dataclass(frozen=True)
 class Site:
     """`scores` = a @ b for each of `batch` and for rows and keys; `steps` lead to what `softmax` is
-    taken of, `after` from it to the product with the values. `sinks`, when there are some, are
-    scores [..., rows, 1] that take probability and have no value."""
+    taken of, `after` from it to the product with the values; among them may be a `dropout`. `sinks`,
+    when there are some, are scores [..., rows, 1] that take probability and have no value."""
 
     scores: Node
     steps: tuple[Step, ...]
@@ -53,6 +54,10 @@ class Site:
     values: Node
     batch: tuple[Size, ...]
     sinks: Value | None = None
+
+    @property
+    def dropout(self) -> Node | None:
+        return next((n for n in self.after if n.op.name == DROPOUT), None)
 
     @property
     def score_shape(self) -> tuple[Size, ...]:
@@ -149,10 +154,22 @@ def _forth(graph: Graph, softmax: Node) -> tuple[tuple[Node, ...], Node] | str:
             if node.args[_first_factor(node)] is not value:
                 return f"%{value.name} is not the left factor of %{node.name}"
             return tuple(after), node
-        if node.op.name not in _CARRIERS and node.op.name != _SLICE:
+        if node.op.name == DROPOUT:
+            if (why := _not_redrawn(node, after)) is not None:
+                return why
+        elif node.op.name not in _CARRIERS and node.op.name != _SLICE:
             return f"%{node.name} ({node.op}) does something to the probabilities"
         after.append(node)
-        value = node.result
+        value = node.results[0]
+
+
+def _not_redrawn(dropout: Node, after: list[Node]) -> str | None:
+    """Why a dropout's mask cannot be drawn without the probabilities."""
+    if dropout.operands[0].tensor.device.type != "cpu":
+        return f"%{dropout.name} draws its mask as no other operator does"
+    if not dropout.args[2] or any(n.op.name == DROPOUT for n in after):
+        return f"%{dropout.name} ({dropout.op}) does something to the probabilities"
+    return None
 
 
 # --- from the softmax to the scores -------------------------------------------------------------
@@ -217,7 +234,7 @@ def _misfit(site: Site) -> str | None:
     rows, keys = site.score_shape[-2:]
     batch = product(site.batch)
     before = [site.scores.result, *(s.node.result for s in site.steps)]
-    for value in (*before, *(n.result for n in site.after)):
+    for value in (*before, *(n.results[0] for n in site.after)):
         shape = value.tensor.shape
         has_sinks = site.sinks is not None and value not in before
         if not equal(shape[-2], rows) or not (has_sinks or equal(shape[-1], keys)):

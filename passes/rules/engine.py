@@ -2,7 +2,8 @@
 
 Nodes are visited in the order of the graph; a rewrite has the nodes that it made, and those that
 may now match, visited again. For each node only the rules are tried that the operators just before
-it do not exclude (`index.py`).
+it do not exclude (`index.py`). Rules that join several values wait until no other one matches: what
+they join, no other rule finds any more (`x A + x B` is to become `x (A + B)`).
 """
 
 from __future__ import annotations
@@ -66,8 +67,10 @@ class Engine:
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         self.rules = tuple(rules)
-        self.index = Index(self.rules)
-        self.reach = Reach(self.index)
+        # By turns: those of the second are tried when those of the first no longer match.
+        turns = [[r for r in self.rules if r.joins is joins] for joins in (False, True)]
+        self.indices = tuple(Index(rules) for rules in turns if rules)
+        self.reach = Reach(self.indices)
 
     def run(self, graph: Graph, log: DecisionLog, choose: Choose, *, who: str = "rules") -> Outcome:
         """Decisions are logged as those of the pass `who`. Raises CheckError, naming the rules,
@@ -87,24 +90,25 @@ class _Run:
         self.outcome = Outcome(graph, tallies={rule.name: Tally() for rule in engine.rules})
         self.rewrites = 0
         self.bound = MOST_REWRITES_A_NODE * len(graph.nodes) + FEWEST_ALLOWED
-        self.queue = [(place, number) for number, place in self.work.place.items()]
-        self.queued = {number for _, number in self.queue}
+        self.queue: list[tuple[int, tuple[int, int], int]] = []  # turn, place in the graph, number of the node
+        self.queued: set[tuple[int, int]] = set()  # turn and number
 
     def run(self) -> Outcome:
-        heapq.heapify(self.queue)
+        for number in self.work.nodes:
+            self.again(number)
         while self.queue:
-            _, number = heapq.heappop(self.queue)
-            self.queued.discard(number)
+            turn, _, number = heapq.heappop(self.queue)
+            self.queued.discard((turn, number))
             if number in self.work.nodes:
-                self.visit(number)
+                self.visit(number, self.engine.indices[turn])
         if self.rewrites:
             self.outcome.graph = self.work.graph()
         return self.outcome
 
-    def visit(self, number: int) -> None:
+    def visit(self, number: int, index: Index) -> None:
         node = self.work.nodes[number]
         candidates = []
-        for matcher in self.engine.index.of(node, self.work):
+        for matcher in index.of(node, self.work):
             tally = self.outcome.tallies[matcher.rule.name]
             start = time.perf_counter()
             found = self.candidate(matcher, number, tally)
@@ -175,10 +179,12 @@ class _Run:
                 self.after(value)
 
     def again(self, number: int) -> None:
-        """Visit a node once more."""
-        if number not in self.queued:
-            self.queued.add(number)
-            heapq.heappush(self.queue, (self.work.place[number], number))
+        """Visit a node, once more."""
+        op, place = self.work.nodes[number].op, self.work.place[number]
+        for turn, index in enumerate(self.engine.indices):
+            if op in index.matchers and (turn, number) not in self.queued:
+                self.queued.add((turn, number))
+                heapq.heappush(self.queue, (turn, place, number))
 
     def after(self, value: Value, *, is_other: bool = False) -> None:
         """Visit again what a rule may match now that the value is made, or read by one node alone,

@@ -116,16 +116,17 @@ Place = tuple[Op, int]
 class Reach:
     """What the rules look at. A change matters to a node only if one of them looks there."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, indices: Iterable[Index]) -> None:
         # For an operator, the places where one of the rules wants it.
         self._made: dict[str, set[Place]] = {}
         # Places whose value a rule compares with another, or asks more about than its type.
         self._compared: set[Place] = set()
         self._asked: set[Place] = set()
         self._places: dict[tuple[str | None, bool], list[frozenset[Op]]] = {}
-        for root, matchers in index.matchers.items():
-            for matcher in matchers:
-                self._enter(root, matcher)
+        for index in indices:
+            for root, matchers in index.matchers.items():
+                for matcher in matchers:
+                    self._enter(root, matcher)
 
     def places(self, op: str | None, *, is_other: bool) -> list[frozenset[Op]]:
         """Operators of nodes to visit again, one node away, two, and so on, from a value that `op`

@@ -79,6 +79,11 @@ class Rule:
         found = tuple(n for bind in self.match for n in bind.results if n in given)
         return found or (ROOT,)
 
+    @property
+    def joins(self) -> bool:
+        """Whether it replaces values that do not read each other, as products of one input."""
+        return len(self.roots) > 1
+
     @cached_property
     def root_ops(self) -> tuple[Op, ...]:
         """Operators that can be the last of the match: where looking for it begins."""

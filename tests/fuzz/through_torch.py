@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import eq
 from typing import Any
 
 import torch
@@ -90,7 +91,10 @@ class _Honest(fx.Interpreter):
                 result
             )
         if isinstance(result, Tensor) and isinstance(traced, Tensor):
-            looks = [(x.dtype, x.ndim, *_known(x)) for x in (result, traced)]
+            at_hints = result.ndim == traced.ndim and all(
+                map(eq, result.shape, (_plain(size, True) for size in traced.shape))
+            )
+            looks = [(x.dtype, x.ndim, *_known(x, at_hints)) for x in (result, traced)]
             pairs = zip(*looks, strict=True)
             if any(a != b and a is not None and b is not None for a, b in pairs):
                 raise TypeError(f"{node} was traced as {looks[1]}, and is {looks[0]}")
@@ -113,13 +117,20 @@ class _Honest(fx.Interpreter):
         return bool((node.target(*args, **kwargs).isnan() == result.isnan()).all())
 
 
-def _known(x: Tensor) -> list[int | None]:
-    """Sizes, and the strides that matter; None for symbols."""
-    found: list[int | None] = [size if isinstance(size, int) else None for size in x.shape]
-    for size, stride in zip(x.shape, x.stride(), strict=True):
-        matters = isinstance(size, int) and size > 1 and isinstance(stride, int)
-        found.append(stride if matters else None)
+def _known(x: Tensor, at_hints: bool) -> list[int | None]:
+    """Sizes, and the strides that matter; None for symbols, unless they have the values that torch
+    traced them with."""
+    found = [_plain(size, at_hints) for size in x.shape]
+    for size, stride in zip(found.copy(), x.stride(), strict=True):
+        matters = size is not None and size > 1
+        found.append(_plain(stride, at_hints) if matters else None)
     return found
+
+
+def _plain(number: Any, at_hints: bool) -> int | None:
+    if isinstance(number, int):
+        return number
+    return int(number.node.hint) if at_hints and number.node.has_hint() else None
 
 
 def _check_forward(
