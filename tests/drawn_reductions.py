@@ -32,9 +32,9 @@ def reduce(sketch: Sketch) -> None:
 
 
 def reduce_all(sketch: Sketch) -> None:
-    value = sketch.any_value()
-    if value is not None:
-        sketch.add(f"aten.{sketch.one_of(*_WHOLE)}.default", value)
+    value, name = sketch.any_value(), sketch.one_of(*_WHOLE)
+    if value is not None and not (name == "prod" and sketch.held[value].swells):
+        sketch.add(f"aten.{name}.default", value)
 
 
 def truth(sketch: Sketch) -> None:
@@ -48,7 +48,7 @@ def truth(sketch: Sketch) -> None:
 
 def product(sketch: Sketch) -> None:
     value = sketch.any_value(rank=1)
-    if value is not None:
+    if value is not None and not sketch.held[value].swells:
         sketch.add("aten.prod.dim_int", value, sketch.axis(value), sketch.chance())
 
 

@@ -112,6 +112,13 @@ class Held:
         return max((float(t.max()) for t in self._numbers()), default=float("-inf"))
 
     @property
+    def swells(self) -> bool:
+        """Whether some of its numbers, multiplied, may be more than half precision holds: then it
+        depends on the order whether zero times that is zero."""
+        magnitudes = (float(t.abs().clamp(min=1).log2().sum()) for t in self._numbers())
+        return max(magnitudes, default=0.0) > 15
+
+    @property
     def smallest(self) -> float:
         """The least magnitude: how near to zero it comes."""
         return min((float(t.abs().min()) for t in self._numbers()), default=float("inf"))
