@@ -30,9 +30,9 @@ def effects_of(node: Node) -> tuple[Effect, ...]:
 def runs_as(node: Node) -> str:
     """The operator whose effect a node has: on the CPU dropout draws the numbers of a Bernoulli
     distribution, for as many elements, and does no more than compute with them."""
-    if node.op.name == "aten.native_dropout.default" and node.results[0].tensor.device.type == "cpu":
-        return "aten.bernoulli.p"
-    return node.op.name
+    name = node.op.name
+    drops = name == "aten.native_dropout.default" and node.results[0].tensor.device.type == "cpu"
+    return "aten.bernoulli.p" if drops else name
 
 
 def may_drop(node: Node) -> bool:

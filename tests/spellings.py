@@ -210,7 +210,7 @@ SPELLINGS: Final[Mapping[str, Function]] = {
         x[0] @ torch.arange(24.0).reshape(6, 4) + x[0] @ torch.arange(24.0, 48.0).reshape(6, 4)
     ),
     "common-left-factor-of-many-rows": lambda x: (
-        (lambda rows: rows @ x[1].T + rows @ x[2].T)(x[0].repeat(16, 1))
+        x[0, :, :3] @ x[1, :, :3].T + x[0, :, :3] @ x[2, :, :3].T
     ),
     "column-scale-into-weight": lambda x: (
         (x[0] @ torch.arange(24.0).reshape(6, 4)) * torch.arange(4.0)

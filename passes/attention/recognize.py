@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from rewright.ir import CheckError, Graph, Node, UnsupportedError, Value, fresh_names, op
+from rewright.ir import Arg, CheckError, Graph, Node, UnsupportedError, Value, fresh_names, op
 from rewright.passes.attention.affine import NotAffine, affine_of
 from rewright.passes.attention.region import Operands, affine_body, stepwise_body
 from rewright.passes.attention.site import SOFTMAX, Site, sites
@@ -113,7 +113,7 @@ def _mask(dropout: Node, fresh: Callable[[str], str]) -> list[Node]:
     emit, kept = Emitter(fresh, dropout), dropout.results[1]
     type, p = kept.tensor, dropout.args[1]
     assert isinstance(p, float)
-    memory = {"dtype": type.dtype, "device": type.device}
+    memory: dict[str, Arg] = {"dtype": type.dtype, "device": type.device}
     (like,) = emit.call(op("aten.empty.memory_format"), (type.shape,), memory, [type])
     emit.call(op("aten.bernoulli.p"), (like, 1 - p), {}, [type])
     emit.nodes[-1] = dataclasses.replace(emit.nodes[-1], results=(kept,))

@@ -44,8 +44,9 @@ class Step:
 @dataclass(frozen=True)
 class Site:
     """`scores` = a @ b for each of `batch` and for rows and keys; `steps` lead to what `softmax` is
-    taken of, `after` from it to the product with the values; among them may be a `dropout`. `sinks`,
-    when there are some, are scores [..., rows, 1] that take probability and have no value."""
+    taken of, `after` from it to the product with the values; one of them may be a `dropout`.
+    `sinks`, when there are some, are scores [..., rows, 1] that take probability and have no value.
+    """
 
     scores: Node
     steps: tuple[Step, ...]

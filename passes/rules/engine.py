@@ -90,8 +90,9 @@ class _Run:
         self.outcome = Outcome(graph, tallies={rule.name: Tally() for rule in engine.rules})
         self.rewrites = 0
         self.bound = MOST_REWRITES_A_NODE * len(graph.nodes) + FEWEST_ALLOWED
-        self.queue: list[tuple[int, tuple[int, int], int]] = []  # turn, place in the graph, number of the node
-        self.queued: set[tuple[int, int]] = set()  # turn and number
+        # Turn, place in the graph and number of a node; and what of that is queued.
+        self.queue: list[tuple[int, tuple[int, int], int]] = []
+        self.queued: set[tuple[int, int]] = set()
 
     def run(self) -> Outcome:
         for number in self.work.nodes:

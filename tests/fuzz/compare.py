@@ -88,8 +88,8 @@ def is_near(ours: Tensor, own: Tensor, wide: Tensor, floor: float) -> bool:
 
 
 def error(found: Tensor, wide: Tensor) -> float:
-    """Relative L2 distance; infinite where infinities and NaN are not at the same places; none where
-    it is no more than what float64 leaves of ones that should cancel."""
+    """Relative L2 distance; infinite where infinities and NaN are not at the same places; none
+    where it is no more than what float64 leaves of ones that should cancel."""
     found, wide = found.double(), wide.double()
     finite = wide.isfinite()
     here, there = (x.masked_fill(finite, 0) for x in (found, wide))
