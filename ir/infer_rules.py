@@ -361,6 +361,13 @@ def _truth(node: Node, dtype: torch.dtype) -> torch.dtype:
     return torch.uint8 if dtype is torch.uint8 else torch.bool
 
 
+def _gather(node: Node) -> tuple[Type, ...]:
+    x, index = tensor_at(node, 0), tensor_at(node, 2)
+    if index.rank != x.rank or index.dtype not in (torch.int64, torch.int32):
+        raise CheckError(f"an index {index} does not gather from {x}")
+    return _fresh(x, index.shape)
+
+
 def _softmax(node: Node) -> tuple[Type, ...]:
     x = tensor_at(node, 0)
     return _fresh(x, x.shape, torch.float32 if node.args[2] is True else None)
@@ -464,5 +471,6 @@ RULES: Final[dict[str, Rule]] = {
     "aten.native_layer_norm.default": _layer_norm,
     "aten._fused_rms_norm.default": _rms_norm,
     "aten.cat.default": _cat,
+    "aten.gather.default": _gather,
     **_REDUCTIONS,
 }

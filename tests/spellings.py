@@ -182,6 +182,7 @@ SPELLINGS: Final[Mapping[str, Function]] = {
     "softmax-of-shifted-by-max": lambda x: torch.softmax(x - x.max(-1, keepdim=True).values, -1),
     "log-softmax-of-softmax": lambda x: torch.log(torch.softmax(x, -1)),
     "log-softmax-by-logsumexp": lambda x: x - torch.logsumexp(x, -1, keepdim=True),
+    "cross-entropy": lambda x: torch.nn.functional.cross_entropy(x[0], torch.arange(5)),
     "exp-of-log-softmax": lambda x: torch.exp(torch.log_softmax(x, -1)),
     "logsumexp-is-spelled-out": lambda x: torch.log(torch.exp(x).sum(-1)),
     "inverse-root": lambda x: torch.reciprocal(torch.sqrt(x.abs() + 1)),

@@ -96,6 +96,17 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool((same | (a.isnan() & b.isnan())).all())
 
 
+def test_a_rule_that_nothing_can_be_run_for_does_not_hold() -> None:
+    text = """rule vacuous exact {
+      %x: i64
+      match aten.remainder.Scalar(%x, 0)
+      give  aten.neg.default(%x)
+    }"""
+    verdict = examine(read_rules(text, "<test>")[0])
+    assert not verdict.holds
+    assert "ATen runs none of" in str(verdict)
+
+
 def test_there_are_twenty_wrong_rules_and_eighty_right_ones() -> None:
     assert len(read_rules(WRONG.read_text(), "wrong.rules")) >= 20
     written = {rule.name.split("/")[0] for name in SHIPPED for rule in shipped(name)}

@@ -13,7 +13,7 @@ from typing import Final
 
 import torch
 
-from rewright.ir import CheckError, Graph, RewrightError, TensorType, hint
+from rewright.ir import CheckError, Graph, RewrightError, TensorType, Value, hint
 from rewright.ir.interpret import interpret
 from rewright.passes.log import DecisionLog
 from rewright.passes.rules.engine import Engine
@@ -181,19 +181,28 @@ def _meaning(rule: Rule, engine: Engine, fired: Sequence[Fired], verdict: Verdic
 def _compare(
     verdict: Verdict, what: str, fired: Sequence[Fired], *, bits: bool, special: bool
 ) -> bool:
-    """False, with the smallest counterexample, when any of the graphs tells the two sides apart."""
+    """False, with the smallest counterexample, when any of the graphs tells the two sides apart, or
+    when ATen runs none of them."""
     worst: Counterexample | None = None
+    ran = 0
     for number, case in enumerate(fired):
         if worst is not None and volume(case.before) >= volume(worst.before):
             continue
         inputs = tuple(drawn(case.before, number, special=special))
-        why = differs(case.before, case.after, inputs, bits=bits)
+        try:
+            why = _apart(case.before, case.after, inputs, bits=bits)
+        except _Refused:
+            continue
+        ran += 1
         if why is not None:
             worst = Counterexample(verdict.rule.name, case.before, case.after, inputs, why)
     if worst is not None:
         verdict.evidence.append(Evidence(what, worst.why, False))
         verdict.counterexample = worst
-    return worst is None
+    elif not ran:
+        how = f"ATen runs none of {len(fired)} drawn graphs on what was drawn for them"
+        verdict.evidence.append(Evidence(what, how, False))
+    return worst is None and ran > 0
 
 
 def _ground(fired: Sequence[Fired]) -> str:
@@ -232,15 +241,33 @@ def _everywhere(rule: Rule, engine: Engine, verdict: Verdict) -> bool:
 def differs(
     before: Graph, after: Graph, inputs: Sequence[torch.Tensor], *, bits: bool
 ) -> str | None:
-    """Why the two graphs are not the same on `inputs`; None when they are."""
+    """Why the two graphs are not the same on `inputs`; None when they are, or when ATen refuses
+    what was drawn, so that there is nothing to keep."""
+    try:
+        return _apart(before, after, inputs, bits=bits)
+    except _Refused:
+        return None
+
+
+class _Refused(Exception):
+    """What a rule matched does not run on these inputs."""
+
+
+_ERRORS: Final = (RuntimeError, ValueError, TypeError, IndexError, RewrightError)
+
+
+def _apart(
+    before: Graph, after: Graph, inputs: Sequence[torch.Tensor], *, bits: bool
+) -> str | None:
+    """`differs`; raises _Refused."""
     dtype = None if bits else torch.float64
     try:
         wanted = interpret(before, [x.clone() for x in inputs], dtype=dtype)
-    except (RuntimeError, ValueError, TypeError, IndexError, RewrightError):
-        return None  # ATen refuses what was drawn, so the rule has nothing to keep
+    except _ERRORS as error:
+        raise _Refused from error
     try:
         found = interpret(after, [x.clone() for x in inputs], dtype=dtype)
-    except (RuntimeError, ValueError, TypeError, IndexError, RewrightError) as error:
+    except _ERRORS as error:
         return f"what it gives does not run: {str(error).splitlines()[0]}"
     for place, (a, b) in enumerate(zip(wanted, found, strict=True)):
         why = _different_bits(a, b) if bits else _different(a, b)
@@ -286,8 +313,20 @@ def drawn(graph: Graph, seed: int, *, special: bool) -> Iterator[torch.Tensor]:
     """Inputs for a graph without symbols, the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     for input in graph.inputs:
-        type = input.value.tensor
-        yield _content(type, generator, special)
+        content = _content(input.value.tensor, generator, special)
+        bound = _places(graph, input.value)
+        yield content if bound is None else content.remainder(max(bound, 1))
+
+
+def _places(graph: Graph, value: Value) -> int | None:
+    """How many places there are, where a value says which of them is read."""
+    sizes = []
+    for node in graph.readers.get(value, ()):
+        if node.op.name == "aten.gather.default" and node.args[2] is value:
+            source, axis = node.operands[0].tensor, node.args[1]
+            assert isinstance(axis, int)
+            sizes.append(hint(source.shape[axis]))
+    return min(sizes, default=None)
 
 
 def every_value(type: TensorType) -> torch.Tensor | None:
