@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
 from drawn_indexing import INDEXING
+from drawn_inputs import OTHERS
 from drawn_pointwise import INTEGRAL_DTYPES, POINTWISE, binary, scalar, unary
 from drawn_reductions import REDUCTIONS, matmul, reduce
 from drawn_sketch import Sketch
 from drawn_types import SYMBOLS
 from drawn_views import VIEWS
-from rewright.ir.dims import Dim, Size, hint, product, symbols_of
+from rewright.ir.dims import Dim, Size, evaluate, hint, product, symbols_of
 from rewright.ir.graph import Graph, Input, Node, Value
 from rewright.ir.types import TensorType, contiguous_strides
 
@@ -93,7 +94,13 @@ def _shapes(symbolic: bool, rank: int = 0) -> SearchStrategy[tuple[Size, ...]]:
     if symbolic:
         sizes = st.sampled_from([Dim.of(s) for s in SYMBOLS]) | sizes
     shapes = st.lists(sizes, min_size=rank, max_size=4).map(tuple)
-    return shapes.filter(lambda shape: hint(product(shape)) <= 2048)
+    return shapes.filter(_is_small)
+
+
+def _is_small(shape: tuple[Size, ...]) -> bool:
+    """Where the graph is traced, and where it runs."""
+    count = product(shape)
+    return hint(count) <= 2048 and all(evaluate(count, sizes) <= 2**20 for sizes in OTHERS)
 
 
 def _dtype(sketch: Sketch, kind: str) -> torch.dtype:
