@@ -16,7 +16,15 @@ from rewright.ir.dims import (
     product,
     symbols_of,
 )
-from rewright.ir.effects import effect_of, effects_of, may_drop, may_merge, may_repeat, ordered
+from rewright.ir.effects import (
+    effect_of,
+    effects_of,
+    may_drop,
+    may_merge,
+    may_repeat,
+    ordered,
+    runs_as,
+)
 from rewright.ir.errors import (
     ArtefactError,
     CheckError,
@@ -137,6 +145,7 @@ __all__ = [
     "out_variant",
     "pointwise_obstacle",
     "product",
+    "runs_as",
     "shares_input_storage",
     "sizes_of",
     "storage_roots",

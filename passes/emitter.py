@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from rewright.ir import Arg, Graph, Node, Op, Type, Value, fresh_names, op
+from rewright.ir import Arg, CheckError, Graph, Node, Op, Type, Value, fresh_names, op
 from rewright.ir.infer import infer
 from rewright.ir.signature import normalize
 
@@ -49,6 +49,15 @@ class Emitter:
         given, keywords = normalize(operator, args, kwargs)
         bare = Node(operator, given, keywords, ())
         return self._add(bare, infer(bare) if types is None else types)
+
+    def end_in(self, value: Value) -> None:
+        """Have the last node make `value`, whose place it takes.
+
+        Raises CheckError when it makes a value of another type."""
+        node = self.nodes[-1]
+        if node.result.type != value.type:
+            raise CheckError(f"{node.op} would give {node.result.type}, not {value.type}")
+        self.nodes[-1] = dataclasses.replace(node, results=(value,))
 
     def _add(self, bare: Node, types: Iterable[Type]) -> tuple[Value, ...]:
         """The node with results of these types, in its place."""

@@ -251,10 +251,9 @@ def passes_page() -> str:
 
 
 def _pass_section(of: Pass) -> Iterator[str]:
-    title, *rest = inspect.cleandoc(type(of).__doc__ or "").split("\n")
-    yield from (f"## {of.name}", "", title)
+    yield f"## {of.name}"
     levels = f"Takes a graph at the {of.takes} level and gives one at the {of.gives} level."
-    yield from _markdown("\n".join(rest))
+    yield from _markdown(inspect.cleandoc(type(of).__doc__ or ""))
     yield from ("", levels)
     options = fields(of) if is_dataclass(of) else ()
     if options:

@@ -173,7 +173,8 @@ class _Pair:
         result, sums = emit.results(FLASH, *three, attn_mask=bias, scale=affine.scale)
         flat = site.values.result
         whole = emit("aten.clone.default", result, memory_format=torch.contiguous_format)
-        _named(shaped(whole, flat.tensor.shape, emit), flat, emit)
+        shaped(whole, flat.tensor.shape, emit)
+        emit.end_in(flat)
         back = Emitter(fresh, gradient.value)
         given = shaped(gradient.given, result.tensor.shape, back)
         grads = back.results(
@@ -194,14 +195,8 @@ class _Pair:
             if turned:
                 grad = emit("aten.permute.default", grad, (0, 1, 3, 2))
             whole = emit("aten.clone.default", grad, memory_format=torch.contiguous_format)
-            _named(shaped(whole, wanted.shape, emit), node.result, emit)
-
-
-def _named(value: Value, like: Value, emit: Emitter) -> None:
-    """The last node makes `value`: give it the name of what it replaces."""
-    if value.type != like.type:
-        raise CheckError(f"attention would give {value.type}, not {like.type}")
-    emit.nodes[-1] = dataclasses.replace(emit.nodes[-1], results=(like,))
+            shaped(whole, wanted.shape, emit)
+            emit.end_in(node.result)
 
 
 # --- the comparison -------------------------------------------------------------------------------

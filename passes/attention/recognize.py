@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +10,7 @@ from typing import Final
 from rewright.ir import Arg, CheckError, Graph, Node, UnsupportedError, Value, fresh_names, op
 from rewright.passes.attention.affine import NotAffine, affine_of
 from rewright.passes.attention.region import Operands, affine_body, stepwise_body
-from rewright.passes.attention.site import SOFTMAX, Site, sites
+from rewright.passes.attention.site import BERNOULLI, SOFTMAX, Site, sites
 from rewright.passes.base import Env, Pass
 from rewright.passes.dce import split_dead
 from rewright.passes.emitter import Emitter
@@ -115,8 +114,8 @@ def _mask(dropout: Node, fresh: Callable[[str], str]) -> list[Node]:
     assert isinstance(p, float)
     memory: dict[str, Arg] = {"dtype": type.dtype, "device": type.device}
     (like,) = emit.call(op("aten.empty.memory_format"), (type.shape,), memory, [type])
-    emit.call(op("aten.bernoulli.p"), (like, 1 - p), {}, [type])
-    emit.nodes[-1] = dataclasses.replace(emit.nodes[-1], results=(kept,))
+    emit.call(op(BERNOULLI), (like, 1 - p), {}, [type])
+    emit.end_in(kept)
     return emit.nodes
 
 
@@ -142,8 +141,6 @@ def _ended(
     site: Site, emit: Emitter, operands: Operands, extra: list[Value], body: Graph
 ) -> list[Node]:
     (result,) = emit.region("rw.attention", (*operands.three, *extra, *operands.kept), body)
-    last = emit("aten.view.default", result, site.values.result.tensor.shape)
-    if last.type != site.values.result.type:
-        raise CheckError(f"attention would give {last.type}, not {site.values.result.type}")
-    emit.nodes[-1] = dataclasses.replace(emit.nodes[-1], results=site.values.results)
+    emit("aten.view.default", result, site.values.result.tensor.shape)
+    emit.end_in(site.values.result)
     return emit.nodes

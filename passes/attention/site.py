@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from rewright.ir import Graph, Kind, Node, Size, Value, equal, product
+from rewright.ir import Graph, Kind, Node, Size, Value, equal, product, runs_as
 
 PRODUCTS: Final = frozenset({"aten.bmm.default", "aten.mm.default", "aten.baddbmm.default"})
 SOFTMAX: Final = "aten._softmax.default"
 DROPOUT: Final = "aten.native_dropout.default"
+BERNOULLI: Final = "aten.bernoulli.p"
 _SLICE: Final = "aten.slice.Tensor"
 
 # Operators that hand on what they are given, as a tensor of its own.
@@ -166,7 +167,7 @@ def _forth(graph: Graph, softmax: Node) -> tuple[tuple[Node, ...], Node] | str:
 
 def _not_redrawn(dropout: Node, after: list[Node]) -> str | None:
     """Why a dropout's mask cannot be drawn without the probabilities."""
-    if dropout.operands[0].tensor.device.type != "cpu":
+    if runs_as(dropout) != BERNOULLI:
         return f"%{dropout.name} draws its mask as no other operator does"
     if not dropout.args[2] or any(n.op.name == DROPOUT for n in after):
         return f"%{dropout.name} ({dropout.op}) does something to the probabilities"

@@ -19,6 +19,7 @@ from torch import Tensor
 FLOOR: Final = 1e-6
 # Beyond this nothing is left of a number but its size; whatever comes out is as good.
 HOPELESS: Final = 0.25
+# What float64 leaves of ones that cancel.
 CANCELLED: Final = 1e-15
 
 
@@ -88,8 +89,7 @@ def is_near(ours: Tensor, own: Tensor, wide: Tensor, floor: float) -> bool:
 
 
 def error(found: Tensor, wide: Tensor) -> float:
-    """Relative L2 distance; infinite where infinities and NaN are not at the same places; none
-    where it is no more than what float64 leaves of ones that should cancel."""
+    """Relative L2 distance; infinite where infinities and NaN are not at the same places."""
     found, wide = found.double(), wide.double()
     finite = wide.isfinite()
     here, there = (x.masked_fill(finite, 0) for x in (found, wide))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from operator import eq
 from typing import Any
 
 import torch
@@ -91,9 +90,7 @@ class _Honest(fx.Interpreter):
                 result
             )
         if isinstance(result, Tensor) and isinstance(traced, Tensor):
-            at_hints = result.ndim == traced.ndim and all(
-                map(eq, result.shape, (_plain(size, True) for size in traced.shape))
-            )
+            at_hints = [_plain(size, True) for size in traced.shape] == list(result.shape)
             looks = [(x.dtype, x.ndim, *_known(x, at_hints)) for x in (result, traced)]
             pairs = zip(*looks, strict=True)
             if any(a != b and a is not None and b is not None for a, b in pairs):
