@@ -9,7 +9,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep fuzz bench lint
+.PHONY: help demo test sweep fuzz bench costmodel lint
 
 VENV ?= .venv
 WORKERS ?= 2
@@ -49,6 +49,9 @@ bench: $(LINKED) ## kernels, models and start-up against eager and Inductor
 	$(PY) -m benchmarks.kernels
 	$(PY) -m benchmarks.inference
 	$(PY) -m benchmarks.startup
+
+costmodel: $(LINKED) ## draw and time calls, train the CPU's cost model, judge it, write it (an hour and more)
+	$(PY) -m benchmarks.costmodel $(ARGS)
 
 # mypy follows the link tree in build/; its messages are turned back to the files they are about.
 lint: $(LINKED) ## formatting, ruff, mypy --strict, and the sizes of the source

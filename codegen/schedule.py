@@ -11,25 +11,11 @@ from typing import Final
 
 from rewright.ir import Size, divisible, hint, product
 from rewright.ir.loops import (
-    Apply,
     Axis,
     Let,
     Load,
     Nest,
-    Reduce,
-    Stage,
-    Statement,
-    Store,
-    subterms,
-)
-
-# Nanoseconds an element costs one core: a load or store, a simple primitive, and a costly one.
-ACCESS: Final = 0.08
-SIMPLE: Final = 0.02
-COSTLY: Final = 0.5
-SIMPLE_PRIMITIVES: Final = frozenset(
-    {"add", "sub", "mul", "neg", "abs", "maximum", "minimum", "select", "sqrt", "reciprocal"}
-    | {"eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "floor"}
+    rough_nanoseconds,
 )
 
 # What a thread has to do before it is worth waking, in nanoseconds.
@@ -128,7 +114,7 @@ def tiled_loads(nest: Nest, lanes: Axis, tile: Axis) -> Iterator[str]:
 
 
 def _shared(nest: Nest, style: str) -> str:
-    if nanoseconds(nest) < 2 * SHARE and all(isinstance(a.size, int) for a in nest.axes):
+    if rough_nanoseconds(nest) < 2 * SHARE and all(isinstance(a.size, int) for a in nest.axes):
         return "nothing"
     if style == "elements":
         return "rows"
@@ -140,7 +126,7 @@ def _shared(nest: Nest, style: str) -> str:
 
 def _unit(nest: Nest, style: str, shared: str, vectors: int) -> tuple[int, float]:
     """(elements in a unit of work, nanoseconds it takes)."""
-    each = nanoseconds(nest) / max(1, hint(_count(nest.axes)))
+    each = rough_nanoseconds(nest) / max(1, hint(_count(nest.axes)))
     columns = max(1, hint(_count(nest.cols)))
     if shared == "blocks":
         block = nest.order.block if nest.order is not None else 1
@@ -148,33 +134,6 @@ def _unit(nest: Nest, style: str, shared: str, vectors: int) -> tuple[int, float
     if style == "lanes":
         return 1, each * columns
     return vectors * LANES, each * columns * vectors * LANES
-
-
-def nanoseconds(nest: Nest) -> float:
-    """A rough time for one core, at the hints of its sizes."""
-    rows, elements = hint(_count(nest.rows)), hint(_count(nest.axes))
-    return sum(_cost(stage) * (rows if stage.per == "row" else elements) for stage in nest.stages)
-
-
-def _cost(stage: Stage) -> float:
-    return sum(_statement_cost(s) for s in stage.body)
-
-
-def _statement_cost(statement: Statement) -> float:
-    if isinstance(statement, Store):
-        return ACCESS
-    cost = SIMPLE if isinstance(statement, Reduce) else 0.0
-    for term in subterms(statement.term):
-        if isinstance(term, Load):
-            cost += ACCESS
-        elif isinstance(term, Apply):
-            cost += SIMPLE if term.name in SIMPLE_PRIMITIVES else COSTLY
-    return cost
-
-
-def is_costly(statements: Iterable[Statement]) -> bool:
-    """True when a body is too large to be repeated for instruction-level parallelism."""
-    return sum(_statement_cost(s) for s in statements) >= COSTLY
 
 
 def _count(axes: Iterable[Axis]) -> Size:

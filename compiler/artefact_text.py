@@ -61,7 +61,7 @@ def _operator(name: str) -> str:
 
 def _needs(program: Program) -> list[str]:
     """What the CPU must be able to do, in the words of /proc/cpuinfo."""
-    from rewright.calibrate_host import host
+    from rewright.calibrate.host import host
 
     target = program.plan.env.target
     if target == host():

@@ -95,7 +95,7 @@ def _plain(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return {} if options is None else options
 
 
-def _roles(gm: fx.GraphModule) -> list[str]:
+def roles_of(gm: fx.GraphModule) -> list[str]:
     """Of a backward graph's inputs: gradients of outputs, and what the forward saved."""
     inputs = (node.name for node in gm.graph.nodes if node.op == "placeholder")
     return ["tangent" if name.startswith("tangents_") else "saved" for name in inputs]
@@ -116,7 +116,7 @@ def _compiler(options: Options, phase: str) -> Callable[..., Any]:
             donate_nothing()
         # AOTAutograd calls under its FakeTensorMode; constants here are real tensors.
         with unset_fake_temporarily():
-            graph = from_fx(gm, name=phase, roles=_roles(gm) if phase == "backward" else None)
+            graph = from_fx(gm, name=phase, roles=roles_of(gm) if phase == "backward" else None)
             program = compile_graph(graph, options, retain=phase == "inference")
         compiled = CompiledProgram(program)
         remember(compiled)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from rewright.calibrate_host import host, isa
+from rewright.calibrate.host import host, isa
 from rewright.codegen import Executable, is_fast
 from rewright.codegen.cpp import Library, Toolchain, build, toolchain
 from rewright.codegen.executable import Kernel

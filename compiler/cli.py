@@ -1,4 +1,4 @@
-"""The command line: rewright optimize | run | show | why | rules | doctor.
+"""The command line: rewright optimize | run | show | why | rules | estimate | doctor.
 
 Exit codes: 0 done, 1 a check did not hold, 2 a mistake in what was asked.
 """
@@ -151,6 +151,20 @@ def _rules(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _estimate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "call",
+        nargs="?",
+        help="such as 'aten.mm(bf16[4096, 4096], bf16[4096, 4096])'; without one, each line of "
+        "standard input is one",
+    )
+    parser.add_argument(
+        "--device",
+        default="host",
+        help="host, or a target such as h200 or cpu:avx2 (default: host)",
+    )
+
+
 def _doctor(parser: argparse.ArgumentParser) -> None:
     """Takes nothing more."""
 
@@ -161,6 +175,7 @@ COMMANDS: Final[dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]]
     "show": ("print a graph at any stage, kernels, the call sequence", _show),
     "why": ("explain decisions and refusals", _why),
     "rules": ("check rewrite rules, list them, see which fire", _rules),
+    "estimate": ("how long a call takes, between which bounds, and why", _estimate),
     "doctor": ("what works on this machine, and what to do", _doctor),
 }
 

@@ -259,3 +259,20 @@ def _where_it_runs(plan: Plan, name: str) -> str:
     }
     at = f" ({row.loc})" if row.loc else ""
     return f"%{name} = {row.op}{at} {places[row.runs]}"
+
+
+def estimate(arguments: argparse.Namespace) -> int:
+    """Print what calls take; a line that cannot be read ends it."""
+    from rewright.cost_models import cost_model, target_called
+    from rewright.estimating import estimate_line
+
+    cost = cost_model(target_called(arguments.device))
+    lines = sys.stdin if arguments.call is None else [arguments.call]
+    for line in filter(str.strip, lines):
+        found = estimate_line(line, cost)
+        if arguments.json:
+            told = dataclasses.asdict(found) | {"call": line.strip(), "device": cost.target.name}
+            print(json.dumps(told), flush=True)
+        else:
+            print(found, flush=True)
+    return 0

@@ -82,7 +82,7 @@ def _version_of(program: str) -> str:
 
 
 def _vectors() -> Finding:
-    from rewright.calibrate_host import isa
+    from rewright.calibrate.host import isa
 
     found = isa()
     advice = "kernels use the instructions that every CPU of this kind has, and are slower for it"
@@ -130,7 +130,7 @@ def _cache() -> Finding:
 
 
 def _host() -> Finding:
-    from rewright.calibrate_host import host
+    from rewright.calibrate.host import host
 
     target = host()
     peak = target.peak(torch.float32) / 1e9

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from rewright.building import Built, Recipe, build_program, compiler_for
-from rewright.calibrate_host import host, isa
+from rewright.calibrate.host import host, isa
 from rewright.codegen import Executable, Kernels, input_sizes, kernels_of, write_calls
 from rewright.comparing import Errors, errors
 from rewright.costmodel import Roofline

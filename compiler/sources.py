@@ -136,14 +136,14 @@ def from_factory(spec: str) -> Source:
             help="return (module, (input, ...))",
         )
     module, inputs = made
-    with _torch_kept_quiet():
+    with torch_kept_quiet():
         program = export(module, tuple(inputs))
     graph, bindings = load(program, name=spec.rpartition(":")[2])
     return Source(graph, bindings, module, tuple(inputs))
 
 
 @contextmanager
-def _torch_kept_quiet() -> Iterator[None]:
+def torch_kept_quiet() -> Iterator[None]:
     """torch.export prints pages, and logs, before it raises what says the same."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

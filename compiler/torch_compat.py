@@ -113,3 +113,10 @@ def donate_nothing() -> None:
     context = torch._guards.TracingContext.try_get()
     if context is not None and context.fw_metadata is not None:
         context.fw_metadata.bw_donated_idxs = []
+
+
+def boxed(run: Callable[..., Any]) -> Callable[..., Any]:
+    """`run` as AOTAutograd calls what it compiled: with its arguments in a list."""
+    from torch._functorch._aot_autograd.utils import make_boxed_func
+
+    return make_boxed_func(run)

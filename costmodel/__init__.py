@@ -13,6 +13,7 @@ from rewright.costmodel.estimate import (
 )
 from rewright.costmodel.protocols import CostModel, Tools, graph_estimate
 from rewright.costmodel.roofline import Roofline
+from rewright.costmodel.sketch import Sketch, Sketcher, sketch_region
 from rewright.costmodel.timings import Timings
 
 __all__ = [
@@ -20,11 +21,14 @@ __all__ = [
     "CostModel",
     "Estimate",
     "Roofline",
+    "Sketch",
+    "Sketcher",
     "Timings",
     "Tools",
     "graph_estimate",
     "show_bytes",
     "show_flops",
     "show_seconds",
+    "sketch_region",
     "total",
 ]

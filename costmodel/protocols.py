@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import torch
 
 from rewright.costmodel.estimate import Estimate, show_seconds, total
+from rewright.costmodel.sketch import Sketch, roots_of
 from rewright.costmodel.timings import Timings
-from rewright.ir import Graph, Node
+from rewright.ir import Graph, Node, TensorType, Value
 from rewright.ir.target import Target
 from rewright.ir.work import is_call
 
@@ -27,8 +28,14 @@ class CostModel(Protocol):
     @property
     def target(self) -> Target: ...
 
-    def estimate(self, nodes: Sequence[Node]) -> list[Estimate]:
-        """One estimate a node; never None: what the model does not know makes it wide."""
+    def estimate(self, nodes: Sequence[Node], cold: Collection[Value] = ()) -> list[Estimate]:
+        """One estimate a node; never None: what the model does not know makes it wide. The values
+        `cold` are in no cache."""
+        ...
+
+    def gain(self, apart: Sequence[Sketch], together: Sketch) -> Estimate:
+        """How much longer kernels take apart than one that does the work of all; for screening
+        thousands of candidates."""
         ...
 
     def compare(self, a: Sequence[Node], b: Sequence[Node]) -> Estimate:
@@ -53,7 +60,7 @@ class Tools(Protocol):
 def graph_estimate(cost: CostModel, graph: Graph) -> Estimate:
     """The time of a whole graph, its calls one after the other; the longest are named."""
     calls = [node for node in graph.nodes if is_call(node)]
-    estimates = cost.estimate(calls)
+    estimates = cost.estimate(calls, cold_values(graph, cost.target))
     longest = sorted(range(len(calls)), key=lambda i: (-estimates[i].seconds, i))[:NAMED_CALLS]
     reasons = [f"{len(calls)} calls"]
     for i in longest:
@@ -61,3 +68,14 @@ def graph_estimate(cost: CostModel, graph: Graph) -> Estimate:
         reasons.append(f"%{calls[i].name} {show_seconds(estimates[i].seconds)}, {why}")
     whole = total(estimates)
     return Estimate(whole.seconds, whole.low, whole.high, tuple(reasons))
+
+
+def cold_values(graph: Graph, target: Target) -> frozenset[Value]:
+    """Inputs of a graph, and views of them, when no cache holds all inputs until the next run."""
+    nbytes = sum(
+        i.value.tensor.nbytes_hint for i in graph.inputs if isinstance(i.value.type, TensorType)
+    )
+    if nbytes <= max((cache.nbytes for cache in target.caches), default=0):
+        return frozenset()
+    inputs = {i.value for i in graph.inputs}
+    return frozenset(v for v, root in roots_of(graph).items() if root in inputs)

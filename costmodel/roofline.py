@@ -8,7 +8,7 @@ multiples of the roof; the upper bound finds nothing in a cache.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -22,6 +22,7 @@ from rewright.costmodel.estimate import (
     show_seconds,
     total,
 )
+from rewright.costmodel.sketch import Sketch
 from rewright.ir import (
     DTYPE_NAMES,
     Kind,
@@ -83,8 +84,21 @@ class Roofline:
         # its identity is the key.
         self._by_identity: dict[int, tuple[Node, Estimate]] = {}
 
-    def estimate(self, nodes: Sequence[Node]) -> list[Estimate]:
+    def estimate(self, nodes: Sequence[Node], cold: Collection[Value] = ()) -> list[Estimate]:
+        """`cold` changes nothing: the upper bound finds nothing in a cache anyhow."""
         return [self._estimate(node) for node in nodes]
+
+    def gain(self, apart: Sequence[Sketch], together: Sketch) -> Estimate:
+        """Bytes that are moved once less and launches that fall away, against work that is done
+        again. Memory is the slowest there is, as what lies between kernels may be anywhere."""
+        target = self.target
+        saved = sum(s.moved for s in apart) - together.moved
+        again = together.again - sum(s.again for s in apart)
+        rate = _ELEMENTWISE * target.peak(torch.float32)
+        launches = (len(apart) - 1) * target.launch_seconds
+        seconds = saved / target.bandwidth + launches - again / rate
+        why = f"{show_bytes(saved)} less, {show_flops(again)} more"
+        return Estimate(seconds, seconds - launches, seconds + launches, (why,))
 
     def compare(self, a: Sequence[Node], b: Sequence[Node]) -> Estimate:
         first, second = total(self.estimate(a)), total(self.estimate(b))
@@ -96,7 +110,7 @@ class Roofline:
         seen = self._by_identity.get(id(node))
         if seen is not None:
             return seen[1]
-        key = _key(node)
+        key = call_key(node)
         found = self._by_structure.get(key)
         if found is None:
             found = self._by_structure[key] = roofline(node, self.target)
@@ -169,7 +183,7 @@ def _tensors(node: Node) -> Iterator[TensorType]:
     return (v.type for v in values if isinstance(v.type, TensorType))
 
 
-def _key(node: Node) -> Hashable:
+def call_key(node: Node) -> Hashable:
     """Equal for nodes that compute the same thing from operands of the same types."""
     place = {value: i for i, value in enumerate(dict.fromkeys(node.operands))}
 

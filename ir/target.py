@@ -1,6 +1,6 @@
 """Targets: what a device can do, as frozen data.
 
-Passes and cost models read these numbers; nobody measures here (`rewright.calibrate_host` measures
+Passes and cost models read these numbers; nobody measures here (`rewright.calibrate.host` measures
 the host, once). Rates are peaks: dense FLOP/s by element type of a contraction, bytes/s of memory.
 GPU figures are the vendor's, without structured sparsity; each entry names its document.
 """

@@ -19,7 +19,7 @@ from torch._dynamo.utils import counters
 
 import rewright
 from rewright import aot_cache
-from rewright.calibrate_host import _host
+from rewright.calibrate.host import _host
 from rewright.driver import _warn_once
 from rewright.ir import ToolchainError, cache
 from through_backend import Block, Function, gradients

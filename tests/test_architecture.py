@@ -32,7 +32,7 @@ MAY_IMPORT = {
 FOLDERS = (*LIBRARY, "tests", "examples", "benchmarks")
 WRITTEN_BY_HAND = {".c", ".h", ".lark", ".py", ".rules"}
 LAZY = (
-    *("lark", "networkx", "rich", "sympy"),
+    *("catboost", "lark", "networkx", "pyarrow", "rich", "sympy"),
     *("torch._inductor", "torch_mlir", "transformers", "triton"),
 )
 LONGEST_FILE = 500

@@ -34,7 +34,7 @@ from ranks import (
     issues,
     lawful,
 )
-from rewright import calibrate_host
+from rewright.calibrate import host as calibrate_host
 from rewright.driver import compile_graph, plan_graph
 from rewright.ir import Effect, Target, op
 from rewright.ir.parse import parse

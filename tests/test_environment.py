@@ -148,7 +148,7 @@ def test_a_disk_that_is_full_everywhere_leaves_aten(
 
 
 def test_a_machine_is_measured_though_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rewright import calibrate_host
+    from rewright.calibrate import host as calibrate_host
 
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rewright import calibrate_host
+from rewright.calibrate import host as calibrate_host
 from rewright.ir import OptionError, compute_dtype
 from rewright.ir.cache import private_folder
 from rewright.ir.target import Cache, Target, known_targets
@@ -198,8 +198,8 @@ def test_the_record_gives_back_every_figure() -> None:
         flops=((torch.float32, 1.2e11), (torch.int8, 4.5e11)),
         caches=(Cache("L2", 1 << 20, 9.9e10),),
     )
-    record = json.loads(json.dumps(calibrate_host._record(target)))
-    assert calibrate_host._from_record(record, 3) == target
+    record = json.loads(json.dumps(calibrate_host.to_record(target)))
+    assert calibrate_host.from_record(record, 3) == target
 
 
 @pytest.mark.parametrize(

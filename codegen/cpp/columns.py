@@ -17,8 +17,7 @@ from rewright.codegen.cpp.kernel import (
 )
 from rewright.codegen.cpp.simplify import reads
 from rewright.codegen.cpp.text import VECTOR, size_text
-from rewright.codegen.schedule import is_costly
-from rewright.ir.loops import Axis, Let, Reduce, Stage, Statement, Store
+from rewright.ir.loops import Axis, Let, Reduce, Stage, Statement, Store, is_costly
 
 EACH = "for (int u = 0; u < U; ++u) {"
 SHIFT = "16 * u"

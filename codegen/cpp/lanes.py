@@ -10,8 +10,7 @@ from rewright.codegen.cpp.kernel import Kernel, count_of, how, indented, multipl
 from rewright.codegen.cpp.simplify import reads
 from rewright.codegen.cpp.text import STORAGE, VECTOR, size_text
 from rewright.codegen.cpp.tiles import Tile, tile_of
-from rewright.codegen.schedule import is_costly
-from rewright.ir.loops import Let, Load, Reduce, Stage, Statement, Store, subterms
+from rewright.ir.loops import Let, Load, Reduce, Stage, Statement, Store, is_costly, subterms
 
 
 @dataclass

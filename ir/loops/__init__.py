@@ -26,6 +26,7 @@ from rewright.ir.loops.nest import (
 )
 from rewright.ir.loops.operators import OPERATORS
 from rewright.ir.loops.reductions import order_of, reduced_count, reduced_dims
+from rewright.ir.loops.rough import is_costly, rough_nanoseconds
 from rewright.ir.loops.views import VIEWS
 
 __all__ = [
@@ -52,10 +53,12 @@ __all__ = [
     "Term",
     "Within",
     "indices_of",
+    "is_costly",
     "lower",
     "needed_nodes",
     "order_of",
     "reduced_count",
     "reduced_dims",
+    "rough_nanoseconds",
     "subterms",
 ]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Final
 
+from rewright.costmodel import Estimate, Sketch, Sketcher
 from rewright.ir import Graph, Node, Value, hint
 from rewright.passes.base import Env
 from rewright.passes.fuse.groups import Groups
 from rewright.passes.fuse.legality import Domain, domain_of, obstacle
-from rewright.passes.fuse.profit import NEIGHBOURHOOD, saved_seconds, sweeps
 from rewright.passes.fuse.units import Units, sources_of
 
 Join = tuple[int, int]
+
+# Kernels this many places apart in the schedule still run at about the same time.
+NEIGHBOURHOOD: Final = 32
 
 
 class FusionPlan:
@@ -25,6 +29,7 @@ class FusionPlan:
     def __init__(self, graph: Graph, env: Env, max_ops: int) -> None:
         self.env, self.max_ops = env, max_ops
         self.units = Units.of(graph)
+        self.sketcher = Sketcher(self.units.roots.__getitem__)
         self.groups = Groups(sources_of(graph, self.units))
         self.domains: dict[int, Domain] = {}
         self.joins: dict[int, list[Join]] = {}
@@ -81,7 +86,7 @@ class FusionPlan:
             log.refuse("fuse", subject, f"stays apart from %{value.name}: {spaces}")
         elif (why := self._obstacle(a, b)) is not None:
             log.refuse("fuse", subject, f"stays apart from %{value.name}: {why}")
-        elif self._saved_by_joining(a, b, value) <= 0:
+        elif self._gain(a, b).seconds <= 0:
             log.refuse("fuse", subject, f"no gain in joining %{value.name}")
         else:
             self._merge(a, b, domain, (first, second))
@@ -90,7 +95,7 @@ class FusionPlan:
 
     def _try_inside(self, group: int, reader: int) -> None:
         """Move a group, all of it, to where a unit of the only group that reads it reads it."""
-        into, values = self.groups.group_of[reader], list(self._leaving(group))
+        into, values = self.groups.group_of[reader], list(self._leaving(self.groups.members[group]))
         unit = self.groups.members[group][-1]
         if self.domains[group].join(self.domains[into]) is not None:
             self._try(unit, reader, values[-1])
@@ -104,7 +109,7 @@ class FusionPlan:
         times = hint(self.domains[into].elements) / max(1, hint(self.domains[group].elements))
         if (why := self._obstacle(group, into)) is not None:
             log.refuse("fuse", subject, f"does not run inside %{place}: {why}")
-        elif saved_seconds(self.env.target, 2 * size, self._nodes(group), times) <= 0:
+        elif self._gain(group, into).seconds <= 0:
             why = f"it would be computed {times:.0f} times"
             log.refuse("fuse", subject, f"does not run inside %{place}: {why}")
         else:
@@ -119,15 +124,15 @@ class FusionPlan:
         group = self.groups.merge(a, b)
         self.domains[group], self.joins[group] = domain, joins
 
-    def _saved_by_joining(self, a: int, b: int, value: Value) -> float:
-        """What is computed for a reduction that goes over its elements several times is computed as
-        often, unless rows are kept."""
-        nodes, times = [], 1
-        for one, other in ((a, b), (b, a)):
-            order = self.domains[other].order
-            if self.domains[one].rows is None and order is not None and order.style == "columns":
-                nodes, times = self._nodes(one), sweeps(self._nodes(other))
-        return saved_seconds(self.env.target, value.tensor.nbytes_hint, nodes, times)
+    def _gain(self, a: int, b: int) -> Estimate:
+        """What running both groups in one kernel saves."""
+        apart = [self._sketch(self.groups.members[group]) for group in (a, b)]
+        both = sorted((*self.groups.members[a], *self.groups.members[b]))
+        return self.env.cost.gain(apart, self._sketch(both))
+
+    def _sketch(self, members: Sequence[int]) -> Sketch:
+        nodes = [self.units.nodes[i] for i in members]
+        return self.sketcher.sketch(nodes, self._leaving(members))
 
     # --- may two groups be one ----------------------------------------------------------------
 
@@ -144,13 +149,10 @@ class FusionPlan:
     def _device(self, group: int) -> object:
         return self.units.nodes[self.groups.members[group][0]].results[0].tensor.device
 
-    def _nodes(self, group: int) -> list[Node]:
-        return [self.units.nodes[i] for i in self.groups.members[group]]
-
     def _only_reader(self, group: int) -> int | None:
         """A unit of the one group, of those that become kernels, that reads what leaves a group."""
         readers: dict[int, int] = {}
-        for value in self._leaving(group):
+        for value in self._leaving(self.groups.members[group]):
             if value in self.units.leaving:
                 return None
             for unit in self.units.readers[value]:
@@ -159,11 +161,11 @@ class FusionPlan:
         (into, unit), *others = readers.items() or [(-1, -1)]
         return unit if not others and into in self.domains else None
 
-    def _leaving(self, group: int) -> Iterator[Value]:
-        members = self.groups.members[group]
+    def _leaving(self, members: Sequence[int]) -> Iterator[Value]:
+        inside = set(members)
         for i in members:
             for value in self.units.nodes[i].results:
-                if self.units.leaves(value, members):
+                if self.units.leaves(value, inside):
                     yield value
 
 

@@ -125,8 +125,9 @@ class Regions:
         return why
 
     def _leaving(self, members: Sequence[int]) -> tuple[Value, ...]:
+        inside = set(members)
         results = (v for unit in members for v in self.units.nodes[unit].results)
-        return tuple(v for v in results if self.units.leaves(v, members))
+        return tuple(v for v in results if self.units.leaves(v, inside))
 
     def _copied(self, members: Sequence[Node], *, views_of_outside: bool) -> list[Node]:
         """Views and creations that the members read and that cost nothing inside the region.

@@ -7,7 +7,7 @@ units of fusion.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -81,12 +81,11 @@ class Units:
             frozenset(roots[value] for value in graph.returned),
         )
 
-    def leaves(self, value: Value, members: Iterable[int]) -> bool:
+    def leaves(self, value: Value, members: Collection[int]) -> bool:
         """True when something outside `members` reads the value, or the graph returns it."""
         if value in self.leaving:
             return True
-        inside = set(members)
-        return any(reader not in inside for reader in self.readers.get(value, ()))
+        return any(reader not in members for reader in self.readers.get(value, ()))
 
 
 def _roots(graph: Graph) -> dict[Value, Value]:

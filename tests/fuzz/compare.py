@@ -19,7 +19,7 @@ from torch import Tensor
 FLOOR: Final = 1e-6
 # Beyond this nothing is left of a number but its size; whatever comes out is as good.
 HOPELESS: Final = 0.25
-# What float64 leaves of ones that cancel.
+# What float64 leaves of ones that cancel, in each element.
 CANCELLED: Final = 1e-15
 
 
@@ -97,7 +97,8 @@ def error(found: Tensor, wide: Tensor) -> float:
         return math.inf
     distance = float((found - wide)[finite].norm())
     size = float(wide[finite].norm())
-    return 0.0 if distance <= CANCELLED else distance / size if size else math.inf
+    nothing = CANCELLED * math.sqrt(wide.numel())
+    return 0.0 if distance <= nothing else distance / size if size else math.inf
 
 
 def _looks(x: Tensor) -> str:

@@ -57,11 +57,11 @@ def _host(cores: int) -> Target:
     name = digest(VERSION, cpu_model(), isa(), str(cores), torch.__version__) + ".host"
     record = store.read(name)
     if record is not None:
-        return _from_record(json.loads(record), cores)
+        return from_record(json.loads(record), cores)
     with ThreadPoolExecutor(max_workers=1) as pool:
         measured = pool.submit(measure, cores).result()
     with contextlib.suppress(OSError):  # measured anew by the next process
-        store.write(name, json.dumps(_record(measured), indent=1).encode())
+        store.write(name, json.dumps(to_record(measured), indent=1).encode())
     return measured
 
 
@@ -252,7 +252,7 @@ def _two_digits(number: float) -> float:
 # --- the record ---------------------------------------------------------------------------------
 
 
-def _record(target: Target) -> dict[str, Any]:
+def to_record(target: Target) -> dict[str, Any]:
     return {
         "name": target.name,
         "flops": {DTYPE_NAMES[dtype]: rate for dtype, rate in target.flops},
@@ -264,7 +264,7 @@ def _record(target: Target) -> dict[str, Any]:
     }
 
 
-def _from_record(record: dict[str, Any], cores: int) -> Target:
+def from_record(record: dict[str, Any], cores: int) -> Target:
     return dataclasses.replace(
         Target.parse(record["name"]),
         cores=cores,

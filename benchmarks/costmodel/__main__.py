@@ -1,0 +1,42 @@
+"""Draw calls, time them on this machine, train the CPU's model on them, judge it and write it.
+
+    python -m benchmarks.costmodel [--train-only]
+
+Goes on where it was stopped: what was drawn and timed stays in build/costmodel. With
+`--train-only` the data set in the repository is used as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Final
+
+from benchmarks.costmodel import calls, dataset, library_calls, measure, pairs, train
+
+FOLDER: Final = Path("build/costmodel")
+LIBRARY_CALLS: Final = 2400
+
+
+def generate(folder: Path) -> None:
+    """Draw, time and pack."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn, timed, paired = (folder / f"{n}.jsonl" for n in ("calls", "samples", "pairs"))
+    if not paired.exists():
+        calls.main(drawn)
+        library_calls.main(LIBRARY_CALLS, drawn)
+        pairs.main(drawn, paired)
+    measure.main(drawn, timed)
+    dataset.pack(drawn, timed, paired)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--train-only", action="store_true", help="use the data set as it is")
+    if not parser.parse_args().train_only:
+        generate(FOLDER)
+    train.main(write=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Time drawn calls on this machine.
+
+    python -m benchmarks.costmodel.measure CALLS SAMPLES
+
+appends a JSON line a call to SAMPLES; what is there already is not timed again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rewright.calibrate.bench import Bench, Sample
+from rewright.calibrate.corpus import Call
+from rewright.calibrate.host import host
+from rewright.ir.cache import digest
+from rewright.ir.parse import parse
+
+BATCH: Final = 24
+
+
+def key_of(row: dict[str, Any]) -> str:
+    """Names what is timed, so that equal calls of several models are timed once."""
+    return digest(row["text"], json.dumps(row["cold"]))
+
+
+def main(calls: Path, samples: Path) -> None:
+    warnings.simplefilter("ignore")
+    rows = {key_of(r): r for r in map(json.loads, calls.read_text().splitlines())}
+    done = set()
+    if samples.exists():
+        done = {json.loads(line)["key"] for line in samples.read_text().splitlines()}
+    todo = [key for key in rows if key not in done]
+    bench, started = Bench(host()), time.monotonic()
+    for first in range(0, len(todo), BATCH):
+        keys = todo[first : first + BATCH]
+        with samples.open("a") as file:
+            file.writelines(
+                json.dumps(line) + "\n" for line in measured(bench, keys, [rows[k] for k in keys])
+            )
+        print(
+            f"{first + len(keys)} of {len(todo)} calls, {time.monotonic() - started:.0f} s",
+            flush=True,
+        )
+
+
+def measured(
+    bench: Bench, keys: Sequence[str], rows: Sequence[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """A line a call: its sample, or what kept it from running."""
+    calls = [Call(parse(row["text"]), tuple(row["cold"])) for row in rows]
+    names = {id(call): key for call, key in zip(calls, keys, strict=True)}
+    for call, found in bench.measure(calls):
+        line: dict[str, Any] = {"key": names[id(call)]}
+        if isinstance(found, Sample):
+            yield line | dataclasses.asdict(found)
+        else:
+            yield line | {"error": f"{type(found).__name__}: {str(found)[:200]}"}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,187 @@
+"""What decisions cost: every way to fuse small graphs, built and timed, against what models choose.
+
+    python -m benchmarks.costmodel.oracle FILE
+
+writes to FILE, as JSON, what every plan of every graph takes, and with it what is needed to judge
+any cost model: the calls of each plan.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.costmodel.small_graphs import small_graphs
+from rewright.calibrate.bench import undisturbed
+from rewright.calibrate.chain import alone
+from rewright.calibrate.corpus import prepared
+from rewright.calibrate.host import host
+from rewright.codegen import Executable, kernels_of
+from rewright.codegen.cpp import build, emit
+from rewright.costmodel import Estimate, Roofline, Sketch
+from rewright.costmodel.timings import Timings
+from rewright.ir import Graph, Kind, graph_key, is_call
+from rewright.ir.loops import Nest
+from rewright.ir.target import Target
+from rewright.passes import Env, Fuse, PlanMemory
+from rewright.sources import random_inputs
+
+FEWEST, MOST = 16, 128
+MOST_SCRIPTS: Final = 600
+ROUNDS: Final = 15
+SAMPLE_SECONDS: Final = 1e-3
+
+
+class Script(Roofline):
+    """A cost model whose first answers are given, and whose others are yes."""
+
+    def __init__(self, target: Target, answers: Sequence[bool]) -> None:
+        super().__init__(target)
+        self.answers = list(answers)
+        self.asked = 0
+
+    def gain(self, apart: Sequence[Sketch], together: Sketch) -> Estimate:
+        if self.asked == len(self.answers):
+            self.answers.append(True)
+        seconds = 1.0 if self.answers[self.asked] else -1.0
+        self.asked += 1
+        return Estimate(seconds, seconds, seconds)
+
+
+def plans(graph: Graph, target: Target) -> list[Graph] | None:
+    """Every way in which the fuse pass can leave a graph; None when there are too many."""
+    found: dict[object, Graph] = {}
+    todo: list[list[bool]] = [[]]
+    seen = 0
+    while todo:
+        given = todo.pop()
+        script = Script(target, given)
+        fused = Fuse().run(graph, Env(cost=script, target=target))
+        found.setdefault(_plan_key(fused), fused)
+        seen += 1
+        if len(found) > MOST or seen > MOST_SCRIPTS:
+            return None
+        answers = script.answers[: script.asked]
+        todo += [[*answers[:i], not answers[i]] for i in range(len(given), len(answers))]
+    return list(found.values())
+
+
+def _plan_key(fused: Graph) -> object:
+    """Names the values that each call of a graph gives, and what is inside it."""
+    calls = (node for node in fused.nodes if is_call(node))
+    return frozenset(
+        (n.results, tuple(v.name for _, g in n.graphs for v in g.values)) for n in calls
+    )
+
+
+@dataclass
+class Plan:
+    """A way to fuse a graph, as a program."""
+
+    fused: Graph
+    run: Callable[[], object]
+    times: int = 1
+
+    def sample(self) -> float:
+        started = time.perf_counter()
+        for _ in range(self.times):
+            self.run()
+        return (time.perf_counter() - started) / self.times
+
+    def warm_up(self) -> None:
+        best = min(self.sample() for _ in range(4))
+        self.times = max(1, round(SAMPLE_SECONDS / best))
+
+
+def built(fused: Sequence[Graph], target: Target) -> list[Plan]:
+    """All plans of a graph as programs; each distinct kernel is built once."""
+    env = Env(cost=Roofline(target), target=target)
+    names: dict[object, str] = {}
+    nests: list[Nest] = []
+    scheduled = []
+    for graph in fused:
+        planned = PlanMemory().run(graph, env)
+        kernels = kernels_of(planned)
+        bodies = {n.name: n.graph("body") for n in planned.nodes if n.op.kind is Kind.REGION}
+        of_node = {}
+        by_name = {nest.name: nest for nest in kernels.nests}
+        for node, name in kernels.of_node.items():
+            key = graph_key(bodies[node])
+            if key not in names:
+                names[key] = f"p{len(names)}_{name}"
+                nests.append(replace(by_name[name], name=names[key]))
+            of_node[node] = names[key]
+        scheduled.append((planned, of_node))
+    library = build(emit(nests)) if nests else None
+    made = []
+    for graph, (planned, of_node) in zip(fused, scheduled, strict=True):
+        functions = {n: library.function(n) for n in set(of_node.values()) if library}
+        executable = Executable(planned, functions, of_node)
+        inputs = random_inputs(planned)
+        made.append(Plan(graph, _runner(executable, inputs)))
+    return made
+
+
+def _runner(executable: Executable, inputs: list[Any]) -> Callable[[], object]:
+    return lambda: executable(list(inputs))
+
+
+def timed(made: Sequence[Plan], rounds: int, seed: int = 0) -> Timings:
+    """Every plan once a round, in random order."""
+    draw = random.Random(seed)
+    found = []
+    with undisturbed():
+        for _ in range(rounds):
+            order = list(range(len(made)))
+            draw.shuffle(order)
+            took = {i: made[i].sample() for i in order}
+            found.append(tuple(took[i] for i in range(len(made))))
+    return Timings(tuple(found))
+
+
+def record(name: str, graph: Graph, target: Target) -> dict[str, Any] | None:
+    """What each plan of a graph took twice over, and its calls; None for too many or too few."""
+    ready = prepared(graph, target)
+    fused = plans(ready, target)
+    if fused is None or len(fused) < FEWEST:
+        return None
+    made = built(fused, target)
+    for plan in made:
+        plan.warm_up()
+    first, fresh = timed(made, ROUNDS), timed(made, ROUNDS, seed=1)
+    baseline = min(range(len(made)), key=first.seconds)
+    return {
+        "graph": name,
+        "text": str(ready),
+        "calls": [[str(alone(n)) for n in plan.fused.nodes if is_call(n)] for plan in made],
+        "first": [first.ratio(i, baseline) for i in range(len(made))],
+        "fresh": [fresh.ratio(i, baseline) for i in range(len(made))],
+        "seconds": first.seconds(baseline),
+    }
+
+
+def records() -> Iterator[dict[str, Any]]:
+    target = host()
+    for name, graph in small_graphs():
+        found = record(name, graph, target)
+        if found is None:
+            print(f"{name}: left out", flush=True)
+            continue
+        print(f"{name}: {len(found['calls'])} plans, up to {max(found['first']):.2f}x", flush=True)
+        yield found
+
+
+def main(path: Path) -> None:
+    warnings.simplefilter("ignore")
+    path.write_text(json.dumps(list(records())))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

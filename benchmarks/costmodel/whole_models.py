@@ -1,0 +1,112 @@
+"""Whole models of families that training never saw: predicted latency beside measured.
+
+python -m benchmarks.costmodel.whole_models
+"""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+
+from benchmarks.costmodel import families
+from benchmarks.timing import calls_lasting, time_calls, without_collection
+from examples.case import Case
+from examples.convnext import convnext_tiny
+from examples.huggingface import t5_encoder, token_ids
+from rewright.api import optimize
+from rewright.cost_models import cost_model
+from rewright.costmodel import CostModel, graph_estimate
+
+ROUNDS: Final = 12
+
+_SIZES: Final = {
+    "vocab_size": 4000,
+    "hidden_size": 384,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "max_position_embeddings": 512,
+}
+
+
+def _tokens(name: str, more: Mapping[str, Any], batch: int, length: int, **call: Any) -> Case:
+    model = families._model(name, "sdpa", {**_SIZES, **families._TOKENS, **more}, **call)
+    return model, (token_ids(batch, length, 4000),)
+
+
+def _images(name: str, settings: Mapping[str, Any], batch: int, size: int) -> Case:
+    model = families._model(name, "eager", {**settings, "image_size": size})
+    return model, (torch.randn(batch, 3, size, size),)
+
+
+_OPT: Final = {"ffn_dim": 1024, "word_embed_proj_dim": 384}
+_DISTIL: Final = {"dim": 384, "hidden_dim": 1536, "n_heads": 6, "n_layers": 4}
+_SWIN: Final = {"embed_dim": 48, "depths": [2, 2, 2], "num_heads": [2, 4, 8], "window_size": 7}
+
+MODELS: Final[Mapping[str, Callable[[], Case]]] = {
+    "t5_encoder": lambda: t5_encoder(2, 128, num_layers=4, d_model=384, d_ff=1024, num_heads=6),
+    "convnext": lambda: convnext_tiny(1, 160, depths=(2, 2, 4, 2), widths=(48, 96, 192, 384)),
+    "gpt_neox": lambda: _tokens("GPTNeoX", {}, 2, 128, use_cache=False),
+    "distilbert": lambda: _tokens("DistilBert", _DISTIL, 4, 100),
+    "swin": lambda: _images("Swin", _SWIN, 2, 112),
+    "opt": lambda: _tokens("OPT", _OPT, 1, 256, use_cache=False),
+    "mobilenet_v2": lambda: _images("MobileNetV2", {}, 2, 128),
+    "bloom": lambda: (
+        families._model(
+            "Bloom",
+            "eager",
+            {"hidden_size": 384, "n_head": 6, "n_layer": 4, "vocab_size": 4000},
+            use_cache=False,
+        ),
+        (token_ids(2, 96, 4000),),
+    ),
+    "mistral": lambda: _tokens(
+        "Mistral", {"num_key_value_heads": 2, "sliding_window": 64}, 2, 160, use_cache=False
+    ),
+    "phi3": lambda: _tokens("Phi3", {"num_key_value_heads": 6}, 3, 77, use_cache=False),
+}
+
+
+def measured(run: Callable[[], object]) -> float:
+    """Seconds of a call: the median of several samples."""
+    count = calls_lasting(0.03, run)
+    with without_collection():
+        return statistics.median(time_calls(run, count) / count for _ in range(ROUNDS))
+
+
+def predict(make: Callable[[], Case], cost: CostModel) -> tuple[float, float]:
+    """(predicted, measured) seconds of a model."""
+    module, args = make()
+    program = optimize(module, args)
+    fused = next(
+        stage.snapshot
+        for stage in reversed(program.program.plan.stages.stages)
+        if stage.spec.startswith("fuse")
+    )
+    assert fused is not None
+    with torch.no_grad():
+        return graph_estimate(cost, fused).seconds, measured(lambda: program(*args))
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    from rewright.calibrate.host import host
+
+    cost, errors = cost_model(host()), []
+    for name, make in MODELS.items():
+        predicted, took = predict(make, cost)
+        errors.append(abs(predicted / took - 1))
+        print(
+            f"{name:14} predicted {predicted * 1e3:8.2f} ms  measured {took * 1e3:8.2f} ms  "
+            f"off by {errors[-1]:.1%}",
+            flush=True,
+        )
+    print(f"median {statistics.median(errors):.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""Timing calls on a machine that is not quiet: in turn with a fixed anchor, batch by batch.
+
+Every round times each call of a batch and the anchors once; a call's figure is what it takes when
+little disturbs, over what its anchor takes then, times what the anchor takes on a quiet machine.
+What slows the machine down for a while slows both down.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any, Final
+
+import torch
+
+from rewright.building import march_of
+from rewright.calibrate.chain import chain, cold_bytes
+from rewright.calibrate.corpus import Call
+from rewright.codegen import Executable, kernels_of
+from rewright.codegen.cpp import build, emit
+from rewright.costmodel import Roofline
+from rewright.costmodel.timings import Timings
+from rewright.ir import Graph, Kind
+from rewright.ir.loops import Nest
+from rewright.ir.parse import parse
+from rewright.ir.target import Target
+from rewright.passes import Env, PlanMemory
+from rewright.sources import random_inputs
+
+# A sample lasts at least this long, over as many calls as it takes; a program has at most so many.
+SAMPLE_SECONDS: Final = 1.2e-3
+MOST_COPIES: Final = 128
+LEAST_COPIES: Final = 3
+# What calls read in turn, so that the last cache holds none of it.
+COLD_CACHES: Final = 2
+LEAST_COLD: Final = 1 << 18
+MOST_COLD_COPIES: Final = 256
+
+ROUNDS: Final = 12
+MOST_ROUNDS: Final = 24
+# Rounds go on until the interval is this narrow, or until a call, after the first
+# `FEW_ROUNDS`, has taken so many seconds.
+CONFIDENT: Final = 0.02
+FEW_ROUNDS: Final = 5
+PATIENCE: Final = 0.4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a call takes: seconds at the anchor's usual pace and a 90 % interval, its anchor's name
+    and seconds meanwhile, the number of rounds."""
+
+    seconds: float
+    low: float
+    high: float
+    anchor: str
+    anchor_seconds: float
+    rounds: int
+
+
+@dataclass
+class Ready:
+    """A call built as a program of `copies` of it, run `times` times a sample."""
+
+    call: Call
+    run: Callable[[], object]
+    copies: int
+    anchor: str
+    times: int = 1
+
+    def sample(self) -> float:
+        """Seconds of one call."""
+        started = time.perf_counter()
+        for _ in range(self.times):
+            self.run()
+        return (time.perf_counter() - started) / (self.times * self.copies)
+
+    def warm_up(self) -> None:
+        """Run until everything is in place, and choose how many times make a sample."""
+        for _ in range(4):
+            seconds = self.sample() * self.copies
+            if seconds > PATIENCE / ROUNDS:
+                break
+        self.times = max(1, round(SAMPLE_SECONDS / max(seconds, 1e-6)))
+
+
+class Bench:
+    """Measures calls on this machine. `pace` is what each anchor takes when nothing disturbs."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.env = Env(cost=Roofline(target), target=target)
+        built = self._build([Call(parse(text), ()) for text in ANCHORS.values()])
+        self.anchors = dict(zip(ANCHORS, built, strict=True))
+        for anchor in built:
+            anchor.warm_up()
+        with undisturbed():
+            self.pace = {
+                name: Timings(tuple((a.sample(),) for _ in range(60))).quiet(0)
+                for name, a in self.anchors.items()
+            }
+
+    def measure(self, calls: Sequence[Call]) -> Iterator[tuple[Call, Sample | Exception]]:
+        """A sample of each call, or what kept it from running; give it a few dozen at once."""
+        ready: list[Ready] = []
+        for each in self._built(calls):
+            if not isinstance(each, Ready):
+                yield each
+                continue
+            try:
+                each.warm_up()
+            except Exception as error:  # a kernel of ours or ATen's refuses these inputs
+                yield each.call, error
+            else:
+                ready.append(each)
+        rounds = self._rounds(ready)
+        for place, each in enumerate(ready):
+            yield each.call, self._sample(each, place, rounds)
+
+    def _built(self, calls: Sequence[Call]) -> Iterator[Ready | tuple[Call, Exception]]:
+        """All in one library; one by one when that cannot be built."""
+        try:
+            yield from self._build(calls)
+        except Exception as error:
+            if len(calls) == 1:
+                yield calls[0], error
+                return
+            for call in calls:
+                yield from self._built([call])
+
+    def _rounds(self, ready: Sequence[Ready]) -> list[dict[int | str, float]]:
+        """What each took in every round, by place, and the anchors by name; what has settled is
+        left out of later rounds."""
+        draw = Random(0)
+        found: list[dict[int | str, float]] = []
+        open_places = list(range(len(ready)))
+        with undisturbed():
+            while open_places and len(found) < MOST_ROUNDS:
+                turns: list[int | str] = [*open_places, *self.anchors]
+                draw.shuffle(turns)
+                found.append({turn: self._ready_for(turn, ready).sample() for turn in turns})
+                open_places = [p for p in open_places if not _enough(found, p, ready[p])]
+        return found
+
+    def _ready_for(self, turn: int | str, ready: Sequence[Ready]) -> Ready:
+        return self.anchors[turn] if isinstance(turn, str) else ready[turn]
+
+    def _sample(self, each: Ready, place: int, rounds: Sequence[dict[int | str, float]]) -> Sample:
+        timings = _timings(rounds, place, each.anchor)
+        low, high = timings.quiet_interval(0, 1)
+        pace = self.pace[each.anchor]
+        return Sample(
+            timings.quiet_ratio(0, 1) * pace,
+            low * pace,
+            high * pace,
+            each.anchor,
+            timings.quiet(1),
+            len(timings.rounds),
+        )
+
+    def _build(self, calls: Sequence[Call]) -> list[Ready]:
+        """Programs for calls; all kernels in one library."""
+        graphs = [PlanMemory().run(self._chain(call), self.env) for call in calls]
+        nests: list[Nest] = []
+        names = []
+        for i, graph in enumerate(graphs):
+            kernels = kernels_of(graph)
+            renamed = {nest.name: f"c{i}_{nest.name}" for nest in kernels.nests}
+            nests += [replace(nest, name=renamed[nest.name]) for nest in kernels.nests]
+            names.append({node: renamed[name] for node, name in kernels.of_node.items()})
+        library = build(emit(nests), march=march_of(self.target)) if nests else None
+        ready = []
+        for call, graph, of_node in zip(calls, graphs, names, strict=True):
+            functions = {name: library.function(name) for name in set(of_node.values()) if library}
+            ready.append(self._ready(call, graph, Executable(graph, functions, of_node)))
+        return ready
+
+    def _chain(self, call: Call) -> Graph:
+        (estimate,) = self.env.cost.estimate(call.graph.nodes)
+        copies = round(2 * SAMPLE_SECONDS / max(estimate.seconds, 1e-7))
+        copies = min(max(copies, LEAST_COPIES), MOST_COPIES)
+        if call.cold and estimate.seconds * LEAST_COPIES < PATIENCE / ROUNDS:
+            cache = max((c.nbytes for c in self.target.caches), default=1 << 25)
+            sets = -(-COLD_CACHES * cache // cold_bytes(call.graph, call.cold))
+            copies = min(max(copies, sets, LEAST_COPIES), MOST_COLD_COPIES)
+        return chain(call.graph, copies, call.cold)
+
+    def _ready(self, call: Call, graph: Graph, executable: Executable) -> Ready:
+        inputs: list[Any] = random_inputs(graph)
+        (node,) = call.graph.nodes
+        anchor = "product" if node.op.kind is Kind.CONTRACTION else "stream"
+        copies = sum(n.op == node.op for n in graph.nodes)
+        return Ready(call, lambda: executable(list(inputs)), copies, anchor)
+
+
+def measurable_cold(call: Call) -> bool:
+    """True when a call's cold inputs are large enough to be kept out of every cache."""
+    return cold_bytes(call.graph, call.cold) >= LEAST_COLD
+
+
+# One of each kind, both in the second cache of any machine.
+ANCHORS: Final = {
+    "stream": """
+graph call(%a0: f32[96, 256], %a1: f32[96, 256]) {
+  %r0 = rw.fused(%a0, %a1) body(%a0: f32[96, 256], %a1: f32[96, 256]) {
+    %r0 = aten.mul.Tensor(%a0, %a1) : f32[96, 256]
+    %r1 = aten.add.Tensor(%r0, %a0) : f32[96, 256]
+    return %r1
+  } : f32[96, 256]
+  return %r0
+}
+""",
+    "product": """
+graph call(%a0: f32[128, 192], %a1: f32[192, 160]) {
+  %r0 = aten.mm.default(%a0, %a1) : f32[128, 160]
+  return %r0
+}
+""",
+}
+
+
+def _timings(rounds: Sequence[dict[int | str, float]], place: int, anchor: str) -> Timings:
+    """One call against its anchor."""
+    return Timings(tuple((r[place], r[anchor]) for r in rounds if place in r))
+
+
+def _enough(rounds: Sequence[dict[int | str, float]], place: int, each: Ready) -> bool:
+    """True when more rounds of a call would tell little, or take too long."""
+    timings = _timings(rounds, place, each.anchor)
+    spent = sum(r[0] for r in timings.rounds) * each.times * each.copies
+    if len(rounds) < FEW_ROUNDS or (len(rounds) < ROUNDS and spent < PATIENCE):
+        return False
+    low, high = timings.quiet_interval(0, 1)
+    return high - low < 2 * CONFIDENT * low or spent > PATIENCE
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep Python's garbage collector out of the timings."""
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        gc.enable()

@@ -1,0 +1,77 @@
+"""Model files: forests and gates as flat arrays in one `.npz`, without pickles."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewright.costmodel.features import FAMILIES
+from rewright.costmodel.forest import Forest
+from rewright.costmodel.learned import Gate, Head
+from rewright.ir import OptionError
+
+Arrays = dict[str, NDArray[np.generic]]
+
+FORESTS: Final = ("residual", "absolute", "low", "high")
+VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """What one file holds: heads by family, a small forest over sketches, and what they were
+    trained on."""
+
+    heads: Mapping[str, Head]
+    screen: Forest | None
+    about: Mapping[str, Any]
+
+
+def write_model(path: Path, model: Model) -> None:
+    arrays: Arrays = {} if model.screen is None else model.screen.arrays("screen")
+    for family, head in model.heads.items():
+        for part in FORESTS:
+            arrays |= getattr(head, part).arrays(f"{family}/{part}")
+        arrays[f"{family}/widen"] = head.widen
+        for part in ("low", "high", "kept"):
+            arrays[f"{family}/gate/{part}"] = getattr(head.gate, part).astype(np.float32)
+        arrays[f"{family}/gate/reach"] = np.array(head.gate.reach)
+    told = {
+        "version": VERSION,
+        "features": {f: FAMILIES[f] for f in (*model.heads, "sketch")},
+        "usual": {f: dict(head.usual) for f, head in model.heads.items()},
+        "about": model.about,
+    }
+    arrays["told"] = np.frombuffer(json.dumps(told).encode(), np.uint8)
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+
+
+def read_model(path: Path) -> Model:
+    """Raises OptionError for a file of another version, or over other features."""
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    told = json.loads(arrays["told"].tobytes())
+    features = {family: tuple(names) for family, names in told["features"].items()}
+    if told["version"] != VERSION or any(FAMILIES.get(f) != n for f, n in features.items()):
+        raise OptionError(f"{path.name} was trained on other features", help="make costmodel")
+    heads = {family: _head(arrays, family, usual) for family, usual in told["usual"].items()}
+    screen = Forest.from_arrays(arrays, "screen") if "screen/line" in arrays else None
+    return Model(heads, screen, told["about"])
+
+
+def _head(
+    arrays: Mapping[str, NDArray[np.generic]], family: str, usual: Mapping[str, float]
+) -> Head:
+    forests = {part: Forest.from_arrays(arrays, f"{family}/{part}") for part in FORESTS}
+    low, high, kept = (
+        np.asarray(arrays[f"{family}/gate/{part}"], np.float64) for part in ("low", "high", "kept")
+    )
+    gate = Gate(low, high, kept, float(arrays[f"{family}/gate/reach"]))
+    widen = np.asarray(arrays[f"{family}/widen"], np.float64)
+    return Head(widen=widen, gate=gate, usual=usual, **forests)

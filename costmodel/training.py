@@ -1,0 +1,218 @@
+"""Training of the learned model. Needs CatBoost (`pip install rewright[train]`); using what was
+trained does not.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import compress
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rewright.costmodel.forest import Floats, Forest
+from rewright.costmodel.learned import GROUPS, Gate, Head, filled
+
+_LARGEST: Final = 32_000
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a forest is grown."""
+
+    trees: int
+    depth: int
+    rate: float
+    loss: str = "RMSE"
+    l2: float = 3.0
+
+
+SCREEN: Final = Shape(trees=100, depth=6, rate=0.2)
+FULL: Final = Shape(trees=800, depth=6, rate=0.06)
+SPREAD: Final = Shape(trees=150, depth=4, rate=0.08)
+FOLDS: Final = 5
+COVERAGE: Final = 0.9
+# A group of fewer held-out errors takes the figure of all.
+FEWEST: Final = 60
+# How many calls with the mean of all are counted with those of an operator.
+SHRINK: Final = 5
+# Calls that a gate keeps.
+KEPT: Final = 128
+
+
+def grow(rows: Floats, targets: Floats, shape: Shape, weights: Floats | None = None) -> Forest:
+    """A forest fitted to `targets`. Raises ImportError without CatBoost."""
+    from catboost import CatBoostRegressor
+
+    if np.ptp(targets) == 0:  # which CatBoost refuses
+        nothing = np.zeros((1, 1))
+        borders = nothing.astype(np.float32)
+        leaves = np.zeros((1, 2), np.int16)
+        return Forest(nothing.astype(np.uint8), borders, leaves, 1.0, float(targets[0]))
+    model = CatBoostRegressor(
+        iterations=shape.trees,
+        depth=shape.depth,
+        learning_rate=shape.rate,
+        loss_function=shape.loss,
+        l2_leaf_reg=shape.l2,
+        border_count=254,
+        random_seed=0,
+        thread_count=-1,
+        allow_writing_files=False,
+        verbose=False,
+    )
+    model.fit(rows.astype(np.float32), targets, sample_weight=weights)
+    with tempfile.TemporaryDirectory(prefix="rewright-") as folder:
+        path = Path(folder) / "forest.json"
+        model.save_model(str(path), format="json")
+        return _flat(json.loads(path.read_text()), shape.depth)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a head learns from: features [n, f], floors and seconds [n], and the group of each row
+    (its family of models), of which none is in two folds; operators are empty for kernels."""
+
+    features: Floats
+    floors: Floats
+    seconds: Floats
+    groups: Sequence[str]
+    operators: Sequence[str]
+
+    @property
+    def above(self) -> Floats:
+        """The logarithm of the seconds over the floor."""
+        return np.log(self.seconds / self.floors)
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+    def of(self, chosen: NDArray[np.bool_]) -> Rows:
+        """Some of them."""
+        return Rows(
+            self.features[chosen],
+            self.floors[chosen],
+            self.seconds[chosen],
+            list(compress(self.groups, chosen)),
+            list(compress(self.operators, chosen)),
+        )
+
+    def filled(self, usual: Mapping[str, float]) -> Rows:
+        return replace(self, features=filled(self.features, self.operators, usual))
+
+    def usual(self) -> dict[str, float]:
+        """What calls of each operator take over their floor, shrunk to what all do."""
+        overall = float(np.mean(self.above))
+        sums: dict[str, list[float]] = {}
+        for name, above in zip(self.operators, self.above.tolist(), strict=True):
+            if name:
+                sums.setdefault(name, []).append(above)
+        return {
+            name: (sum(found) + SHRINK * overall) / (len(found) + SHRINK)
+            for name, found in sums.items()
+        }
+
+
+def train_head(rows: Rows, full: Shape = FULL) -> Head:
+    """The head of one family of calls.
+
+    Bounds come from errors on groups that a fold's forests have not seen, and are widened by what
+    groups that the bounds' own forests have not seen needed.
+    """
+    fold = _folds(rows.groups)
+    errors = np.empty(len(rows))
+    for f in range(FOLDS):
+        learned = rows.of(fold != f)
+        usual = learned.usual()
+        held = rows.of(fold == f).filled(usual)
+        forests = _pair(learned.filled(usual), full)
+        errors[fold == f] = np.log(held.seconds) - _logs(*forests, held)
+    usual = rows.usual()
+    rows, logs = rows.filled(usual), np.log(rows.seconds) - errors
+    misses = np.empty(len(rows))
+    for f in range(FOLDS):
+        low, high = _bounds(rows.features[fold != f], errors[fold != f])
+        x, e = rows.features[fold == f], errors[fold == f]
+        misses[fold == f] = np.maximum(low.predict(x) - e, e - high.predict(x))
+    residual, absolute = _pair(rows, full)
+    low, high = _bounds(rows.features, errors)
+    widen = _widths(misses, logs)
+    return Head(residual, absolute, low, high, widen, _gate(rows), usual)
+
+
+def _folds(groups: Sequence[str]) -> NDArray[np.int64]:
+    """A fold for each row; the largest groups are dealt out first, to the smallest fold."""
+    sizes = Counter(groups)
+    filled, fold_of = [0] * FOLDS, {}
+    for group, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
+        fold_of[group] = filled.index(min(filled))
+        filled[fold_of[group]] += size
+    return np.array([fold_of[group] for group in groups])
+
+
+def _pair(rows: Rows, shape: Shape) -> tuple[Forest, Forest]:
+    above = grow(rows.features, rows.above, shape)
+    return above, grow(rows.features, np.log(rows.seconds), shape)
+
+
+def _logs(residual: Forest, absolute: Forest, rows: Rows) -> Floats:
+    above = residual.predict(rows.features) + np.log(rows.floors)
+    return (above + absolute.predict(rows.features)) / 2
+
+
+def _bounds(features: Floats, errors: Floats) -> tuple[Forest, Forest]:
+    low, high = (replace(SPREAD, loss=f"Quantile:alpha={a}") for a in (0.05, 0.95))
+    return grow(features, errors, low), grow(features, errors, high)
+
+
+def _widths(misses: Floats, logs: Floats) -> Floats:
+    """By how much bounds must be widened (narrowed where negative) to hold `COVERAGE`, by group."""
+    group = np.searchsorted(GROUPS, np.exp(logs))
+    widths = np.full(len(GROUPS) + 1, _level(misses))
+    for g in range(len(widths)):
+        if (group == g).sum() >= FEWEST:
+            widths[g] = _level(misses[group == g])
+    return widths
+
+
+def _level(misses: Floats) -> float:
+    level = min(1.0, COVERAGE * (len(misses) + 1) / len(misses))
+    return float(np.quantile(misses, level, method="higher"))
+
+
+def _gate(rows: Rows) -> Gate:
+    """Keeps calls that are far from one another (greedy k-center, Gonzalez 1985)."""
+    x = rows.features
+    gate = Gate(x.min(0), x.max(0), x[:1], np.inf)
+    distance = gate.distance(x)
+    kept = [0]
+    while len(kept) < min(KEPT, len(x)) and distance.max() > 0:
+        kept.append(int(distance.argmax()))
+        distance = np.minimum(distance, replace(gate, kept=x[kept[-1:]]).distance(x))
+    reach = 1.5 * float(np.quantile(distance, 0.995))
+    return replace(gate, kept=x[kept], reach=reach)
+
+
+def _flat(model: dict[str, Any], depth: int) -> Forest:
+    """CatBoost's JSON as arrays. A tree of fewer levels asks what is never true at the others."""
+    trees: Sequence[dict[str, Any]] = model["oblivious_trees"]
+    features = np.zeros((len(trees), depth), np.uint8)
+    borders = np.full((len(trees), depth), np.inf, np.float32)
+    leaves = np.zeros((len(trees), 1 << depth))
+    for t, tree in enumerate(trees):
+        for level, split in enumerate(tree["splits"] or ()):
+            features[t, level] = split["float_feature_index"]
+            borders[t, level] = split["border"]
+        values = tree["leaf_values"]
+        leaves[t, : len(values)] = values
+    factor, bias = model["scale_and_bias"]
+    bias = bias[0] if isinstance(bias, list) else bias
+    unit = max(float(np.abs(leaves).max()), 1e-12) / _LARGEST
+    whole: NDArray[np.int16] = np.round(leaves / unit).astype(np.int16)
+    return Forest(features, borders, whole, factor * unit, float(bias))

@@ -1,0 +1,207 @@
+"""The learned cost model: forests, gates and bounds on data whose truth is known, and the way from
+a call to its estimate."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rewright.costmodel import Roofline
+from rewright.costmodel.features import FAMILIES, features
+from rewright.costmodel.forest import Forest
+from rewright.costmodel.learned import Gate, Learned
+from rewright.costmodel.model_file import Model, read_model, write_model
+from rewright.costmodel.training import SCREEN, Rows, Shape, grow, train_head
+from rewright.ir import Node, OptionError
+from rewright.ir.parse import parse
+from rewright.ir.target import Target
+
+SMALL = Shape(trees=60, depth=4, rate=0.15)
+TARGET = Target.parse("cpu:avx2")
+
+
+# --- forests ------------------------------------------------------------------------------------
+
+
+def walked(forest: Forest, row: list[float]) -> float:
+    """The prediction, tree by tree and question by question."""
+    total = 0
+    for features_of, borders, leaves in zip(
+        forest.features, forest.borders, forest.leaves, strict=True
+    ):
+        number = 0
+        for level, (feature, border) in enumerate(zip(features_of, borders, strict=True)):
+            number += (np.float32(row[feature]) > border) << level
+        total += int(leaves[number])
+    return forest.bias + forest.scale * total
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 6), st.integers(1, 300))
+def test_a_forest_is_its_trees_walked(seed: int, trees: int, depth: int, count: int) -> None:
+    draw = np.random.default_rng(seed)
+    forest = Forest(
+        draw.integers(0, 7, (trees, depth)).astype(np.uint8),
+        draw.standard_normal((trees, depth)).astype(np.float32),
+        draw.integers(-30_000, 30_000, (trees, 1 << depth)).astype(np.int16),
+        0.001,
+        -2.0,
+    )
+    rows = draw.standard_normal((count, 7))
+    expected = [walked(forest, row) for row in rows.tolist()]
+    np.testing.assert_allclose(forest.predict(rows), expected, rtol=1e-12)
+
+
+def test_a_grown_forest_predicts_as_the_library_that_grew_it() -> None:
+    from catboost import CatBoostRegressor
+
+    draw = np.random.default_rng(0)
+    rows = draw.standard_normal((400, 5))
+    targets = rows[:, 0] * rows[:, 1] + np.sin(rows[:, 2])
+    model = CatBoostRegressor(
+        iterations=SMALL.trees,
+        depth=SMALL.depth,
+        learning_rate=SMALL.rate,
+        l2_leaf_reg=SMALL.l2,
+        border_count=254,
+        random_seed=0,
+        allow_writing_files=False,
+        verbose=False,
+    ).fit(rows.astype(np.float32), targets)
+    expected = model.predict(rows.astype(np.float32))
+    np.testing.assert_allclose(grow(rows, targets, SMALL).predict(rows), expected, atol=1e-3)
+
+
+# --- heads --------------------------------------------------------------------------------------
+
+
+def invented(count: int, seed: int, noise: float = 0.05) -> Rows:
+    """Calls whose time is a law of two features, in ten groups."""
+    draw = np.random.default_rng(seed)
+    numbers = draw.uniform(0, 1, (count, len(FAMILIES["product"])))
+    logs = -9 + 2 * numbers[:, 1] + np.sin(5 * numbers[:, 2]) + noise * draw.standard_normal(count)
+    return Rows(
+        numbers,
+        np.full(count, 1e-5),
+        np.exp(logs),
+        [f"g{i % 10}" for i in range(count)],
+        ["aten.mm.default"] * count,
+    )
+
+
+def test_a_head_learns_and_its_bounds_hold_as_often_as_they_say() -> None:
+    head = train_head(invented(900, 0), SMALL)
+    held = invented(600, 1)
+    numbers = held.filled(head.usual).features
+    seconds, low, high = head.predict(numbers, held.floors)
+    errors = np.abs(seconds / held.seconds - 1)
+    assert np.median(errors) < 0.12
+    inside = np.mean((low <= held.seconds) & (held.seconds <= high))
+    assert 0.85 <= inside <= 0.96, inside
+    assert head.gate.admits(numbers).mean() > 0.95
+
+
+def test_nothing_is_learned_from_shuffled_labels() -> None:
+    rows = invented(600, 0)
+    shuffled = dataclasses.replace(rows, seconds=np.random.default_rng(5).permutation(rows.seconds))
+    head = train_head(shuffled, SMALL)
+    held = invented(400, 1)
+    seconds, _, _ = head.predict(held.filled(head.usual).features, held.floors)
+    logs, truth = np.log(seconds), np.log(held.seconds)
+    assert abs(np.corrcoef(logs, truth)[0, 1]) < 0.2
+    blind = np.median(np.abs(np.exp(np.median(np.log(rows.seconds)) - truth) - 1))
+    assert np.median(np.abs(np.exp(logs - truth) - 1)) > 0.85 * blind
+
+
+def test_a_permuted_feature_carries_nothing() -> None:
+    """The law is in the features, not in the order of rows or in what else is stored."""
+    rows = invented(600, 0)
+    held = invented(400, 1)
+    draw = np.random.default_rng(7)
+    mixed = held.features.copy()
+    mixed[:, 1:3] = draw.permutation(mixed[:, 1:3])
+    head = train_head(rows, SMALL)
+    right = head.predict(held.filled(head.usual).features, held.floors)[0]
+    wrong = head.predict(
+        dataclasses.replace(held, features=mixed).filled(head.usual).features, held.floors
+    )[0]
+    truth = np.log(held.seconds)
+    assert np.corrcoef(np.log(right), truth)[0, 1] > 0.95
+    assert abs(np.corrcoef(np.log(wrong), truth)[0, 1]) < 0.2
+
+
+def test_a_gate_admits_what_is_near_and_refuses_what_is_far() -> None:
+    kept = np.array([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    gate = Gate(np.zeros(2), np.ones(2), kept, reach=0.2)
+    rows = np.array([[0.05, 0.1], [1.0, 0.0], [0.0, 1.3], [0.9, 1.05]])
+    assert gate.admits(rows).tolist() == [True, False, False, True]
+
+
+# --- the model ----------------------------------------------------------------------------------
+
+
+def product(m: int, n: int, k: int) -> Node:
+    text = f"graph f(%a: f32[{m}, {k}], %b: f32[{k}, {n}]) {{\n  %c = aten.mm.default(%a, %b) : "
+    return parse(f"{text}f32[{m}, {n}]\n  return %c\n}}").nodes[0]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """Trained on products that take twice their floor."""
+    draw = np.random.default_rng(0)
+    found = []
+    for _ in range(300):
+        m, n, k = (int(x) for x in draw.integers(16, 512, 3))
+        found.append(features(product(m, n, k), TARGET))
+    floors = np.array([f.floor for f in found])
+    rows = Rows(
+        np.array([f.numbers for f in found]),
+        floors,
+        2 * floors,
+        [f"g{i % 7}" for i in range(len(found))],
+        ["aten.mm.default"] * len(found),
+    )
+    screen = grow(draw.standard_normal((50, len(FAMILIES["sketch"]))), np.ones(50), SCREEN)
+    return Model({"product": train_head(rows, SMALL)}, screen, {"source": "a test"})
+
+
+def test_a_known_call_is_estimated_and_an_unknown_one_left_to_the_roofline(model: Model) -> None:
+    learned = Learned(TARGET, model.heads, model.screen, "a test")
+    near, far = product(100, 200, 300), product(60_000, 20_000, 8_000)
+    known, unknown = learned.estimate([near, far])
+    assert known.seconds == pytest.approx(2 * features(near, TARGET).floor, rel=0.1)
+    assert known.low <= known.seconds <= known.high
+    assert "times its floor" in known.because[0]
+    assert unknown.seconds == Roofline(TARGET).estimate([far])[0].seconds
+    assert "unlike the products" in unknown.because[-1]
+
+
+def test_a_model_file_gives_the_model_back(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "m.npz"
+    write_model(path, model)
+    again = read_model(path)
+    calls = [product(m, 64, 128) for m in (16, 50, 400)]
+    first = Learned(TARGET, model.heads, model.screen, "x").estimate(calls)
+    assert Learned(TARGET, again.heads, again.screen, "x").estimate(calls) == first
+    assert again.about == {"source": "a test"}
+
+
+def test_a_model_of_other_features_is_refused(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.npz"
+    write_model(path, model)
+    monkeypatch.setitem(FAMILIES, "product", ("other",))
+    with pytest.raises(OptionError, match="other features"):
+        read_model(path)
+
+
+def test_features_are_at_most_48_and_named() -> None:
+    assert all(len(names) <= 48 for names in FAMILIES.values())
+    assert all(len(set(names)) == len(names) for names in FAMILIES.values())
+    assert len(features(product(8, 8, 8), TARGET).numbers) == len(FAMILIES["product"])
