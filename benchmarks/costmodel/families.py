@@ -138,9 +138,10 @@ def _encoder(name: str, attention: str | None = None, **call: Any) -> Draw:
 
 def _gpt2(draw: Random) -> Case:
     heads, width = _heads(draw)
-    sizes = {"n_embd": heads * width, "n_head": heads, "n_layer": 1}
+    sizes: dict[str, Any] = {"n_embd": heads * width, "n_head": heads, "n_layer": 1}
     tokens = {"vocab_size": draw.choice((1000, 5003)), "bos_token_id": 0, "eos_token_id": 0}
-    return gpt2(*_span(draw), attention=_attention(draw), **sizes, **tokens)
+    batch, length = _span(draw)
+    return gpt2(batch, length, attention=_attention(draw), **sizes, **tokens)
 
 
 def _bert(draw: Random) -> Case:
@@ -157,7 +158,8 @@ def _t5(draw: Random) -> Case:
     heads, width = _heads(draw)
     sizes = {"d_model": heads * width, "d_kv": width, "num_heads": heads, "num_layers": 1}
     inner = {"d_ff": 2 * heads * width, "vocab_size": draw.choice((1000, 5003))}
-    return t5_encoder(*_span(draw), attention=_attention(draw), **sizes, **inner)
+    batch, length = _span(draw)
+    return t5_encoder(batch, length, attention=_attention(draw), **sizes, **inner)
 
 
 def _vit(draw: Random) -> Case:
@@ -308,7 +310,7 @@ JUDGING: Final[Mapping[str, Draw]] = {
 def drawn(family: str, number: int) -> tuple[Case, torch.dtype]:
     """Model `number` of a family, and the type it computes in."""
     draw = Random(f"{family} {number}")
-    module, args = (TRAINING | JUDGING)[family](draw)
+    module, args = {**TRAINING, **JUDGING}[family](draw)
     dtype = torch.float32 if family == "int8" else draw.choices(DTYPES, ODDS)[0]
     module = module.to(dtype)
     given = tuple(a.to(dtype) if a.is_floating_point() else a for a in args)

@@ -128,10 +128,13 @@ def main(*, write: bool) -> None:
         judged.append(judge(heads[family], rows_of(held)))
         show(family, judged[-1].summary())
     show("all", together(judged).summary())
-    kernels = rows_of([c for c in by_family["kernel"] if c.row["split"] == "train"], sketches=True)
-    screen = grow(kernels.features, kernels.above, SCREEN)
-    held = rows_of([c for c in by_family["kernel"] if c.row["split"] == "judge"], sketches=True)
-    errors = np.abs(np.exp(screen.predict(held.features) - held.above) - 1)
+    kernels = {
+        split: rows_of([c for c in by_family["kernel"] if c.row["split"] == split], sketches=True)
+        for split in ("train", "judge")
+    }
+    screen = grow(kernels["train"].features, kernels["train"].above, SCREEN)
+    above = screen.predict(kernels["judge"].features)
+    errors = np.abs(np.exp(above - kernels["judge"].above) - 1)
     print(f"screening: median {np.median(errors):.1%}, mean {errors.mean():.1%}")
     if write:
         MODEL.parent.mkdir(exist_ok=True)
