@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from random import Random
 from statistics import median
@@ -17,6 +16,7 @@ from time import perf_counter
 from typing import TypeVar
 
 from benchmarks.load import watch_others
+from rewright.quiet import without_collection
 
 T = TypeVar("T")
 
@@ -68,6 +68,7 @@ def compare(
         raise ValueError(f"compare: rounds must be at least 1, got {rounds}")
     calls = {name: calls_lasting(min_seconds, call) for name, call in callables.items()}
     seconds: dict[str, list[float]] = {name: [] for name in callables}
+    gc.collect()
     with without_collection():
         others = watch_others()
         for turn in range(rounds):
@@ -102,14 +103,3 @@ def resampled_ratios(slow: Sequence[float], fast: Sequence[float]) -> Iterator[f
     for _ in range(RESAMPLES):
         sample = draw.choices(rounds, k=len(rounds))
         yield median(s for s, _ in sample) / median(f for _, f in sample)
-
-
-@contextmanager
-def without_collection() -> Iterator[None]:
-    """Keep Python's garbage collector out of the timings."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

@@ -7,16 +7,15 @@ boxed executable, which AOTAutograd's cache may store. Registered by the entry p
 
 from __future__ import annotations
 
-import gc
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from torch import fx
 
 from rewright.options import Options
+from rewright.quiet import without_collection
 
 if TYPE_CHECKING:
     from rewright.compiled_program import CompiledProgram
@@ -51,7 +50,8 @@ def rewright(gm: fx.GraphModule, example_inputs: Sequence[Any], **given: Any) ->
         decompositions=autograd_table(),
         keep_inference_input_mutations=True,
     )
-    with caching(tag(options)) if pays(gm) else without_caching(), _without_collection():
+    # What Dynamo has made by now takes the collector 0.3 s each time, and hardly any is garbage.
+    with caching(tag(options)) if pays(gm) else without_caching(), without_collection():
         return compile_with(gm, example_inputs)  # type: ignore[no-any-return]
 
 
@@ -75,20 +75,6 @@ def remember(compiled: CompiledProgram) -> None:
     """Count it among `programs()` for as long as somebody can run it."""
     with _lock:
         _live[compiled] = None
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Keep Python from looking for garbage: what Dynamo has made by now takes it 0.3 s each time,
-    and hardly any of it is."""
-    if not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def _plain(options: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from rewright.costmodel.estimate import (
     show_seconds,
     total,
 )
-from rewright.costmodel.protocols import CostModel, Tools, graph_estimate
+from rewright.costmodel.protocols import CostModel, Tools, graph_estimate, inputs_and_views
 from rewright.costmodel.roofline import Roofline
 from rewright.costmodel.sketch import Sketch, Sketcher, sketch_region
 from rewright.costmodel.timings import Timings
@@ -26,6 +26,7 @@ __all__ = [
     "Timings",
     "Tools",
     "graph_estimate",
+    "inputs_and_views",
     "show_bytes",
     "show_flops",
     "show_seconds",

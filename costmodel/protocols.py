@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 
 from rewright.costmodel.estimate import Estimate, show_seconds, total
-from rewright.costmodel.sketch import Sketch, roots_of
+from rewright.costmodel.sketch import Sketch
 from rewright.costmodel.timings import Timings
-from rewright.ir import Graph, Node, TensorType, Value
+from rewright.ir import Graph, Node, TensorType, Value, storage_roots
 from rewright.ir.target import Target
 from rewright.ir.work import is_call
 
@@ -77,5 +77,10 @@ def cold_values(graph: Graph, target: Target) -> frozenset[Value]:
     )
     if nbytes <= max((cache.nbytes for cache in target.caches), default=0):
         return frozenset()
+    return inputs_and_views(graph)
+
+
+def inputs_and_views(graph: Graph) -> frozenset[Value]:
+    """Inputs of a graph, and values that share their memory."""
     inputs = {i.value for i in graph.inputs}
-    return frozenset(v for v, root in roots_of(graph).items() if root in inputs)
+    return frozenset(v for v, root in storage_roots(graph).items() if root in inputs)

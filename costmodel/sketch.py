@@ -13,9 +13,9 @@ from typing import Final
 
 import torch
 
-from rewright.ir import Graph, Kind, Node, TensorType, UnsupportedError, Value, hint
+from rewright.ir import Kind, Node, TensorType, UnsupportedError, Value, hint
 from rewright.ir.expr import Call, Scalar
-from rewright.ir.loops import OPERATORS, VIEWS, order_of, reduced_count, reduced_dims
+from rewright.ir.loops import OPERATORS, is_view, order_of, reduced_count, reduced_dims, view_roots
 from rewright.ir.pointwise import scalar_expr
 
 # How often a reduction goes over its elements; others do so once.
@@ -141,24 +141,10 @@ class Sketcher:
 def sketch_region(region: Node) -> Sketch:
     """What the kernel of a region does."""
     body = region.graph("body")
-    roots = roots_of(body)
+    roots = view_roots(body)
     nodes = [node for node in body.nodes if not is_view(node)]
     leaving = [roots[v] for v in body.returned]
     return Sketcher(roots.__getitem__).sketch(nodes, leaving)
-
-
-def roots_of(body: Graph) -> dict[Value, Value]:
-    """For each value of a graph the one behind a chain of views."""
-    roots = {i.value: i.value for i in body.inputs}
-    for node in body.nodes:
-        source = roots[node.operands[0]] if is_view(node) else None
-        roots.update((value, source or value) for value in node.results)
-    return roots
-
-
-def is_view(node: Node) -> bool:
-    """True for views that cost nothing inside a kernel."""
-    return node.op.kind is Kind.VIEW and node.op.name in VIEWS
 
 
 # --- one node -----------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import torch
 from benchmarks.costmodel.families import JUDGING, TRAINING, drawn
 from rewright.calibrate.bench import measurable_cold
 from rewright.calibrate.capture import inference_graph, training_graphs
-from rewright.calibrate.corpus import Call, calls_of, has_symbols, prepared
+from rewright.calibrate.corpus import Call, calls_of, prepared
 from rewright.calibrate.host import host
 from rewright.ir import DTYPE_NAMES, Graph, Kind
 
@@ -89,7 +89,7 @@ def rows(draw: Draw) -> Iterator[dict[str, Any]]:
     """A row a call."""
     graphs, dtype = graphs_of(draw)
     for i, graph in enumerate(graphs):
-        if has_symbols(graph):
+        if graph.symbols:
             continue
         for call in chosen(graph, f"{draw.name}/{i}"):
             yield {

@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,14 +23,13 @@ from rewright.calibrate.bench import undisturbed
 from rewright.calibrate.chain import alone
 from rewright.calibrate.corpus import prepared
 from rewright.calibrate.host import host
-from rewright.codegen import Executable, kernels_of
-from rewright.codegen.cpp import build, emit
+from rewright.calibrate.programs import executables
+from rewright.codegen import Executable
 from rewright.costmodel import Estimate, Roofline, Sketch
 from rewright.costmodel.timings import Timings
-from rewright.ir import Graph, Kind, graph_key, is_call
-from rewright.ir.loops import Nest
+from rewright.ir import Graph, is_call
 from rewright.ir.target import Target
-from rewright.passes import Env, Fuse, PlanMemory
+from rewright.passes import Env, Fuse
 from rewright.sources import random_inputs
 
 FEWEST, MOST = 16, 128
@@ -101,32 +100,10 @@ class Plan:
 
 
 def built(fused: Sequence[Graph], target: Target) -> list[Plan]:
-    """All plans of a graph as programs; each distinct kernel is built once."""
-    env = Env(cost=Roofline(target), target=target)
-    names: dict[object, str] = {}
-    nests: list[Nest] = []
-    scheduled = []
-    for graph in fused:
-        planned = PlanMemory().run(graph, env)
-        kernels = kernels_of(planned)
-        bodies = {n.name: n.graph("body") for n in planned.nodes if n.op.kind is Kind.REGION}
-        of_node = {}
-        by_name = {nest.name: nest for nest in kernels.nests}
-        for node, name in kernels.of_node.items():
-            key = graph_key(bodies[node])
-            if key not in names:
-                names[key] = f"p{len(names)}_{name}"
-                nests.append(replace(by_name[name], name=names[key]))
-            of_node[node] = names[key]
-        scheduled.append((planned, of_node))
-    library = build(emit(nests)) if nests else None
-    made = []
-    for graph, (planned, of_node) in zip(fused, scheduled, strict=True):
-        functions = {n: library.function(n) for n in set(of_node.values()) if library}
-        executable = Executable(planned, functions, of_node)
-        inputs = random_inputs(planned)
-        made.append(Plan(graph, _runner(executable, inputs)))
-    return made
+    """All plans of a graph as programs."""
+    made = executables(fused, Env(cost=Roofline(target), target=target))
+    inputs = random_inputs(made[0].graph)
+    return [Plan(g, _runner(program, inputs)) for g, program in zip(fused, made, strict=True)]
 
 
 def _runner(executable: Executable, inputs: list[Any]) -> Callable[[], object]:
@@ -156,14 +133,14 @@ def record(name: str, graph: Graph, target: Target) -> dict[str, Any] | None:
     for plan in made:
         plan.warm_up()
     first, fresh = timed(made, ROUNDS), timed(made, ROUNDS, seed=1)
-    baseline = min(range(len(made)), key=first.seconds)
+    baseline = min(range(len(made)), key=first.quiet)
     return {
         "graph": name,
         "text": str(ready),
         "calls": [[str(alone(n)) for n in plan.fused.nodes if is_call(n)] for plan in made],
-        "first": [first.ratio(i, baseline) for i in range(len(made))],
-        "fresh": [fresh.ratio(i, baseline) for i in range(len(made))],
-        "seconds": first.seconds(baseline),
+        "first": [first.quiet_ratio(i, baseline) for i in range(len(made))],
+        "fresh": [fresh.quiet_ratio(i, baseline) for i in range(len(made))],
+        "seconds": first.quiet(baseline),
     }
 
 

@@ -20,8 +20,8 @@ from rewright.calibrate.chain import alone, obstacle
 from rewright.calibrate.corpus import Coin
 from rewright.calibrate.host import host
 from rewright.costmodel import CostModel, Roofline
-from rewright.costmodel.sketch import is_view
 from rewright.ir import Graph, Kind, is_call
+from rewright.ir.loops import is_view
 from rewright.ir.parse import parse
 from rewright.passes import Env, Fuse
 

@@ -13,11 +13,12 @@ from typing import Any, Final
 import torch
 
 from benchmarks.costmodel import families
-from benchmarks.timing import calls_lasting, time_calls, without_collection
+from benchmarks.timing import calls_lasting, time_calls
 from examples.case import Case
 from examples.convnext import convnext_tiny
 from examples.huggingface import t5_encoder, token_ids
 from rewright.api import optimize
+from rewright.calibrate.bench import undisturbed
 from rewright.cost_models import cost_model
 from rewright.costmodel import CostModel, graph_estimate
 
@@ -74,7 +75,7 @@ MODELS: Final[Mapping[str, Callable[[], Case]]] = {
 def measured(run: Callable[[], object]) -> float:
     """Seconds of a call: the median of several samples."""
     count = calls_lasting(0.03, run)
-    with without_collection():
+    with undisturbed():
         return statistics.median(time_calls(run, count) / count for _ in range(ROUNDS))
 
 

@@ -11,24 +11,23 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
 
 import torch
 
-from rewright.building import march_of
 from rewright.calibrate.chain import chain, cold_bytes
 from rewright.calibrate.corpus import Call
-from rewright.codegen import Executable, kernels_of
-from rewright.codegen.cpp import build, emit
+from rewright.calibrate.programs import executables
+from rewright.codegen import Executable
 from rewright.costmodel import Roofline
 from rewright.costmodel.timings import Timings
 from rewright.ir import Graph, Kind
-from rewright.ir.loops import Nest
 from rewright.ir.parse import parse
 from rewright.ir.target import Target
-from rewright.passes import Env, PlanMemory
+from rewright.passes import Env
+from rewright.quiet import without_collection
 from rewright.sources import random_inputs
 
 # A sample lasts at least this long, over as many calls as it takes; a program has at most so many.
@@ -163,21 +162,8 @@ class Bench:
         )
 
     def _build(self, calls: Sequence[Call]) -> list[Ready]:
-        """Programs for calls; all kernels in one library."""
-        graphs = [PlanMemory().run(self._chain(call), self.env) for call in calls]
-        nests: list[Nest] = []
-        names = []
-        for i, graph in enumerate(graphs):
-            kernels = kernels_of(graph)
-            renamed = {nest.name: f"c{i}_{nest.name}" for nest in kernels.nests}
-            nests += [replace(nest, name=renamed[nest.name]) for nest in kernels.nests]
-            names.append({node: renamed[name] for node, name in kernels.of_node.items()})
-        library = build(emit(nests), march=march_of(self.target)) if nests else None
-        ready = []
-        for call, graph, of_node in zip(calls, graphs, names, strict=True):
-            functions = {name: library.function(name) for name in set(of_node.values()) if library}
-            ready.append(self._ready(call, graph, Executable(graph, functions, of_node)))
-        return ready
+        made = executables([self._chain(call) for call in calls], self.env)
+        return [self._ready(call, program) for call, program in zip(calls, made, strict=True)]
 
     def _chain(self, call: Call) -> Graph:
         (estimate,) = self.env.cost.estimate(call.graph.nodes)
@@ -189,12 +175,12 @@ class Bench:
             copies = min(max(copies, sets, LEAST_COPIES), MOST_COLD_COPIES)
         return chain(call.graph, copies, call.cold)
 
-    def _ready(self, call: Call, graph: Graph, executable: Executable) -> Ready:
-        inputs: list[Any] = random_inputs(graph)
+    def _ready(self, call: Call, program: Executable) -> Ready:
+        inputs: list[Any] = random_inputs(program.graph)
         (node,) = call.graph.nodes
         anchor = "product" if node.op.kind is Kind.CONTRACTION else "stream"
-        copies = sum(n.op == node.op for n in graph.nodes)
-        return Ready(call, lambda: executable(list(inputs)), copies, anchor)
+        copies = sum(n.op == node.op for n in program.graph.nodes)
+        return Ready(call, lambda: program(list(inputs)), copies, anchor)
 
 
 def measurable_cold(call: Call) -> bool:
@@ -240,11 +226,7 @@ def _enough(rounds: Sequence[dict[int | str, float]], place: int, each: Ready) -
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Keep Python's garbage collector out of the timings."""
+    """Nothing is collected and nothing recorded for a backward while calls are timed."""
     gc.collect()
-    gc.disable()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        gc.enable()
+    with without_collection(), torch.no_grad():
+        yield

@@ -20,7 +20,7 @@ def obstacle(node: Node) -> str | None:
     values = (*node.operands, *node.results)
     if not is_call(node):
         return "it calls nothing"
-    if any(True for _ in effects_of(node)):
+    if effects_of(node):
         return "it has an effect"
     if not node.results or not all(isinstance(v.type, TensorType) for v in values):
         return "it takes or gives what is no tensor"

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from random import Random
 
 from rewright.calibrate.chain import alone, obstacle
-from rewright.costmodel import Estimate, Roofline, Sketch
+from rewright.costmodel import Estimate, Roofline, Sketch, inputs_and_views
 from rewright.ir import Graph, Kind, Node, Value, graph_key
-from rewright.ir.dims import symbols_of
 from rewright.ir.target import Target
 from rewright.passes import DEFAULT, Env, Fuse, Pipeline, PlanMemory
 
@@ -47,7 +46,7 @@ def prepared(graph: Graph, target: Target) -> Graph:
 def calls_of(graph: Graph, target: Target, seed: int, coins: int = 2) -> Iterator[Call]:
     """The distinct calls of a graph that `prepared` returned: fused by default, as single nodes,
     not fused at all, and by `coins` coins."""
-    weights = weights_of(graph)
+    weights = inputs_and_views(graph)
     fused = [(Fuse(), Roofline(target)), (Fuse(max_ops=1), Roofline(target))]
     fused += [(Fuse(), Coin(target, seed + i, 0.35 + 0.4 * (i % 2))) for i in range(coins)]
     fused.append((Fuse(max_ops=0), Roofline(target)))
@@ -68,16 +67,3 @@ def _cold(node: Node, weights: frozenset[Value]) -> tuple[int, ...]:
     if node.op.kind is not Kind.CONTRACTION:
         return ()
     return tuple(i for i, v in enumerate(dict.fromkeys(node.operands)) if v in weights)
-
-
-def weights_of(graph: Graph) -> frozenset[Value]:
-    """Inputs of a graph, and views of them."""
-    from rewright.costmodel.sketch import roots_of
-
-    inputs = {i.value for i in graph.inputs}
-    return frozenset(v for v, root in roots_of(graph).items() if root in inputs)
-
-
-def has_symbols(graph: Graph) -> bool:
-    """True when a size is not known."""
-    return bool(symbols_of(graph._sizes()))

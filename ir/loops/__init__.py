@@ -27,7 +27,7 @@ from rewright.ir.loops.nest import (
 from rewright.ir.loops.operators import OPERATORS
 from rewright.ir.loops.reductions import order_of, reduced_count, reduced_dims
 from rewright.ir.loops.rough import is_costly, rough_nanoseconds
-from rewright.ir.loops.views import VIEWS
+from rewright.ir.loops.views import VIEWS, is_view, view_roots
 
 __all__ = [
     "OPERATORS",
@@ -54,6 +54,7 @@ __all__ = [
     "Within",
     "indices_of",
     "is_costly",
+    "is_view",
     "lower",
     "needed_nodes",
     "order_of",
@@ -61,4 +62,5 @@ __all__ = [
     "reduced_dims",
     "rough_nanoseconds",
     "subterms",
+    "view_roots",
 ]

@@ -7,8 +7,9 @@ from typing import Final
 
 from rewright.ir.dims import Dim, Size, bounds
 from rewright.ir.errors import UnsupportedError
-from rewright.ir.graph import Arg, Node, Value
+from rewright.ir.graph import Arg, Graph, Node, Value
 from rewright.ir.loops.affine import ZERO, Affine, delinearize, linear
+from rewright.ir.ops import Kind
 
 Index = tuple[Affine, ...]
 
@@ -212,3 +213,17 @@ VIEWS: Final[dict[str, Rule]] = {
     "aten.diagonal.default": _diagonal,
     "aten.unfold.default": _unfold,
 }
+
+
+def is_view(node: Node) -> bool:
+    """True for views with an index map: inside a kernel they cost nothing."""
+    return node.op.kind is Kind.VIEW and node.op.name in VIEWS
+
+
+def view_roots(graph: Graph) -> dict[Value, Value]:
+    """For each value of a graph the one behind a chain of such views."""
+    roots = {i.value: i.value for i in graph.inputs}
+    for node in graph.nodes:
+        source = roots[node.operands[0]] if is_view(node) else None
+        roots.update((value, source or value) for value in node.results)
+    return roots

@@ -14,11 +14,11 @@ from rewright.ir import (
     op,
     symbols_read,
 )
-from rewright.ir.loops import lower, needed_nodes
+from rewright.ir.loops import is_view, lower, needed_nodes
 from rewright.passes.fuse.groups import Groups
 from rewright.passes.fuse.legality import obstacle
 from rewright.passes.fuse.plan import FusionPlan, Join
-from rewright.passes.fuse.units import is_free, is_view
+from rewright.passes.fuse.units import is_free
 
 
 class Regions:

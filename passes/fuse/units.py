@@ -14,7 +14,6 @@ from typing import Final
 from rewright.ir import (
     Effect,
     Graph,
-    Kind,
     Node,
     Value,
     effects_of,
@@ -23,7 +22,7 @@ from rewright.ir import (
     symbols_of,
     symbols_read,
 )
-from rewright.ir.loops import VIEWS
+from rewright.ir.loops import is_view, view_roots
 
 # Of those that read nothing, not even for its type.
 FREE_CREATIONS: Final = frozenset(
@@ -37,10 +36,6 @@ FREE_CREATIONS: Final = frozenset(
         "aten.arange.start_step",
     }
 )
-
-
-def is_view(node: Node) -> bool:
-    return node.op.kind is Kind.VIEW and node.op.name in VIEWS
 
 
 def is_free(node: Node) -> bool:
@@ -68,7 +63,7 @@ class Units:
     @staticmethod
     def of(graph: Graph) -> Units:
         nodes = tuple(node for node in graph.nodes if not is_free(node))
-        roots = _roots(graph)
+        roots = view_roots(graph)
         readers: dict[Value, dict[int, None]] = {}
         for i, node in enumerate(nodes):
             for value in node.operands:
@@ -86,14 +81,6 @@ class Units:
         if value in self.leaving:
             return True
         return any(reader not in members for reader in self.readers.get(value, ()))
-
-
-def _roots(graph: Graph) -> dict[Value, Value]:
-    roots = {i.value: i.value for i in graph.inputs}
-    for node in graph.nodes:
-        source = roots[node.operands[0]] if is_view(node) else None
-        roots.update((value, source or value) for value in node.results)
-    return roots
 
 
 def sources_of(graph: Graph, units: Units) -> list[list[int]]:
