@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -185,10 +186,13 @@ def test_run_takes_an_artefact(run: Run, tmp_path: Path) -> None:
 
 
 def test_run_ends_with_1_when_the_check_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here kernels write nothing, and what was in memory comes out."""
+    """Here the kernel writes one number, and that is wrong."""
     from rewright.codegen.cpp import Library
 
-    monkeypatch.setattr(Library, "function", lambda self, name: lambda pointers, sizes: None)
+    def wrong(pointers: Sequence[int], sizes: object) -> None:
+        ctypes.c_float.from_address(pointers[2]).value = 1e6
+
+    monkeypatch.setattr(Library, "function", lambda self, name: wrong)
     lines = run("run", "softplus.rw", "--check", "--rounds", "1", code=1).splitlines()
     assert lines[1].endswith(": OVER twice that plus 1e-6")
 
