@@ -20,6 +20,7 @@ from rewright.quiet import without_collection
 if TYPE_CHECKING:
     from rewright.compiled_program import CompiledProgram
     from rewright.driver import Program
+    from rewright.ir import Graph
 
 # The programs that somebody can run, oldest first.
 _live: WeakKeyDictionary[CompiledProgram, None] = WeakKeyDictionary()
@@ -81,10 +82,21 @@ def _plain(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return {} if options is None else options
 
 
-def roles_of(gm: fx.GraphModule) -> list[str]:
+def _roles(gm: fx.GraphModule) -> list[str]:
     """Of a backward graph's inputs: gradients of outputs, and what the forward saved."""
     inputs = (node.name for node in gm.graph.nodes if node.op == "placeholder")
     return ["tangent" if name.startswith("tangents_") else "saved" for name in inputs]
+
+
+def graph_of(gm: fx.GraphModule, phase: str) -> Graph:
+    """What AOTAutograd hands over as forward, backward or inference, in the IR."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    from rewright.ir.fx_import import from_fx
+
+    # AOTAutograd calls under its FakeTensorMode; constants here are real tensors.
+    with unset_fake_temporarily():
+        return from_fx(gm, name=phase, roles=_roles(gm) if phase == "backward" else None)
 
 
 def _compiler(options: Options, phase: str) -> Callable[..., Any]:
@@ -96,13 +108,11 @@ def _compiler(options: Options, phase: str) -> Callable[..., Any]:
         from torch._subclasses.fake_tensor import unset_fake_temporarily
 
         from rewright.driver import compile_graph
-        from rewright.ir.fx_import import from_fx
 
         if phase == "backward":
             donate_nothing()
-        # AOTAutograd calls under its FakeTensorMode; constants here are real tensors.
+        graph = graph_of(gm, phase)
         with unset_fake_temporarily():
-            graph = from_fx(gm, name=phase, roles=roles_of(gm) if phase == "backward" else None)
             program = compile_graph(graph, options, retain=phase == "inference")
         compiled = CompiledProgram(program)
         remember(compiled)

@@ -7,6 +7,7 @@ what would run.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from typing import Any, Final
@@ -41,11 +42,11 @@ def estimate_line(text: str, cost: CostModel) -> Estimate:
 
     Raises TextError when it cannot be read, UnsupportedError when torch refuses the arguments.
     """
-    from rewright.passes import DEFAULT, Env, Pipeline, PlanMemory
+    from rewright.passes import DEFAULT, Env, Fuse, Pipeline
 
+    steps = Pipeline((*Pipeline(DEFAULT).at_aten(), Fuse()))
     graph = graph_of(text, cost.target.device)
-    steps = tuple(step for step in DEFAULT if not isinstance(step, PlanMemory))
-    return graph_estimate(cost, Pipeline(steps).run(graph, Env(cost, cost.target)).graph)
+    return graph_estimate(cost, steps.run(graph, Env(cost, cost.target)).graph)
 
 
 def graph_of(text: str, device: str) -> Graph:
@@ -92,8 +93,6 @@ def _overloads(name: str) -> Iterator[str]:
 
 
 def _with_results(graph: Graph, device: str) -> Graph:
-    import dataclasses
-
     (node,) = graph.nodes
     types = _result_types(node, torch.device(device, 0) if device != "cpu" else torch.device("cpu"))
     results = tuple(Value(f"r{i}", type) for i, type in enumerate(types))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 from rewright.costmodel import Roofline
@@ -38,8 +37,7 @@ def rewrite(graph: Graph, options: Options) -> Rewritten:
     Raises what the passes raise, and OptionError for a pipeline that does not parse.
     """
     chosen = Pipeline(DEFAULT) if options.passes == "default" else Pipeline.parse(options.passes)
-    kept = takewhile(lambda step: step.takes == step.gives == "aten", chosen)
     target = target_of(options)
     env = Env(cost=Roofline(target), target=target)
-    result = Pipeline(tuple(kept)).run(graph, env, snapshots=EVERY_STAGE)
+    result = chosen.at_aten().run(graph, env, snapshots=EVERY_STAGE)
     return Rewritten(result.graph, tuple(pass_rows(graph, result, env)))

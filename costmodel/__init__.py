@@ -13,12 +13,13 @@ from rewright.costmodel.estimate import (
 )
 from rewright.costmodel.protocols import CostModel, Tools, graph_estimate, inputs_and_views
 from rewright.costmodel.roofline import Roofline
-from rewright.costmodel.sketch import Sketch, Sketcher, sketch_region
+from rewright.costmodel.sketch import Draft, Sketch, Sketcher, sketch_region
 from rewright.costmodel.timings import Timings
 
 __all__ = [
     "NOTHING",
     "CostModel",
+    "Draft",
     "Estimate",
     "Roofline",
     "Sketch",

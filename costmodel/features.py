@@ -13,8 +13,10 @@ from typing import Final
 
 import torch
 
+from rewright.costmodel.facts import facts
 from rewright.costmodel.nests import nest_facts
-from rewright.costmodel.sketch import Sketch, facts
+from rewright.costmodel.roofline import ELEMENTWISE
+from rewright.costmodel.sketch import Sketch, weighed
 from rewright.ir import Kind, Node, TensorType, Value, hint
 from rewright.ir.loops import lower, rough_nanoseconds
 from rewright.ir.target import Target
@@ -78,9 +80,6 @@ def features(node: Node, target: Target, cold: int = 0) -> Features:
     return Features(family, floor, (*common, *numbers), node.op.name)
 
 
-# What elementwise code reaches of the peak of products.
-ELEMENTWISE: Final = 0.25
-
 COMMON: Final = (
     "usual",
     *("work", "moved", "cold", "compute_seconds", "memory_seconds", "floor"),
@@ -101,7 +100,7 @@ SKETCH: Final = (
     *("nodes", "reductions", "sweeps", "simple", "divisions", "exponentials", "powers", "again"),
     *("work_per_element", "bytes_per_element", "reads", "writes"),
     *("read_contiguous", "read_small", "read_strided", "read_gathered", "written", "strided"),
-    *("kept", "live", "halves", "doubles", "integers", "guarded", "moved"),
+    *("kept", "halves", "doubles", "integers", "guarded", "moved"),
     *("compute_seconds", "memory_seconds", "floor", "per_first_cache", "per_last_cache"),
 )
 PRODUCT: Final = (
@@ -140,15 +139,11 @@ def kernel_features(region: Node, target: Target) -> Features:
     nest = lower(region.graph("body"), "kernel")
     f, rough = nest_facts(nest), 1e-9 * rough_nanoseconds(nest)
     c, elements = f.counts, max(1, f.rows * f.columns)
-    simple, divisions, exponentials, powers = c.operations
-    total = simple + 4 * divisions + 8 * exponentials + 16 * powers + c.converts
     moved = f.bytes_read + f.bytes_written
-    dtype = torch.float64 if 2 * f.doubles > moved else torch.float32
-    rate = ELEMENTWISE * target.peak(dtype)
-    compute, memory = total / rate, _memory_seconds(target, moved, 0)
+    total = c.converts + weighed(*c.operations)
+    rate, compute, memory, floor = _kernel_floor(target, total, moved, f.doubles)
     # A vector at a time, and what starting an inner loop takes.
     loops = (f.outer * (LOOP + -(-f.inner // 16)) + 4 * (c.apart + c.turned)) * 16 / rate
-    floor = target.launch_seconds + max(compute, memory)
     each = [n / elements for n in (*c.operations, c.converts, c.selects, c.positions, c.guards)]
     accesses = (c.side_by_side, c.at_one_place, c.apart, c.turned, c.stores, c.stores_apart)
     numbers = (
@@ -177,54 +172,37 @@ LOOP: Final = 4
 
 def sketch_features(s: Sketch, target: Target) -> Features:
     """Of a kernel of ours, from its sketch alone."""
-    simple, divisions, exponentials, powers = s.work
-    total = simple + 4 * divisions + 8 * exponentials + 16 * powers
-    moved = s.moved
-    dtype = torch.float64 if 2 * s.doubles > moved else torch.float32
-    compute = total / (ELEMENTWISE * target.peak(dtype))
-    memory = _memory_seconds(target, moved, 0)
-    floor = target.launch_seconds + max(compute, memory)
-    elements = max(s.elements, 1)
-    contiguous, small, strided, gathered = s.read
+    elements, moved, total = max(s.elements, 1), s.moved, weighed(*s.work)
+    _, compute, memory, floor = _kernel_floor(target, total, moved, s.doubles)
     numbers = (
-        _log(elements),
-        _log(s.rows),
-        _log(elements // s.rows if s.rows else 0),
-        _log(s.inner),
+        *map(_log, (elements, s.rows, elements // s.rows if s.rows else 0, s.inner)),
         float(s.inner % 16),
         float(s.rows > 0 and not s.columns),
-        float(s.columns),
-        float(s.nodes),
-        float(s.reductions),
-        float(s.sweeps),
-        simple / elements,
-        divisions / elements,
-        exponentials / elements,
-        powers / elements,
+        *map(float, (s.columns, s.nodes, s.reductions, s.sweeps)),
+        *(count / elements for count in s.work),
         _log(s.again),
         total / elements,
         moved / elements,
-        float(s.reads),
-        float(s.writes),
-        _log(contiguous),
-        _log(small),
-        _log(strided),
-        _log(gathered),
-        _log(s.written),
-        _log(s.strided),
-        _log(s.kept),
-        float(s.live),
-        s.halves / (moved or 1),
-        s.doubles / (moved or 1),
-        s.integers / (moved or 1),
+        *map(float, (s.reads, s.writes)),
+        *map(_log, (*s.read, s.written, s.strided, s.kept)),
+        *(nbytes / (moved or 1) for nbytes in (s.halves, s.doubles, s.integers)),
         float(s.guarded),
         _log(moved),
         math.log2(compute + 1e-9),
-        math.log2(memory),
-        math.log2(floor),
+        *map(math.log2, (memory, floor)),
         *_caches(target, moved),
     )
     return Features("sketch", floor, numbers)
+
+
+def _kernel_floor(
+    target: Target, total: float, moved: int, doubles: int
+) -> tuple[float, float, float, float]:
+    """(operations a second, seconds of arithmetic, of memory, of the whole kernel at least)."""
+    dtype = torch.float64 if 2 * doubles > moved else torch.float32
+    rate = ELEMENTWISE * target.peak(dtype)
+    compute, memory = total / rate, _memory_seconds(target, moved, 0)
+    return rate, compute, memory, target.launch_seconds + max(compute, memory)
 
 
 # --- operators ----------------------------------------------------------------------------------

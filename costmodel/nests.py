@@ -13,7 +13,7 @@ from typing import Final
 
 import torch
 
-from rewright.costmodel.sketch import CLASSES
+from rewright.costmodel.facts import CLASSES
 from rewright.ir import hint
 from rewright.ir.loops import (
     Affine,
@@ -36,22 +36,22 @@ LINE_BYTES: Final = 64
 
 @dataclass
 class Counts:
-    """Of one run. Operations are by class (see `costmodel.sketch`), loads and stores by how lanes
+    """Of one run. Operations are by class (see `costmodel.facts`), loads and stores by how lanes
     step: side by side, all at one place, apart; `turned` are loads and stores that step apart but
     lie side by side along another axis, so that tiles of them can be turned round."""
 
-    operations: list[float] = field(default_factory=lambda: [0.0] * 4)
-    converts: float = 0
-    selects: float = 0
-    positions: float = 0
-    guards: float = 0
-    side_by_side: float = 0
-    at_one_place: float = 0
-    apart: float = 0
-    turned: float = 0
-    stores: float = 0
-    stores_apart: float = 0
-    reductions: float = 0
+    operations: list[int] = field(default_factory=lambda: [0] * 4)
+    converts: int = 0
+    selects: int = 0
+    positions: int = 0
+    guards: int = 0
+    side_by_side: int = 0
+    at_one_place: int = 0
+    apart: int = 0
+    turned: int = 0
+    stores: int = 0
+    stores_apart: int = 0
+    reductions: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def nest_facts(nest: Nest) -> NestFacts:
         len(nest.inputs),
         len(nest.outputs),
         counts,
-        in_rows / max(total, 1.0),
+        in_rows / max(total, 1),
         sum(read.values()),
         sum(written.values()),
         touched.lines(types),

@@ -66,7 +66,7 @@ _SPREADS: Final = {
     Kind.REGION: STREAMING,
 }
 # Elementwise code has few multiply-adds, long chains and conversions: what it reaches of the peak.
-_ELEMENTWISE: Final = 0.25
+ELEMENTWISE: Final = 0.25
 # A call with nothing to do takes between 0.4 and four times what calls usually cost.
 _QUICKEST_CALL: Final = 0.4
 _SLOWEST_CALL: Final = 4.0
@@ -94,7 +94,7 @@ class Roofline:
         target = self.target
         saved = sum(s.moved for s in apart) - together.moved
         again = together.again - sum(s.again for s in apart)
-        rate = _ELEMENTWISE * target.peak(torch.float32)
+        rate = ELEMENTWISE * target.peak(torch.float32)
         launches = (len(apart) - 1) * target.launch_seconds
         seconds = saved / target.bandwidth + launches - again / rate
         why = f"{show_bytes(saved)} less, {show_flops(again)} more"
@@ -159,7 +159,7 @@ def _rate(node: Node, target: Target) -> tuple[float, str]:
         return target.peak(dtype), DTYPE_NAMES[dtype]
     doubles = any(t.dtype is torch.float64 for t in tensors)
     dtype = torch.float64 if doubles else torch.float32
-    return _ELEMENTWISE * target.peak(dtype), f"elementwise, {DTYPE_NAMES[dtype]}"
+    return ELEMENTWISE * target.peak(dtype), f"elementwise, {DTYPE_NAMES[dtype]}"
 
 
 def _widened(node: Node, known: Estimate) -> Estimate:

@@ -1,90 +1,29 @@
 """Sketches: what one kernel of some nodes would do, in numbers, without building it.
 
-Fusion asks about thousands of candidates, so a sketch is folded from facts about single nodes, each
-of which is looked at once; nothing is lowered. Sizes are taken at their hints.
+Fusion asks about thousands of candidates, each a group with one more node; so a draft of a group
+grows by what is added and nothing is counted again. Sizes are taken at their hints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
-import torch
+from rewright.costmodel.facts import Facts, facts
+from rewright.ir import Node, Value
+from rewright.ir.loops import is_view, view_roots
 
-from rewright.ir import Kind, Node, TensorType, UnsupportedError, Value, hint
-from rewright.ir.expr import Call, Scalar
-from rewright.ir.loops import OPERATORS, is_view, order_of, reduced_count, reduced_dims, view_roots
-from rewright.ir.pointwise import scalar_expr
-
-# How often a reduction goes over its elements; others do so once.
-SWEEPS: Final[Mapping[str, int]] = {
-    **dict.fromkeys(("aten._softmax.default", "aten._log_softmax.default"), 3),
-    **dict.fromkeys(("aten.native_layer_norm.default", "aten.var_mean.correction"), 3),
-    **dict.fromkeys(("aten.var.correction", "aten.std.correction"), 2),
-    **dict.fromkeys(("aten._softmax_backward_data.default", "aten._fused_rms_norm.default"), 2),
-    "aten._log_softmax_backward_data.default": 2,
-    "aten.logsumexp.default": 2,
-}
-# Primitives by what they cost: a division or root, an exponential, a tangent or power.
-_DIVISIONS: Final = ("div", "reciprocal", "sqrt", "rsqrt", "div_floor", "div_trunc", "fmod")
-_EXPONENTIALS: Final = ("exp", "exp2", "log", "log2", "log10", "erf", "expm1", "log1p", "sigmoid")
-CLASSES: Final[Mapping[str, int]] = {
-    **dict.fromkeys((*_DIVISIONS, "remainder"), 1),
-    **dict.fromkeys((*_EXPONENTIALS, "sin", "cos", "erfc"), 2),
-    **dict.fromkeys(("tanh", "sinh", "cosh", "tan", "asin", "acos", "atan", "atan2"), 3),
-    **dict.fromkeys(("asinh", "acosh", "atanh", "erfinv", "hypot", "pow", "lgamma"), 3),
-}
-# For each reduced element: simple operations, divisions and roots, exponentials.
-_REDUCTIONS: Final[Mapping[str, tuple[int, int, int, int]]] = {
-    **dict.fromkeys(("aten.var.correction", "aten.var_mean.correction"), (4, 0, 0, 0)),
-    "aten.std.correction": (4, 0, 0, 0),
-    "aten.linalg_vector_norm.default": (2, 0, 0, 0),
-    "aten.logsumexp.default": (2, 0, 1, 0),
-    **dict.fromkeys(("aten._softmax.default", "aten._log_softmax.default"), (4, 0, 1, 0)),
-    "aten._softmax_backward_data.default": (4, 0, 0, 0),
-    "aten._log_softmax_backward_data.default": (3, 0, 1, 0),
-    **dict.fromkeys(
-        ("aten.native_layer_norm.default", "aten.native_group_norm.default"), (8, 0, 0, 0)
-    ),
-    "aten._fused_rms_norm.default": (5, 0, 0, 0),
-}
-
-# How a kernel goes through memory for an operand, next to the order in which it runs.
-CONTIGUOUS, SMALL, STRIDED, GATHERED = range(4)
+Classes = tuple[int, int, int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """One node: its space, its operations by class, and what it reads and writes.
-
-    A read is (number, way, bytes, width): of the value behind views, how memory is gone through,
-    the bytes that are seen of it, and the class of its type. A write is (number, bytes, width).
-    """
-
-    elements: int
-    rows: int
-    columns: bool
-    inner: int
-    work: tuple[int, int, int, int]
-    sweeps: int
-    reads: tuple[tuple[int, int, int, int], ...]
-    writes: tuple[tuple[int, int, int], ...]
-    strided_writes: int
-    guarded: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Sketch:
+class Sketch(NamedTuple):
     """What a kernel does. Counts are of one run; bytes are of distinct memory.
 
     `rows` is 0 without reductions; `columns` is true when lanes run along rows. `work` counts
     simple operations, divisions and roots, exponentials, tangents and powers; `again` is how much
     of it, in simple operations, is done again. `read` are bytes by way: contiguous, small
-    (broadcast), strided, gathered. `kept` are bytes of values that stay inside; `live` is about how
-    many values are alive at once, which registers must hold. `halves`, `doubles` and `integers` are
-    bytes read or written of such types.
+    (broadcast), strided, gathered. `kept` are bytes of values that stay inside. `halves`, `doubles`
+    and `integers` are bytes read or written of such types.
     """
 
     elements: int
@@ -102,7 +41,6 @@ class Sketch:
     written: int
     strided: int
     kept: int
-    live: int
     halves: int
     doubles: int
     integers: int
@@ -114,237 +52,183 @@ class Sketch:
         return sum(self.read) + self.written
 
 
+def weighed(simple: int, divisions: int, exponentials: int, powers: int) -> int:
+    """Operations in simple ones."""
+    return simple + 4 * divisions + 8 * exponentials + 16 * powers
+
+
+class Draft:
+    """A kernel of nodes that are added one by one, in any order. Values go by number."""
+
+    def __init__(self) -> None:
+        self.parts: list[Facts] = []
+        self.leaving: set[int] = set()
+        self._read: dict[int, dict[int, tuple[int, int]]] = {}
+        self._made: dict[int, tuple[int, int]] = {}
+        # By (elements, with rows): nodes of one space are all done as often as each other.
+        self._work: dict[tuple[int, bool], Classes] = {}
+        self._ways, self._widths = [0, 0, 0, 0], [0, 0, 0, 0]
+        self._reads = self._written = self._kept = 0
+        self._space = self._rows = self._strided = self._guarded = self._reductions = 0
+        self._columns, self._sweeps = False, 1
+        self._largest = (0, 0)
+
+    def joined(self, other: Draft, leaves: Callable[[int], bool]) -> Draft:
+        """One kernel of both; of the values that one makes and the other reads, those that `leaves`
+        holds for are still given."""
+        large, small = (self, other) if len(self.parts) >= len(other.parts) else (other, self)
+        draft = large._copy()
+        inner = [number for part in small.parts for number in draft.add(part)]
+        for number in small.leaving:
+            draft.give(number)
+        for number in inner:
+            if number in draft.leaving and not leaves(number):
+                draft._keep(number)
+        return draft
+
+    def add(self, part: Facts) -> list[int]:
+        """Add a node; returns the values that it reads of others here, or they of it."""
+        inner = [read[0] for read in part.reads if not self._add_read(*read)]
+        for number, nbytes, width in part.writes:
+            self._made[number] = nbytes, width
+            self._kept += nbytes
+            if number in self._read:
+                inner.append(number)
+                for way, (seen, of) in self._read.pop(number).items():
+                    self._count_read(way, -seen, of, -1)
+        key = part.elements, part.rows > 0
+        before = self._work.get(key, (0, 0, 0, 0))
+        self._work[key] = tuple(map(sum, zip(before, part.work, strict=True)))  # type: ignore[assignment]
+        self._add_numbers(part)
+        self.parts.append(part)
+        return inner
+
+    def give(self, number: int) -> None:
+        """Something outside reads that value, which is made here."""
+        if number not in self.leaving:
+            self.leaving.add(number)
+            self._move(number, 1)
+
+    def sketch(self) -> Sketch:
+        work, again = self._work_done()
+        return Sketch(
+            elements=self._space,
+            rows=self._rows,
+            columns=self._columns,
+            inner=-self._largest[1],
+            nodes=len(self.parts),
+            reductions=self._reductions,
+            sweeps=self._sweeps,
+            work=work,
+            again=again,
+            reads=self._reads,
+            writes=len(self.leaving),
+            read=(self._ways[0], self._ways[1], self._ways[2], self._ways[3]),
+            written=self._written,
+            strided=self._strided,
+            kept=self._kept,
+            halves=self._widths[0],
+            doubles=self._widths[1],
+            integers=self._widths[2],
+            guarded=self._guarded,
+        )
+
+    def _copy(self) -> Draft:
+        draft = Draft.__new__(Draft)
+        draft.__dict__ = {
+            name: value.copy() if isinstance(value, (list, set, dict)) else value
+            for name, value in self.__dict__.items()
+        }
+        return draft
+
+    def _add_read(self, number: int, way: int, nbytes: int, width: int) -> bool:
+        """False for a value that is made here."""
+        if number in self._made:
+            return False
+        ways = self._read.get(number, {})
+        before, _ = ways.get(way, (0, width))
+        if nbytes > before:
+            # A new dictionary: copies of this draft hold the old one.
+            self._read[number] = {**ways, way: (nbytes, width)}
+            self._count_read(way, nbytes - before, width, before == 0)
+        return True
+
+    def _count_read(self, way: int, nbytes: int, width: int, reads: int) -> None:
+        self._ways[way] += nbytes
+        self._widths[width] += nbytes
+        self._reads += reads
+
+    def _keep(self, number: int) -> None:
+        self.leaving.discard(number)
+        self._move(number, -1)
+
+    def _move(self, number: int, sign: int) -> None:
+        """A value that is made here from the kept to the written, or back."""
+        nbytes, width = self._made[number]
+        self._written += sign * nbytes
+        self._kept -= sign * nbytes
+        self._widths[width] += sign * nbytes
+
+    def _add_numbers(self, part: Facts) -> None:
+        self._space = max(self._space, part.elements)
+        self._rows = max(self._rows, part.rows)
+        self._columns |= part.columns
+        self._sweeps = max(self._sweeps, part.sweeps)
+        self._strided += part.strided_writes
+        self._guarded += part.guarded
+        self._reductions += part.rows > 0
+        # Of the largest nodes the shortest inner loop: that one hurts.
+        self._largest = max(self._largest, (part.elements + part.rows, -part.inner))
+
+    def _work_done(self) -> tuple[Classes, int]:
+        """Operations by class, and how many of them are done again: what is small and moves into a
+        larger space, and what feeds a reduction that goes over its columns several times."""
+        simple = divisions = exponentials = powers = again = 0
+        sweeps = self._sweeps if self._columns else 1
+        for (elements, with_rows), (a, b, c, d) in self._work.items():
+            times = 1 if with_rows else sweeps
+            if not self._rows and 0 < elements < self._space:
+                times = self._space // elements
+            simple += times * a
+            divisions += times * b
+            exponentials += times * c
+            powers += times * d
+            again += (times - 1) * weighed(a, b, c, d)
+        return (simple, divisions, exponentials, powers), again
+
+
 class Sketcher:
-    """Sketches of nodes of one graph; `root_of` gives the value behind a chain of views."""
+    """Drafts of nodes of one graph; `root_of` gives the value behind a chain of views."""
 
     def __init__(self, root_of: Callable[[Value], Value]) -> None:
+        self.values: list[Value] = []
         self._root_of = root_of
         self._numbers: dict[Value, int] = {}
-        self._facts: dict[int, tuple[Node, Facts]] = {}
 
-    def sketch(self, nodes: Iterable[Node], leaving: Iterable[Value]) -> Sketch:
-        """One kernel of `nodes`, in an order that runs, that gives the values `leaving`."""
-        numbers = self._numbers
-        return _folded([self._of(node) for node in nodes], {numbers[value] for value in leaving})
-
-    def _of(self, node: Node) -> Facts:
-        found = self._facts.get(id(node))
-        if found is None:
-            found = self._facts[id(node)] = node, facts(node, self._number)
-        return found[1]
+    def draft(self, nodes: Iterable[Node], leaving: Iterable[Value]) -> Draft:
+        """One kernel of `nodes` that gives the values `leaving`, which they make."""
+        draft = Draft()
+        for node in nodes:
+            draft.add(facts(node, self._number))
+        for value in leaving:
+            draft.give(self._numbers[value])
+        return draft
 
     def _number(self, value: Value) -> int:
+        """Its place in `values`, of what is behind views."""
         root = self._root_of(value)
-        return self._numbers.setdefault(root, len(self._numbers))
+        found = self._numbers.get(root)
+        if found is None:
+            found = self._numbers[root] = len(self.values)
+            self.values.append(root)
+        return found
 
 
 def sketch_region(region: Node) -> Sketch:
     """What the kernel of a region does."""
     body = region.graph("body")
     roots = view_roots(body)
+    made = {v for node in body.nodes for v in node.results}
+    leaving = dict.fromkeys(roots[v] for v in body.returned if roots[v] in made)
     nodes = [node for node in body.nodes if not is_view(node)]
-    leaving = [roots[v] for v in body.returned]
-    return Sketcher(roots.__getitem__).sketch(nodes, leaving)
-
-
-# --- one node -----------------------------------------------------------------------------------
-
-
-def facts(node: Node, number: Callable[[Value], int]) -> Facts:
-    """What a node that is no view does by itself."""
-    result = max((v.tensor for v in node.results), key=lambda t: t.nbytes_hint)
-    space, elements, rows, columns = result, hint(result.numel), 0, False
-    if node.op.kind is Kind.REDUCTION and hint(reduced_count(node)) > 1:
-        space = node.operands[0].tensor
-        dims = reduced_dims(node)
-        elements = hint(space.numel)
-        rows = max(1, elements // max(1, hint(reduced_count(node))))
-        columns = order_of(node).style == "columns"
-        inner = _last([d for d in range(len(space.shape)) if (d in dims) != columns], space)
-    else:
-        inner = _last(list(range(len(space.shape))), space)
-    fast, along = inner
-    reads = tuple(_reads(node, space, fast, number))
-    strided = sum(
-        hint(v.tensor.numel) for v in node.results if _way(v.tensor, space, fast) == STRIDED
-    )
-    return Facts(
-        elements,
-        rows,
-        columns,
-        along,
-        tuple(n * elements for n in _work(node)),  # type: ignore[arg-type]
-        SWEEPS.get(node.op.name, 1),
-        reads,
-        tuple((number(v), v.tensor.nbytes_hint, _width(v.tensor.dtype)) for v in node.results),
-        strided,
-        node.op.kind is Kind.INDEX
-        or (node.op.name in OPERATORS and node.op.kind is not Kind.REDUCTION),
-    )
-
-
-def _is_guarded(node: Node) -> bool:
-    """True for padding, concatenation and the like, whose reads stand behind conditions."""
-    return node.op.name in OPERATORS and node.op.kind is not Kind.REDUCTION
-
-
-def _last(dims: Sequence[int], space: TensorType) -> tuple[int | None, int]:
-    """(the dimension along which neighbours lie, counted from the end; its length)."""
-    rank = len(space.shape)
-    moving = [d for d in dims if hint(space.shape[d]) != 1]
-    if not moving:
-        return None, 1
-    fast = min(moving, key=lambda d: (hint(space.layout[d]) or 1 << 60, -d))
-    return rank - fast, hint(space.shape[fast])
-
-
-def _reads(
-    node: Node, space: TensorType, fast: int | None, number: Callable[[Value], int]
-) -> Iterator[tuple[int, int, int, int]]:
-    for value in dict.fromkeys(node.operands):
-        type = value.type
-        if not isinstance(type, TensorType):
-            continue
-        seen, way = _distinct(type), _way(type, space, fast)
-        if node.op.kind is Kind.INDEX and value == node.args[0]:
-            seen, way = min(seen, hint(node.results[0].tensor.numel)), GATHERED
-        yield number(value), way, seen * type.dtype.itemsize, _width(type.dtype)
-
-
-def _distinct(type: TensorType) -> int:
-    seen = 1
-    for size, stride in zip(type.shape, type.layout, strict=True):
-        if stride != 0:
-            seen *= hint(size)
-    return seen
-
-
-def _way(type: TensorType, space: TensorType, fast: int | None) -> int:
-    """How memory of `type` is gone through by a kernel that runs along `fast` of `space`."""
-    if 2 * _distinct(type) <= hint(space.numel):
-        return SMALL
-    if fast is None or fast > len(type.shape) or hint(type.shape[-fast]) == 1:
-        return CONTIGUOUS
-    return CONTIGUOUS if hint(type.layout[-fast]) <= 1 else STRIDED
-
-
-def _work(node: Node) -> tuple[int, int, int, int]:
-    """Operations for each element, by class."""
-    if node.op.kind is Kind.REDUCTION:
-        return _REDUCTIONS.get(node.op.name, (1, 0, 0, 0))
-    if node.op.kind is not Kind.POINTWISE:
-        return (1, 0, 0, 0)
-    try:
-        expr = scalar_expr(node).expr
-    except UnsupportedError:
-        return (1, 0, 0, 0)
-    counts = [0, 0, 0, 0]
-    _count(expr, counts)
-    return (counts[0], counts[1], counts[2], counts[3])
-
-
-def _count(expr: Scalar, counts: list[int]) -> None:
-    if isinstance(expr, Call):
-        counts[CLASSES.get(expr.name, 0)] += 1
-        for arg in expr.args:
-            _count(arg, counts)
-
-
-# --- many nodes ---------------------------------------------------------------------------------
-
-
-_WIDTHS: Final = {2: 0, 1: 0, 8: 1}
-_BYTES_OF_WIDTH: Final = (2, 8, 4, 4)
-
-
-@cache
-def _width(dtype: torch.dtype) -> int:
-    """0: half types and narrower floats, 1: double, 2: integers and truth, 3: f32."""
-    return _WIDTHS.get(dtype.itemsize, 3) if dtype.is_floating_point else 2
-
-
-def _folded(parts: Sequence[Facts], leaving: set[int]) -> Sketch:
-    space = max([p.elements for p in parts])
-    rows = max([p.rows for p in parts])
-    columns = any(p.columns for p in parts)
-    sweeps = max([p.sweeps for p in parts])
-    work, again = _work_of(parts, space, rows, sweeps if columns else 1)
-    made: dict[int, tuple[int, int]] = {}
-    last: dict[int, int] = {}
-    read: dict[tuple[int, int], tuple[int, int]] = {}
-    for place, part in enumerate(parts):
-        for root, way, nbytes, width in part.reads:
-            last[root] = place
-            if root not in made and nbytes > read.get((root, way), _NOTHING)[0]:
-                read[root, way] = nbytes, width
-        for number, nbytes, width in part.writes:
-            made[number] = nbytes, width
-            last[number] = place
-    ways, widths = [0, 0, 0, 0], [0, 0, 0, 0]
-    for (_, way), (nbytes, width) in read.items():
-        ways[way] += nbytes
-        widths[width] += nbytes
-    written = kept = outs = 0
-    for number, (nbytes, width) in made.items():
-        if number in leaving:
-            written += nbytes
-            outs += 1
-            widths[width] += nbytes
-        else:
-            kept += nbytes
-    largest = max(parts, key=_size_of)
-    return Sketch(
-        elements=space,
-        rows=rows,
-        columns=columns,
-        inner=largest.inner,
-        nodes=len(parts),
-        reductions=sum([p.rows > 0 for p in parts]),
-        sweeps=sweeps,
-        work=work,
-        again=again,
-        reads=len(read),
-        writes=outs,
-        read=(ways[0], ways[1], ways[2], ways[3]),
-        written=written,
-        strided=sum([p.strided_writes for p in parts]),
-        kept=kept,
-        live=_live(last, len(parts)),
-        halves=widths[0],
-        doubles=widths[1],
-        integers=widths[2],
-        guarded=sum([p.guarded for p in parts]),
-    )
-
-
-_NOTHING: Final = (0, 0)
-
-
-def _size_of(part: Facts) -> int:
-    return part.elements + part.rows
-
-
-def _work_of(
-    parts: Sequence[Facts], space: int, rows: int, sweeps: int
-) -> tuple[tuple[int, int, int, int], int]:
-    """Operations by class, and how many of them are done again: what is small and moves into a
-    larger space, and what feeds a reduction that goes over its columns several times."""
-    simple = divisions = exponentials = powers = again = 0
-    for part in parts:
-        a, b, c, d = part.work
-        times = sweeps if not part.rows else 1
-        if not rows and 0 < part.elements < space:
-            times = space // part.elements
-        simple += times * a
-        divisions += times * b
-        exponentials += times * c
-        powers += times * d
-        if times > 1:
-            again += (times - 1) * (a + 4 * b + 8 * c + 16 * d)
-    return (simple, divisions, exponentials, powers), again
-
-
-def _live(last: Mapping[int, int], count: int) -> int:
-    """About how many values are alive at once: all but those that the first half has done with."""
-    half = count // 2
-    return sum([place >= half for place in last.values()])
+    return Sketcher(roots.__getitem__).draft(nodes, leaving).sketch()

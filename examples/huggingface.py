@@ -33,6 +33,18 @@ class PlainOutputs(nn.Module):
         return tuple(getattr(answer, field) for field in self.fields)
 
 
+class FirstOutput(nn.Module):
+    """A model of `transformers` as a function of one tensor: the first of its outputs."""
+
+    def __init__(self, model: nn.Module, **settings: Any) -> None:
+        super().__init__()
+        self.model, self.settings = model, settings
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.model(x, **self.settings)[0]
+        return hidden
+
+
 def gpt2(
     batch: int = 2, length: int = 128, *, attention: Attention = "sdpa", **config: Any
 ) -> Case:

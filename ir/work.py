@@ -76,18 +76,24 @@ _WEIGHTS: Final[Mapping[str, int]] = {
 }
 _EXP: Final = _WEIGHTS["exp"]
 
-# Operations for each element of the first operand; one for reductions that are not here.
-_PER_REDUCED_ELEMENT: Final[Mapping[str, int]] = {
-    **dict.fromkeys(("aten.var.correction", "aten.var_mean.correction"), 4),
-    "aten.std.correction": 4,
-    "aten.linalg_vector_norm.default": 2,
-    "aten.logsumexp.default": _EXP + 2,
-    **dict.fromkeys(("aten._softmax.default", "aten._log_softmax.default"), _EXP + 4),
-    "aten._softmax_backward_data.default": 4,
-    "aten._log_softmax_backward_data.default": _EXP + 3,
-    **dict.fromkeys(("aten.native_layer_norm.default", "aten.native_group_norm.default"), 8),
-    "aten._fused_rms_norm.default": 5,
+# Simple operations and exponentials for each element of the first operand; one simple operation for
+# reductions that are not here.
+_PER_REDUCED_ELEMENT: Final[Mapping[str, tuple[int, int]]] = {
+    **dict.fromkeys(("aten.var.correction", "aten.var_mean.correction"), (4, 0)),
+    "aten.std.correction": (4, 0),
+    "aten.linalg_vector_norm.default": (2, 0),
+    "aten.logsumexp.default": (2, 1),
+    **dict.fromkeys(("aten._softmax.default", "aten._log_softmax.default"), (4, 1)),
+    "aten._softmax_backward_data.default": (4, 0),
+    "aten._log_softmax_backward_data.default": (3, 1),
+    **dict.fromkeys(("aten.native_layer_norm.default", "aten.native_group_norm.default"), (8, 0)),
+    "aten._fused_rms_norm.default": (5, 0),
 }
+
+
+def per_reduced_element(node: Node) -> tuple[int, int]:
+    """Simple operations and exponentials that a reduction does for each element of its operand."""
+    return _PER_REDUCED_ELEMENT.get(node.op.name, (1, 0))
 
 
 def _elementwise(node: Node) -> Size:
@@ -105,7 +111,8 @@ def _weight(expr: Scalar) -> int:
 
 
 def _reduction(node: Node) -> Size:
-    return node.operands[0].tensor.numel * _PER_REDUCED_ELEMENT.get(node.op.name, 1)
+    simple, exponentials = per_reduced_element(node)
+    return node.operands[0].tensor.numel * (simple + _EXP * exponentials)
 
 
 def _none(node: Node) -> Size:
@@ -248,10 +255,14 @@ def _seen_by(node: Node, value: Value) -> Size:
 
 
 def _distinct(value: Value) -> Size:
+    return distinct(value.type) if isinstance(value.type, TensorType) else 0
+
+
+def distinct(type: TensorType) -> Size:
     """Elements with a place of their own: an expanded dimension has one for all."""
-    if not isinstance(value.type, TensorType):
-        return 0
-    axes = zip(value.type.shape, value.type.layout, strict=True)
+    if type.strides is None:
+        return type.numel
+    axes = zip(type.shape, type.layout, strict=True)
     return product(size for size, stride in axes if stride != 0)
 
 

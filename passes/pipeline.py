@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
@@ -58,6 +59,10 @@ class Pipeline:
 
     def __iter__(self) -> Iterator[Pass]:
         return iter(self.passes)
+
+    def at_aten(self) -> Pipeline:
+        """The passes before the first that leaves the aten level."""
+        return Pipeline(tuple(takewhile(lambda p: p.takes == p.gives == "aten", self.passes)))
 
     def run(
         self,

@@ -8,7 +8,9 @@ from typing import Any, Final
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
+
+from examples.huggingface import FirstOutput
 
 BATCH, LENGTH = 2, 12
 
@@ -24,39 +26,27 @@ _SIZES: Final = {
 _TOKENS: Final = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
-class Family(nn.Module):
-    """A model as a function of token numbers or pixels: its last hidden state."""
-
-    def __init__(self, model: nn.Module, **settings: Any) -> None:
-        super().__init__()
-        self.model, self.settings = model, settings
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden: Tensor = self.model(x, **self.settings)[0]
-        return hidden
-
-
-def _model(name: str, **sizes: Any) -> Family:
+def _model(name: str, **sizes: Any) -> FirstOutput:
     config = getattr(transformers, f"{name}Config")(**sizes, attn_implementation="eager")
     config._experts_implementation = "batched_mm"
     torch.manual_seed(0)
     settings = {"use_cache": False} if hasattr(config, "use_cache") else {}
-    return Family(getattr(transformers, f"{name}Model")(config).eval(), **settings)
+    return FirstOutput(getattr(transformers, f"{name}Model")(config).eval(), **settings)
 
 
-def _decoder(name: str, **more: Any) -> Callable[[], Family]:
+def _decoder(name: str, **more: Any) -> Callable[[], FirstOutput]:
     return lambda: _model(name, **{**_SIZES, **_TOKENS, "num_key_value_heads": 4, **more})
 
 
-def _encoder(name: str, **sizes: Any) -> Callable[[], Family]:
+def _encoder(name: str, **sizes: Any) -> Callable[[], FirstOutput]:
     return lambda: _model(name, **sizes)
 
 
-def _t5() -> Family:
+def _t5() -> FirstOutput:
     sizes = {"d_model": 32, "d_ff": 48, "d_kv": 8, "num_heads": 4, "num_layers": 2}
     config = transformers.T5Config(vocab_size=96, **sizes, attn_implementation="eager")
     torch.manual_seed(0)
-    return Family(transformers.T5EncoderModel(config).eval())
+    return FirstOutput(transformers.T5EncoderModel(config).eval())
 
 
 _IMAGES: Final = {"image_size": 32, "patch_size": 8, "num_channels": 3}
@@ -67,7 +57,7 @@ _EXPERTS: Final = {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim":
 _FALCON: Final = {**_SIZES, "alibi": True, "new_decoder_architecture": False, "multi_query": False}
 _WINDOWS: Final = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
 
-FAMILIES: Final[Mapping[str, Callable[[], Family]]] = {
+FAMILIES: Final[Mapping[str, Callable[[], FirstOutput]]] = {
     "llama": _decoder("Llama"),
     "llama_grouped": _decoder("Llama", num_key_value_heads=2),
     "mistral": _decoder("Mistral", num_key_value_heads=2, sliding_window=5),

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import rewright
-from attention_families import FAMILIES, LAYERS, Family, inputs_of
+from attention_families import FAMILIES, LAYERS, inputs_of
+from examples.huggingface import FirstOutput
 
 # Soft caps do more to a score than ATen's operator can; recognized, and run in parts.
 IN_PARTS = {"gemma2"}
@@ -24,7 +25,7 @@ def recognized() -> int:
     return sum("is attention" in d.sentence for d in entries)
 
 
-def answers(model: Family, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def answers(model: FirstOutput, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Eager's in float32 and in `dtype`."""
     with torch.no_grad():
         exact = model.float()(x.float() if x.is_floating_point() else x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
+from random import Random
 from textwrap import dedent
 
 import pytest
@@ -17,14 +18,17 @@ from rewright.costmodel import (
     CostModel,
     Estimate,
     Roofline,
+    Sketcher,
     Timings,
     graph_estimate,
     show_bytes,
     show_flops,
     show_seconds,
+    sketch_region,
     total,
 )
-from rewright.ir import Graph, Node
+from rewright.ir import Graph, Node, Value
+from rewright.ir.loops import is_view, view_roots
 from rewright.ir.parse import parse
 from rewright.ir.target import Cache, Target, known_targets
 from rewright.ir.work import is_call
@@ -350,3 +354,62 @@ def test_timings_want_every_alternative_in_each_round(
 ) -> None:
     with pytest.raises(ValueError, match="timings want"):
         Timings(rounds)
+
+
+# --- sketches -----------------------------------------------------------------------------------
+
+
+def test_a_sketch_counts_what_its_kernel_moves_and_does() -> None:
+    region = parse(
+        dedent("""
+        graph f(%x: f32[8, 32], %w: f32[32]) {
+          %d = rw.fused(%x, %w) body(%x: f32[8, 32], %w: f32[32]) {
+            %a = aten.mul.Tensor(%x, %w) : f32[8, 32]
+            %b = aten.exp.default(%a) : f32[8, 32]
+            %s = aten.sum.dim_IntList(%b, [1]) : f32[8]
+            return %s, %b
+          } : f32[8]
+          return %d
+        }
+        """)
+    ).nodes[0]
+    sketch = sketch_region(region)
+    assert (sketch.elements, sketch.rows, sketch.columns, sketch.inner) == (256, 8, False, 32)
+    assert (sketch.nodes, sketch.reductions, sketch.sweeps) == (3, 1, 1)
+    assert sketch.work == (256 + 256, 0, 256, 0) and sketch.again == 0
+    assert sketch.read == (8 * 32 * 4, 32 * 4, 0, 0) and sketch.reads == 2
+    assert (sketch.written, sketch.writes, sketch.kept) == (8 * 32 * 4 + 8 * 4, 2, 8 * 32 * 4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(graphs(), st.randoms(use_true_random=False))
+def test_drafts_joined_in_any_order_are_the_draft_of_all(graph: Graph, draw: Random) -> None:
+    roots = view_roots(graph)
+    nodes = [n for n in graph.nodes if is_call(n) and not is_view(n)]
+    readers: dict[Value, set[int]] = {}
+    for place, node in enumerate(nodes):
+        for value in node.operands:
+            readers.setdefault(roots[value], set()).add(place)
+    returned = {roots[v] for v in graph.returned}
+
+    def leaving(members: set[int]) -> list[Value]:
+        made = (v for place in sorted(members) for v in nodes[place].results)
+        return [v for v in made if v in returned or readers.get(v, set()) - members]
+
+    sketcher = Sketcher(roots.__getitem__)
+    groups = [({i}, sketcher.draft([n], leaving({i}))) for i, n in enumerate(nodes)]
+    while len(groups) > 1:
+        draw.shuffle(groups)
+        (a, first), (b, second) = groups.pop(), groups.pop()
+        both = a | b
+
+        def leaves(number: int, both: set[int] = both) -> bool:
+            value = sketcher.values[number]
+            return value in returned or bool(readers.get(value, set()) - both)
+
+        parts = first.sketch(), second.sketch()
+        joined = first.joined(second, leaves)
+        assert (first.sketch(), second.sketch()) == parts
+        members = [nodes[i] for i in sorted(both)]
+        assert joined.sketch() == sketcher.draft(members, leaving(both)).sketch()
+        groups.append((both, joined))

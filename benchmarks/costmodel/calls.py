@@ -7,7 +7,6 @@ appends a JSON line a call to FILE; a model that is there already is not drawn a
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import Any, Final
 import torch
 
 from benchmarks.costmodel.families import JUDGING, TRAINING, drawn
+from benchmarks.costmodel.lines import append_lines, read_lines
 from rewright.calibrate.bench import measurable_cold
 from rewright.calibrate.capture import inference_graph, training_graphs
 from rewright.calibrate.corpus import Call, calls_of, prepared
@@ -70,11 +70,8 @@ def chosen(graph: Graph, seed: str) -> list[Call]:
     """Some of the calls of a graph, at random; of a cold call that caches could hold, its warm
     twin."""
     draw = Random(seed)
-    calls = list(
-        dict.fromkeys(
-            _warm(c) for c in calls_of(prepared(graph, host()), host(), draw.randrange(1 << 30))
-        )
-    )
+    found = calls_of(prepared(graph, host()), host(), draw.randrange(1 << 30))
+    calls = list(dict.fromkeys(map(_warm, found)))
     draw.shuffle(calls)
     kernels = [c for c in calls if c.graph.nodes[0].op.kind is Kind.REGION]
     others = [c for c in calls if c.graph.nodes[0].op.kind is not Kind.REGION]
@@ -104,9 +101,7 @@ def rows(draw: Draw) -> Iterator[dict[str, Any]]:
 
 def main(path: Path) -> None:
     warnings.simplefilter("ignore")
-    done = set()
-    if path.exists():
-        done = {json.loads(line)["model"] for line in path.read_text().splitlines()}
+    done = {line["model"] for line in read_lines(path)}
     for draw in draws():
         if draw.name in done:
             continue
@@ -115,8 +110,7 @@ def main(path: Path) -> None:
         except Exception as error:  # transformers and torch refuse some sizes
             print(f"{draw.name}: {type(error).__name__}: {str(error)[:120]}", flush=True)
             continue
-        with path.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in made)
+        append_lines(path, made)
         print(f"{draw.name}: {len(made)} calls", flush=True)
 
 

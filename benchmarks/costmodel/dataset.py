@@ -20,6 +20,7 @@ import pyarrow
 import torch
 from pyarrow import parquet
 
+from benchmarks.costmodel.lines import read_lines
 from benchmarks.costmodel.measure import key_of
 from rewright.calibrate.host import cpu_model, from_record, host, to_record
 from rewright.ir.target import Target
@@ -49,16 +50,16 @@ def load() -> Dataset:
 def pack(calls: Path, samples: Path, pairs: Path) -> None:
     """Join what was drawn with what was timed. A call that models of both splits have is one for
     training."""
-    timed = {line["key"]: line for line in _lines(samples)}
+    timed = {line["key"]: line for line in read_lines(samples)}
     rows: dict[str, dict[str, Any]] = {}
-    for drawn in _lines(calls):
+    for drawn in read_lines(calls):
         key = key_of(drawn)
         if "seconds" not in timed.get(key, ()):
             continue
         row = rows.setdefault(key, {**timed[key], **drawn})
         if drawn["split"] == "train":
             row.update(drawn)
-    kept = [p for p in _lines(pairs) if all(k in rows for k in (p["together"], *p["apart"]))]
+    kept = [p for p in read_lines(pairs) if all(k in rows for k in (p["together"], *p["apart"]))]
     about = {
         "target": to_record(host()),
         "threads": torch.get_num_threads(),
@@ -72,10 +73,6 @@ def pack(calls: Path, samples: Path, pairs: Path) -> None:
     _write(CALLS, list(rows.values()), about)
     _write(PAIRS, kept, about)
     print(f"{len(rows)} calls, {len(kept)} pairs")
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _write(path: Path, rows: list[dict[str, Any]], about: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from examples.case import Case, seeded
 from examples.convnext import convnext_tiny
-from examples.huggingface import bert, gpt2, llama, t5_encoder, token_ids, vit
+from examples.huggingface import FirstOutput, bert, gpt2, llama, t5_encoder, token_ids, vit
 from examples.mlp import mlp
 from examples.resnet import resnet50
 from examples.transformer import two_block_transformer
@@ -26,18 +26,6 @@ DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ODDS: Final = (0.6, 0.22, 0.1, 0.08)
 # Batch times length.
 MOST_TOKENS: Final = 2048
-
-
-class FirstOutput(nn.Module):
-    """A model of `transformers` as a function of one tensor: the first of its outputs."""
-
-    def __init__(self, model: nn.Module, **settings: Any) -> None:
-        super().__init__()
-        self.model, self.settings = model, settings
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden: Tensor = self.model(x, **self.settings)[0]
-        return hidden
 
 
 class Int8Mlp(nn.Module):
@@ -87,7 +75,7 @@ def _transformer(draw: Random) -> dict[str, int]:
     }
 
 
-_TOKENS: Final = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+TOKENS: Final = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def _grouped(draw: Random, heads: int) -> int:
@@ -95,7 +83,7 @@ def _grouped(draw: Random, heads: int) -> int:
     return draw.choice([n for n in range(1, heads + 1) if heads % n == 0])
 
 
-def _model(name: str, attention: str, settings: Mapping[str, Any], **call: Any) -> nn.Module:
+def model_of(name: str, attention: str, settings: Mapping[str, Any], **call: Any) -> nn.Module:
     import transformers
 
     config = getattr(transformers, f"{name}Config")(**settings, attn_implementation=attention)
@@ -113,11 +101,11 @@ def _decoder(name: str, attention: str | None = None, **fixed: Any) -> Draw:
     def make(draw: Random) -> Case:
         sizes = _transformer(draw)
         heads = sizes["num_attention_heads"]
-        more = {"num_key_value_heads": _grouped(draw, heads), **_TOKENS, **fixed}
+        more = {"num_key_value_heads": _grouped(draw, heads), **TOKENS, **fixed}
         if "head_dim" in fixed:
             more["head_dim"] = sizes["hidden_size"] // heads
         batch, length = _span(draw)
-        model = _model(name, attention or _attention(draw), sizes | more, use_cache=False)
+        model = model_of(name, attention or _attention(draw), sizes | more, use_cache=False)
         return model, (token_ids(batch, length, sizes["vocab_size"]),)
 
     return make
@@ -127,7 +115,7 @@ def _encoder(name: str, attention: str | None = None, **call: Any) -> Draw:
     def make(draw: Random) -> Case:
         sizes = _transformer(draw)
         batch, length = _span(draw)
-        model = _model(name, attention or _attention(draw), sizes, **call)
+        model = model_of(name, attention or _attention(draw), sizes, **call)
         return model, (token_ids(batch, length, sizes["vocab_size"]),)
 
     return make
@@ -222,7 +210,7 @@ def _mobilenet(version: int) -> Draw:
             "image_size": images.shape[-1],
             "depth_multiplier": draw.choice((0.5, 0.75, 1.0)),
         }
-        return _model(f"MobileNetV{version}", "eager", settings), (images,)
+        return model_of(f"MobileNetV{version}", "eager", settings), (images,)
 
     return make
 
@@ -237,14 +225,14 @@ def _regnet(draw: Random) -> Case:
         "depths": [1, 1, 1],
         "groups_width": groups,
     }
-    return _model("RegNet", "eager", sizes), (_images(draw, (64, 96, 128)),)
+    return model_of("RegNet", "eager", sizes), (_images(draw, (64, 96, 128)),)
 
 
 def _swin(draw: Random) -> Case:
     width, window = draw.choice((24, 32, 48)), draw.choice((4, 7, 8))
     size = 4 * window * draw.choice((2, 4))
     sizes = {"embed_dim": width, "depths": [2, 2], "num_heads": [2, 4], "window_size": window}
-    model = _model("Swin", "eager", sizes | {"image_size": size, "patch_size": 2})
+    model = model_of("Swin", "eager", sizes | {"image_size": size, "patch_size": 2})
     return model, (_images(draw, (size,)),)
 
 
@@ -252,27 +240,27 @@ def _distilbert(draw: Random) -> Case:
     heads, width = _heads(draw)
     sizes = {"dim": heads * width, "hidden_dim": 4 * heads * width, "n_heads": heads, "n_layers": 1}
     batch, length = _span(draw)
-    model = _model("DistilBert", _attention(draw), sizes | {"vocab_size": 1000})
+    model = model_of("DistilBert", _attention(draw), sizes | {"vocab_size": 1000})
     return model, (token_ids(batch, length, 1000),)
 
 
 def _opt(draw: Random) -> Case:
     sizes = _transformer(draw)
     inner = {"ffn_dim": sizes["intermediate_size"], "word_embed_proj_dim": sizes["hidden_size"]}
-    model = _model("OPT", _attention(draw), sizes | inner | _TOKENS, use_cache=False)
+    model = model_of("OPT", _attention(draw), sizes | inner | TOKENS, use_cache=False)
     return model, (token_ids(*_span(draw), sizes["vocab_size"]),)
 
 
 def _bloom(draw: Random) -> Case:
     heads, width = _heads(draw)
     sizes = {"hidden_size": heads * width, "n_head": heads, "n_layer": 1, "vocab_size": 1000}
-    model = _model("Bloom", "eager", sizes, use_cache=False)
+    model = model_of("Bloom", "eager", sizes, use_cache=False)
     return model, (token_ids(*_span(draw), 1000),)
 
 
 def _falcon(draw: Random) -> Case:
     sizes = _transformer(draw) | {"alibi": True, "new_decoder_architecture": False}
-    model = _model("Falcon", "eager", sizes | {"multi_query": False} | _TOKENS, use_cache=False)
+    model = model_of("Falcon", "eager", sizes | {"multi_query": False} | TOKENS, use_cache=False)
     return model, (token_ids(*_span(draw), sizes["vocab_size"]),)
 
 

@@ -7,7 +7,6 @@ appends COUNT of them to CALLS. Models have few distinct ones, at sizes that are
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+from benchmarks.costmodel.lines import append_lines
 from rewright.calibrate.bench import measurable_cold
 from rewright.calibrate.corpus import Call
 from rewright.ir.parse import parse
@@ -177,8 +177,7 @@ def drawn(count: int) -> Iterator[dict[str, Any]]:
 
 
 def main(count: int, calls: Path) -> None:
-    with calls.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in drawn(count))
+    append_lines(calls, drawn(count))
 
 
 if __name__ == "__main__":

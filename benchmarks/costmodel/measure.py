@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.costmodel.lines import append_lines, read_lines
 from rewright.calibrate.bench import Bench, Sample
 from rewright.calibrate.corpus import Call
 from rewright.calibrate.host import host
@@ -32,18 +33,13 @@ def key_of(row: dict[str, Any]) -> str:
 
 def main(calls: Path, samples: Path) -> None:
     warnings.simplefilter("ignore")
-    rows = {key_of(r): r for r in map(json.loads, calls.read_text().splitlines())}
-    done = set()
-    if samples.exists():
-        done = {json.loads(line)["key"] for line in samples.read_text().splitlines()}
+    rows = {key_of(row): row for row in read_lines(calls)}
+    done = {line["key"] for line in read_lines(samples)}
     todo = [key for key in rows if key not in done]
     bench, started = Bench(host()), time.monotonic()
     for first in range(0, len(todo), BATCH):
         keys = todo[first : first + BATCH]
-        with samples.open("a") as file:
-            file.writelines(
-                json.dumps(line) + "\n" for line in measured(bench, keys, [rows[k] for k in keys])
-            )
+        append_lines(samples, measured(bench, keys, [rows[key] for key in keys]))
         print(
             f"{first + len(keys)} of {len(todo)} calls, {time.monotonic() - started:.0f} s",
             flush=True,

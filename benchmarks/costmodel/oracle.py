@@ -11,31 +11,26 @@ from __future__ import annotations
 import json
 import random
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.costmodel.small_graphs import small_graphs
-from rewright.calibrate.bench import undisturbed
+from rewright.calibrate.bench import Repeated, repeated, undisturbed
 from rewright.calibrate.chain import alone
 from rewright.calibrate.corpus import prepared
 from rewright.calibrate.host import host
 from rewright.calibrate.programs import executables
-from rewright.codegen import Executable
 from rewright.costmodel import Estimate, Roofline, Sketch
 from rewright.costmodel.timings import Timings
 from rewright.ir import Graph, is_call
 from rewright.ir.target import Target
 from rewright.passes import Env, Fuse
-from rewright.sources import random_inputs
 
 FEWEST, MOST = 16, 128
 MOST_SCRIPTS: Final = 600
 ROUNDS: Final = 15
-SAMPLE_SECONDS: Final = 1e-3
 
 
 class Script(Roofline):
@@ -80,37 +75,7 @@ def _plan_key(fused: Graph) -> object:
     )
 
 
-@dataclass
-class Plan:
-    """A way to fuse a graph, as a program."""
-
-    fused: Graph
-    run: Callable[[], object]
-    times: int = 1
-
-    def sample(self) -> float:
-        started = time.perf_counter()
-        for _ in range(self.times):
-            self.run()
-        return (time.perf_counter() - started) / self.times
-
-    def warm_up(self) -> None:
-        best = min(self.sample() for _ in range(4))
-        self.times = max(1, round(SAMPLE_SECONDS / best))
-
-
-def built(fused: Sequence[Graph], target: Target) -> list[Plan]:
-    """All plans of a graph as programs."""
-    made = executables(fused, Env(cost=Roofline(target), target=target))
-    inputs = random_inputs(made[0].graph)
-    return [Plan(g, _runner(program, inputs)) for g, program in zip(fused, made, strict=True)]
-
-
-def _runner(executable: Executable, inputs: list[Any]) -> Callable[[], object]:
-    return lambda: executable(list(inputs))
-
-
-def timed(made: Sequence[Plan], rounds: int, seed: int = 0) -> Timings:
+def timed(made: Sequence[Repeated], rounds: int, seed: int = 0) -> Timings:
     """Every plan once a round, in random order."""
     draw = random.Random(seed)
     found = []
@@ -129,7 +94,8 @@ def record(name: str, graph: Graph, target: Target) -> dict[str, Any] | None:
     fused = plans(ready, target)
     if fused is None or len(fused) < FEWEST:
         return None
-    made = built(fused, target)
+    programs = executables(fused, Env(cost=Roofline(target), target=target))
+    made = [repeated(program) for program in programs]
     for plan in made:
         plan.warm_up()
     first, fresh = timed(made, ROUNDS), timed(made, ROUNDS, seed=1)
@@ -137,7 +103,7 @@ def record(name: str, graph: Graph, target: Target) -> dict[str, Any] | None:
     return {
         "graph": name,
         "text": str(ready),
-        "calls": [[str(alone(n)) for n in plan.fused.nodes if is_call(n)] for plan in made],
+        "calls": [[str(alone(n)) for n in plan.nodes if is_call(n)] for plan in fused],
         "first": [first.quiet_ratio(i, baseline) for i in range(len(made))],
         "fresh": [fresh.quiet_ratio(i, baseline) for i in range(len(made))],
         "seconds": first.quiet(baseline),

@@ -8,13 +8,13 @@ parts.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any, Final
 
+from benchmarks.costmodel.lines import append_lines, read_lines
 from benchmarks.costmodel.measure import key_of
 from rewright.calibrate.chain import alone, obstacle
 from rewright.calibrate.corpus import Coin
@@ -70,17 +70,19 @@ def pairs(rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[dic
 
 
 def main(calls: Path, file: Path) -> None:
-    rows = [json.loads(line) for line in calls.read_text().splitlines()]
+    rows = read_lines(calls)
     known = {key_of(row) for row in rows}
-    with calls.open("a") as more, file.open("w") as written:
-        for row, found in pairs(rows):
-            keys = [key_of(part) for part in found]
-            for key, part in zip(keys, found, strict=True):
-                if key not in known:
-                    known.add(key)
-                    more.write(json.dumps(part) + "\n")
-            line = {"together": key_of(row), "apart": keys, "family": row["family"]}
-            written.write(json.dumps(line | {"split": row["split"]}) + "\n")
+    more, lines = [], []
+    for row, found in pairs(rows):
+        keys = [key_of(part) for part in found]
+        for key, part in zip(keys, found, strict=True):
+            if key not in known:
+                known.add(key)
+                more.append(part)
+        line = {"together": key_of(row), "apart": keys, "family": row["family"]}
+        lines.append(line | {"split": row["split"]})
+    append_lines(calls, more)
+    append_lines(file, lines)
 
 
 if __name__ == "__main__":

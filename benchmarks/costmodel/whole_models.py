@@ -35,12 +35,12 @@ _SIZES: Final = {
 
 
 def _tokens(name: str, more: Mapping[str, Any], batch: int, length: int, **call: Any) -> Case:
-    model = families._model(name, "sdpa", {**_SIZES, **families._TOKENS, **more}, **call)
+    model = families.model_of(name, "sdpa", {**_SIZES, **families.TOKENS, **more}, **call)
     return model, (token_ids(batch, length, 4000),)
 
 
 def _images(name: str, settings: Mapping[str, Any], batch: int, size: int) -> Case:
-    model = families._model(name, "eager", {**settings, "image_size": size})
+    model = families.model_of(name, "eager", {**settings, "image_size": size})
     return model, (torch.randn(batch, 3, size, size),)
 
 
@@ -57,7 +57,7 @@ MODELS: Final[Mapping[str, Callable[[], Case]]] = {
     "opt": lambda: _tokens("OPT", _OPT, 1, 256, use_cache=False),
     "mobilenet_v2": lambda: _images("MobileNetV2", {}, 2, 128),
     "bloom": lambda: (
-        families._model(
+        families.model_of(
             "Bloom",
             "eager",
             {"hidden_size": 384, "n_head": 6, "n_layer": 4, "vocab_size": 4000},

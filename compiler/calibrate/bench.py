@@ -62,13 +62,11 @@ class Sample:
 
 
 @dataclass
-class Ready:
-    """A call built as a program of `copies` of it, run `times` times a sample."""
+class Repeated:
+    """A program of `copies` of one call, run `times` times a sample."""
 
-    call: Call
     run: Callable[[], object]
-    copies: int
-    anchor: str
+    copies: int = 1
     times: int = 1
 
     def sample(self) -> float:
@@ -87,6 +85,21 @@ class Ready:
         self.times = max(1, round(SAMPLE_SECONDS / max(seconds, 1e-6)))
 
 
+def repeated(program: Executable, copies: int = 1) -> Repeated:
+    """A program on random inputs."""
+    inputs: list[Any] = random_inputs(program.graph)
+    return Repeated(lambda: program(list(inputs)), copies)
+
+
+@dataclass
+class Ready:
+    """A call, built, and the anchor that it is timed with."""
+
+    call: Call
+    timed: Repeated
+    anchor: str
+
+
 class Bench:
     """Measures calls on this machine. `pace` is what each anchor takes when nothing disturbs."""
 
@@ -94,8 +107,8 @@ class Bench:
         self.target = target
         self.env = Env(cost=Roofline(target), target=target)
         built = self._build([Call(parse(text), ()) for text in ANCHORS.values()])
-        self.anchors = dict(zip(ANCHORS, built, strict=True))
-        for anchor in built:
+        self.anchors = {name: each.timed for name, each in zip(ANCHORS, built, strict=True)}
+        for anchor in self.anchors.values():
             anchor.warm_up()
         with undisturbed():
             self.pace = {
@@ -111,7 +124,7 @@ class Bench:
                 yield each
                 continue
             try:
-                each.warm_up()
+                each.timed.warm_up()
             except Exception as error:  # a kernel of ours or ATen's refuses these inputs
                 yield each.call, error
             else:
@@ -141,12 +154,12 @@ class Bench:
             while open_places and len(found) < MOST_ROUNDS:
                 turns: list[int | str] = [*open_places, *self.anchors]
                 draw.shuffle(turns)
-                found.append({turn: self._ready_for(turn, ready).sample() for turn in turns})
+                found.append({turn: self._timed(turn, ready).sample() for turn in turns})
                 open_places = [p for p in open_places if not _enough(found, p, ready[p])]
         return found
 
-    def _ready_for(self, turn: int | str, ready: Sequence[Ready]) -> Ready:
-        return self.anchors[turn] if isinstance(turn, str) else ready[turn]
+    def _timed(self, turn: int | str, ready: Sequence[Ready]) -> Repeated:
+        return self.anchors[turn] if isinstance(turn, str) else ready[turn].timed
 
     def _sample(self, each: Ready, place: int, rounds: Sequence[dict[int | str, float]]) -> Sample:
         timings = _timings(rounds, place, each.anchor)
@@ -176,11 +189,10 @@ class Bench:
         return chain(call.graph, copies, call.cold)
 
     def _ready(self, call: Call, program: Executable) -> Ready:
-        inputs: list[Any] = random_inputs(program.graph)
         (node,) = call.graph.nodes
         anchor = "product" if node.op.kind is Kind.CONTRACTION else "stream"
         copies = sum(n.op == node.op for n in program.graph.nodes)
-        return Ready(call, lambda: program(list(inputs)), copies, anchor)
+        return Ready(call, repeated(program, copies), anchor)
 
 
 def measurable_cold(call: Call) -> bool:
@@ -217,7 +229,7 @@ def _timings(rounds: Sequence[dict[int | str, float]], place: int, anchor: str) 
 def _enough(rounds: Sequence[dict[int | str, float]], place: int, each: Ready) -> bool:
     """True when more rounds of a call would tell little, or take too long."""
     timings = _timings(rounds, place, each.anchor)
-    spent = sum(r[0] for r in timings.rounds) * each.times * each.copies
+    spent = sum(r[0] for r in timings.rounds) * each.timed.times * each.timed.copies
     if len(rounds) < FEW_ROUNDS or (len(rounds) < ROUNDS and spent < PATIENCE):
         return False
     low, high = timings.quiet_interval(0, 1)

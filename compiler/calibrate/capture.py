@@ -49,16 +49,11 @@ def _keeping(found: list[Graph], phase: str) -> Callable[..., Any]:
     """A compiler that compiles nothing and keeps the graph."""
     from torch import fx
 
-    from rewright.backend import roles_of
-    from rewright.ir.fx_import import from_fx
+    from rewright.backend import graph_of
     from rewright.torch_compat import boxed
 
     def keep(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
-        from torch._subclasses.fake_tensor import unset_fake_temporarily
-
-        with unset_fake_temporarily():
-            roles = roles_of(gm) if phase == "backward" else None
-            found.append(from_fx(gm, name=phase, roles=roles))
+        found.append(graph_of(gm, phase))
         return boxed(gm.forward)
 
     return keep

@@ -14,7 +14,7 @@ from rewright.calibrate.chain import alone, obstacle
 from rewright.costmodel import Estimate, Roofline, Sketch, inputs_and_views
 from rewright.ir import Graph, Kind, Node, Value, graph_key
 from rewright.ir.target import Target
-from rewright.passes import DEFAULT, Env, Fuse, Pipeline, PlanMemory
+from rewright.passes import DEFAULT, Env, Fuse, Pipeline
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ class Coin(Roofline):
 
 def prepared(graph: Graph, target: Target) -> Graph:
     """The graph as the fuse pass gets it."""
-    steps = tuple(step for step in DEFAULT if not isinstance(step, (Fuse, PlanMemory)))
-    return Pipeline(steps).run(graph, Env(cost=Roofline(target), target=target)).graph
+    return Pipeline(DEFAULT).at_aten().run(graph, Env(cost=Roofline(target), target=target)).graph
 
 
 def calls_of(graph: Graph, target: Target, seed: int, coins: int = 2) -> Iterator[Call]:

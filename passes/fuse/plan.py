@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from rewright.costmodel import Estimate, Sketch, Sketcher
+from rewright.costmodel import Draft, Sketcher
 from rewright.ir import Graph, Node, Value, hint
 from rewright.passes.base import Env
 from rewright.passes.fuse.groups import Groups
@@ -29,7 +29,8 @@ class FusionPlan:
     def __init__(self, graph: Graph, env: Env, max_ops: int) -> None:
         self.env, self.max_ops = env, max_ops
         self.units = Units.of(graph)
-        self.sketcher = Sketcher(self.units.roots.__getitem__)
+        self._sketcher = Sketcher(self.units.roots.__getitem__)
+        self._drafts: dict[int, Draft] = {}
         self.groups = Groups(sources_of(graph, self.units))
         self.domains: dict[int, Domain] = {}
         self.joins: dict[int, list[Join]] = {}
@@ -40,6 +41,7 @@ class FusionPlan:
         why = obstacle(node, self.env.target)
         if why is None:
             self.domains[i], self.joins[i] = domain_of(node), []
+            self._drafts[i] = self._sketcher.draft([node], self._leaving([i]))
         elif node.op.name != "rw.constant":  # which nothing runs for
             self.env.log.refuse("fuse", node.name, why)
 
@@ -86,10 +88,10 @@ class FusionPlan:
             log.refuse("fuse", subject, f"stays apart from %{value.name}: {spaces}")
         elif (why := self._obstacle(a, b)) is not None:
             log.refuse("fuse", subject, f"stays apart from %{value.name}: {why}")
-        elif self._gain(a, b).seconds <= 0:
+        elif self._saved(a, b, joined := self._joined(a, b)) <= 0:
             log.refuse("fuse", subject, f"no gain in joining %{value.name}")
         else:
-            self._merge(a, b, domain, (first, second))
+            self._merge(a, b, domain, (first, second), joined)
             size = _bytes(value.tensor.nbytes_hint)
             log.decide("fuse", subject, f"joins %{value.name}, saving a read of {size}")
 
@@ -109,30 +111,38 @@ class FusionPlan:
         times = hint(self.domains[into].elements) / max(1, hint(self.domains[group].elements))
         if (why := self._obstacle(group, into)) is not None:
             log.refuse("fuse", subject, f"does not run inside %{place}: {why}")
-        elif self._gain(group, into).seconds <= 0:
+        elif self._saved(group, into, joined := self._joined(group, into)) <= 0:
             why = f"it would be computed {times:.0f} times"
             log.refuse("fuse", subject, f"does not run inside %{place}: {why}")
         else:
-            self._merge(group, into, self.domains[into], (unit, reader))
+            self._merge(group, into, self.domains[into], (unit, reader), joined)
             log.decide(
                 "fuse", subject, f"runs inside %{place}, and {_bytes(size)} stay in registers"
             )
 
-    def _merge(self, a: int, b: int, domain: Domain, join: Join) -> None:
+    def _merge(self, a: int, b: int, domain: Domain, join: Join, joined: Draft) -> None:
         joins = [*self.joins.pop(a), *self.joins.pop(b), join]
-        del self.domains[a], self.domains[b]
+        del self.domains[a], self.domains[b], self._drafts[a], self._drafts[b]
         group = self.groups.merge(a, b)
-        self.domains[group], self.joins[group] = domain, joins
+        self.domains[group], self.joins[group], self._drafts[group] = domain, joins, joined
 
-    def _gain(self, a: int, b: int) -> Estimate:
-        """What running both groups in one kernel saves."""
-        apart = [self._sketch(self.groups.members[group]) for group in (a, b)]
-        both = sorted((*self.groups.members[a], *self.groups.members[b]))
-        return self.env.cost.gain(apart, self._sketch(both))
+    # --- should they --------------------------------------------------------------------------
 
-    def _sketch(self, members: Sequence[int]) -> Sketch:
-        nodes = [self.units.nodes[i] for i in members]
-        return self.sketcher.sketch(nodes, self._leaving(members))
+    def _joined(self, a: int, b: int) -> Draft:
+        """One kernel of both groups."""
+
+        def leaves(number: int) -> bool:
+            value = self._sketcher.values[number]
+            readers = self.units.readers.get(value, ())
+            others = any(self.groups.group_of[unit] not in (a, b) for unit in readers)
+            return others or value in self.units.leaving
+
+        return self._drafts[a].joined(self._drafts[b], leaves)
+
+    def _saved(self, a: int, b: int, joined: Draft) -> float:
+        """Seconds saved by running both groups in one kernel."""
+        apart = [self._drafts[group].sketch() for group in (a, b)]
+        return self.env.cost.gain(apart, joined.sketch()).seconds
 
     # --- may two groups be one ----------------------------------------------------------------
 
