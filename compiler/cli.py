@@ -1,4 +1,4 @@
-"""The command line: rewright optimize | run | show | why | rules | estimate | doctor.
+"""The command line: rewright optimize | run | show | why | rules | estimate | calibrate | doctor.
 
 Exit codes: 0 done, 1 a check did not hold, 2 a mistake in what was asked.
 """
@@ -165,6 +165,15 @@ def _estimate(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seconds", type=_count, default=30, help="that it may take at most (default: 30)"
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw predicted against measured, as .svg or .png"
+    )
+
+
 def _doctor(parser: argparse.ArgumentParser) -> None:
     """Takes nothing more."""
 
@@ -176,6 +185,7 @@ COMMANDS: Final[dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]]
     "why": ("explain decisions and refusals", _why),
     "rules": ("check rewrite rules, list them, see which fire", _rules),
     "estimate": ("how long a call takes, between which bounds, and why", _estimate),
+    "calibrate": ("measure this machine for the cost model, once", _calibrate),
     "doctor": ("what works on this machine, and what to do", _doctor),
 }
 

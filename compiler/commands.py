@@ -276,3 +276,19 @@ def estimate(arguments: argparse.Namespace) -> int:
         else:
             print(found, flush=True)
     return 0
+
+
+def calibrate(arguments: argparse.Namespace) -> int:
+    """Measure this machine; print how well the cost model knows it, draw it when asked."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from rewright.calibrating import calibrated, plot
+
+    with Progress(console=Console(file=sys.stderr), transient=True) as progress:
+        task = progress.add_task("timing calls", total=1.0)
+        found = calibrated(arguments.seconds, lambda share: progress.update(task, completed=share))
+    if arguments.plot is not None:
+        plot(found.calibration, Path(arguments.plot))
+    print(json.dumps(found.as_json()) if arguments.json else found)
+    return 0

@@ -1,9 +1,10 @@
 """Which cost model a target gets: a learned one where one was trained for its kind, else the
-roofline.
+roofline; and what was measured on this machine before either.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -27,13 +28,32 @@ def target_called(name: str) -> Target:
 
 @cache
 def cost_model(target: Target) -> CostModel:
-    """The best model there is for a target. The one of CPUs knows them by their measured figures,
-    so it is for CPUs that have been measured."""
-    path = MODELS / f"{target.device}.npz"
-    if target in known_targets().values() or not path.exists():
+    """The best model there is for a target. GPUs have one each; that of CPUs knows them by their
+    measured figures, so it is for CPUs that have been measured."""
+    if target in known_targets().values():
+        return trained(target)
+    from rewright.calibrate.calibration import read_calibration
+    from rewright.costmodel.remembered import Remembering
+
+    found = read_calibration(target, model_file(target))
+    if found is None:
+        return trained(target)
+    return Remembering(trained(target, found.scale), found.estimates())
+
+
+def trained(target: Target, scale: Mapping[str, float] | None = None) -> CostModel:
+    """The model as it was trained, with the times of each family multiplied by its `scale`."""
+    path = model_file(target)
+    if not path.exists():
         return Roofline(target)
     from rewright.costmodel.learned import Learned
     from rewright.costmodel.model_file import read_model
 
     model = read_model(path)
-    return Learned(target, model.heads, model.screen, str(model.about["basis"]))
+    return Learned(target, model.heads, model.screen, str(model.about["basis"]), scale)
+
+
+def model_file(target: Target) -> Path:
+    """Where a target's model is, if there is one."""
+    known = target in known_targets().values()
+    return MODELS / f"{target.name.partition(':')[2] if known else target.device}.npz"

@@ -1,8 +1,9 @@
 """The learned cost model: forests over features of calls, between bounds that hold.
 
-The prediction of a call is the mean of two forests in log time: one predicts how far the call lies
-above its floor (which carries over to sizes and machines it has not seen), the other the time
-itself. Bounds come from forests of quantiles, widened by what held-out families of models needed
+A call is first expected to take the weighted sum of its parts, the seconds that work of each kind
+would take alone. Two forests correct that in log time: one predicts how far the call lies from what
+was expected (which carries over to sizes and machines it has not seen), the other the time itself.
+Bounds come from forests of quantiles, widened by what held-out families of models needed
 (conformalized quantile regression: Romano, Patterson, Candès, 2019; by groups of calls). A call
 unlike all that the model was trained on is answered by the roofline, between its wide bounds, and
 says so.
@@ -19,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewright.costmodel.estimate import NOTHING, Estimate, show_seconds, total
-from rewright.costmodel.features import Features, features, sketch_features
+from rewright.costmodel.features import Features, family_of, features, sketch_features
 from rewright.costmodel.forest import Floats, Forest
+from rewright.costmodel.gpu_features import gpu_features
 from rewright.costmodel.roofline import Roofline, call_key
 from rewright.costmodel.sketch import Sketch
 from rewright.ir import Node, Value, is_call
@@ -64,10 +66,13 @@ class Gate:
 class Head:
     """The model of one family of calls.
 
-    `widen` is added to both bounds, by group (see `GROUPS`); `usual` is the logarithm of what calls
-    of an operator usually take over their floor.
+    `weights` are those of the parts, `blend` is the share of `residual` in the answer. `widen` is
+    added to both bounds, by group (see `GROUPS`); `usual` is the logarithm of what calls of an
+    operator usually take over what was expected.
     """
 
+    weights: Floats
+    blend: float
     residual: Forest
     absolute: Forest
     low: Forest
@@ -80,21 +85,29 @@ class Head:
         """Which operators it was trained on; kernels have none."""
         return np.array([not name or name in self.usual for name in operators])
 
-    def predict(self, rows: Floats, floors: Floats) -> tuple[Floats, Floats, Floats]:
-        """Seconds and both bounds, each [n]."""
-        logs = (self.residual.predict(rows) + np.log(floors) + self.absolute.predict(rows)) / 2
+    def filled(self, rows: Floats, parts: Floats, operators: Sequence[str]) -> Floats:
+        """Features with the columns that the head itself knows."""
+        return filled(rows, parts @ self.weights, operators, self.usual)
+
+    def predict(self, rows: Floats, parts: Floats) -> tuple[Floats, Floats, Floats]:
+        """Seconds and both bounds, each [n], of filled features."""
+        over = self.residual.predict(rows) + np.log(parts @ self.weights)
+        logs = self.blend * over + (1 - self.blend) * self.absolute.predict(rows)
         widen = self.widen[np.searchsorted(GROUPS, np.exp(logs))]
         low = np.minimum(self.low.predict(rows) - widen, 0)
         high = np.maximum(self.high.predict(rows) + widen, 0)
         return np.exp(logs), np.exp(logs + low), np.exp(logs + high)
 
 
-def filled(rows: Floats, operators: Sequence[str], usual: Mapping[str, float]) -> Floats:
-    """Features with the first column of operators filled in."""
-    named = np.array([bool(name) for name in operators])
-    found = np.array([usual.get(name, 0.0) for name in operators])
-    first = np.where(named, found, rows[:, 0])
-    return np.concatenate((first[:, None], rows[:, 1:]), axis=1)
+def filled(
+    rows: Floats, expected: Floats, operators: Sequence[str], usual: Mapping[str, float]
+) -> Floats:
+    """Features with what calls are expected to take, and of operators what is usual."""
+    first = np.log2(expected)[:, None]
+    if not any(operators):
+        return np.concatenate((first, rows[:, 1:]), axis=1)
+    second = np.array([usual.get(name, 0.0) for name in operators])[:, None]
+    return np.concatenate((first, second, rows[:, 2:]), axis=1)
 
 
 class Learned:
@@ -149,30 +162,38 @@ class Learned:
         answers = self._roofline.estimate([node for node, _ in calls])
         by_family: dict[str, list[tuple[int, Features]]] = {}
         for place, (node, n) in enumerate(calls):
-            if is_call(node) and node.results:
-                found = features(node, self.target, n)
+            if not is_call(node) or not node.results or answers[place] is NOTHING:
+                continue
+            found = self._features(node, n)
+            if found is None:
+                answers[place] = self._by_roofline(answers[place], "calls")
+            else:
                 by_family.setdefault(found.family, []).append((place, found))
         for family, members in by_family.items():
-            for (place, _), answer in zip(
-                members, self._of_family(family, [f for _, f in members]), strict=True
-            ):
-                if answer is not None:
-                    answers[place] = answer
-                elif answers[place] is not NOTHING:
-                    answers[place] = self._by_roofline(answers[place], family)
+            learned = self._of_family(self._heads[family], [f for _, f in members])
+            for (place, _), answer in zip(members, learned, strict=True):
+                answers[place] = answer or self._by_roofline(answers[place], _named(family))
         return answers
 
-    def _of_family(self, family: str, rows: Sequence[Features]) -> list[Estimate | None]:
+    def _features(self, node: Node, cold: int) -> Features | None:
+        """None for a call whose family has no head."""
+        if self.target.device == "cuda":
+            found = gpu_features(node, self.target)
+            return found if found is not None and found.family in self._heads else None
+        if family_of(node) not in self._heads:
+            return None
+        return features(node, self.target, cold)
+
+    def _of_family(self, head: Head, rows: Sequence[Features]) -> list[Estimate | None]:
         """None for what the model does not know."""
-        head = self._heads.get(family)
-        if head is None:
-            return [None] * len(rows)
+        family = rows[0].family
         operators = [row.operator for row in rows]
-        numbers = filled(np.array([row.numbers for row in rows]), operators, head.usual)
-        floors = np.array([row.floor for row in rows])
+        parts = np.array([row.parts for row in rows])
+        numbers = head.filled(np.array([row.numbers for row in rows]), parts, operators)
+        floors = [row.floor for row in rows]
         scale = self._scale.get(family, 1.0)
         known = head.knows(operators) & head.gate.admits(numbers)
-        columns = zip(*head.predict(numbers, floors), known, floors, strict=True)
+        columns = zip(*head.predict(numbers, parts), known, floors, strict=True)
         return [
             self._estimate(scale * t, scale * low, scale * high, floor, family) if fits else None
             for t, low, high, fits, floor in columns
@@ -183,11 +204,11 @@ class Learned:
     ) -> Estimate:
         above = f"{seconds / floor:.2g} times its floor of {show_seconds(floor)}"
         return Estimate(
-            float(seconds), float(low), float(high), (f"{above} ({family}s, {self._basis})",)
+            float(seconds), float(low), float(high), (f"{above} ({_named(family)}, {self._basis})",)
         )
 
-    def _by_roofline(self, estimate: Estimate, family: str) -> Estimate:
-        why = f"unlike the {family}s that the model was trained on, so by the roofline"
+    def _by_roofline(self, estimate: Estimate, calls: str) -> Estimate:
+        why = f"unlike the {calls} that the model was trained on, so by the roofline"
         return replace(estimate, because=(*estimate.because, why))
 
     def compare(self, a: Sequence[Node], b: Sequence[Node]) -> Estimate:
@@ -215,6 +236,13 @@ class Learned:
         saved, doubt = sum(parts) - whole, DOUBT * math.hypot(*parts, whole)
         why = f"{show_seconds(sum(parts))} apart, {show_seconds(whole)} together"
         return Estimate(saved, saved - doubt, saved + doubt, (why,))
+
+
+def _named(family: str) -> str:
+    """A family in words, of many."""
+    return {"gpu_prefill": "attention of prompts", "gpu_decode": "attention of tokens"}.get(
+        family, f"{family.removeprefix('gpu_')}s"
+    )
 
 
 # The relative error of screening, of each kernel.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rewright.costmodel.features import FAMILIES
 from rewright.costmodel.forest import Forest
+from rewright.costmodel.gpu_features import GPU_FAMILIES
 from rewright.costmodel.learned import Gate, Head
 from rewright.ir import OptionError
 
@@ -37,13 +38,14 @@ def write_model(path: Path, model: Model) -> None:
     for family, head in model.heads.items():
         for part in FORESTS:
             arrays |= getattr(head, part).arrays(f"{family}/{part}")
-        arrays[f"{family}/widen"] = head.widen
+        arrays[f"{family}/widen"], arrays[f"{family}/weights"] = head.widen, head.weights
+        arrays[f"{family}/blend"] = np.array(head.blend)
         for part in ("low", "high", "kept"):
             arrays[f"{family}/gate/{part}"] = getattr(head.gate, part).astype(np.float32)
         arrays[f"{family}/gate/reach"] = np.array(head.gate.reach)
     told = {
         "version": VERSION,
-        "features": {f: FAMILIES[f] for f in (*model.heads, "sketch")},
+        "features": {f: _names(f) for f in (*model.heads, "sketch")},
         "usual": {f: dict(head.usual) for f, head in model.heads.items()},
         "about": model.about,
     }
@@ -58,11 +60,16 @@ def read_model(path: Path) -> Model:
         arrays = {name: stored[name] for name in stored.files}
     told = json.loads(arrays["told"].tobytes())
     features = {family: tuple(names) for family, names in told["features"].items()}
-    if told["version"] != VERSION or any(FAMILIES.get(f) != n for f, n in features.items()):
+    if told["version"] != VERSION or any(_names(f) != n for f, n in features.items()):
         raise OptionError(f"{path.name} was trained on other features", help="make costmodel")
     heads = {family: _head(arrays, family, usual) for family, usual in told["usual"].items()}
     screen = Forest.from_arrays(arrays, "screen") if "screen/line" in arrays else None
     return Model(heads, screen, told["about"])
+
+
+def _names(family: str) -> tuple[str, ...] | None:
+    """Of the features of a family."""
+    return FAMILIES.get(family) or GPU_FAMILIES.get(family)
 
 
 def _head(
@@ -73,5 +80,8 @@ def _head(
         np.asarray(arrays[f"{family}/gate/{part}"], np.float64) for part in ("low", "high", "kept")
     )
     gate = Gate(low, high, kept, float(arrays[f"{family}/gate/reach"]))
-    widen = np.asarray(arrays[f"{family}/widen"], np.float64)
-    return Head(widen=widen, gate=gate, usual=usual, **forests)
+    widen, weights = (
+        np.asarray(arrays[f"{family}/{part}"], np.float64) for part in ("widen", "weights")
+    )
+    blend = float(arrays[f"{family}/blend"])
+    return Head(weights, blend, widen=widen, gate=gate, usual=usual, **forests)

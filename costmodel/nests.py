@@ -1,20 +1,22 @@
 """What a loop nest does, counted: the full model's view of a kernel.
 
-A sketch sees nodes and their types; a nest has what views, merged axes and stages make of them:
-which reads jump from lane to lane, how long the inner loop is, what is done once a row.
+A sketch sees nodes and their types; a nest has what views, merged axes, stages and the schedule
+make of them: which reads lie side by side, which are made lane by lane, what is done once a row.
+Counts are of vectors of 16 lanes, as the C++ emitter prints them (`codegen/cpp`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 
 from rewright.costmodel.facts import CLASSES
-from rewright.ir import hint
+from rewright.ir import divisible, equal, hint
 from rewright.ir.loops import (
     Affine,
     Apply,
@@ -25,55 +27,54 @@ from rewright.ir.loops import (
     Nest,
     Reduce,
     Stage,
+    Statement,
     Store,
+    Within,
+    indices_of,
+    needed,
+    reads,
     subterms,
 )
 from rewright.ir.loops.nest import Inside, Position, Round
+from rewright.ir.loops.schedule import LANES, Schedule, schedule
 
-LANES: Final = 16
 LINE_BYTES: Final = 64
 
+# What is counted. A vector is read side by side, behind a window of lanes, from one place, out of a
+# turned tile, across a jump, or lane by lane: at a fixed distance, anywhere, where a guard allows.
+LOADS: Final = ("load", "window", "broadcast", "tile", "across", "strided", "each", "where")
+STORES: Final = ("store", "store_across", "store_strided", "store_each")
+WORK: Final = ("simple", "divisions", "exponentials", "powers", "converts", "halves")
+PLACES: Final = ("positions", "positions_each", "masks", "masks_each")
+LOOPS: Final = ("rows", "steps", "tails", "reductions", "totals")
+COUNTED: Final = (*LOADS, *STORES, *WORK, *PLACES, *LOOPS)
 
-@dataclass
-class Counts:
-    """Of one run. Operations are by class (see `costmodel.facts`), loads and stores by how lanes
-    step: side by side, all at one place, apart; `turned` are loads and stores that step apart but
-    lie side by side along another axis, so that tiles of them can be turned round."""
-
-    operations: list[int] = field(default_factory=lambda: [0] * 4)
-    converts: int = 0
-    selects: int = 0
-    positions: int = 0
-    guards: int = 0
-    side_by_side: int = 0
-    at_one_place: int = 0
-    apart: int = 0
-    turned: int = 0
-    stores: int = 0
-    stores_apart: int = 0
-    reductions: int = 0
+_OF_CLASS: Final = WORK[:4]
 
 
 @dataclass(frozen=True)
 class NestFacts:
     """The loops of a nest and what they do.
 
-    `outer` inner loops are run, each over `inner` elements. `statements` are those of the longest
-    stage, `row_share` is the share of operations that are done once a row. `lines` are the bytes
-    of the cache lines touched, `step` the most bytes between lanes."""
+    `inner` is how long the innermost loop is, `outer` how often it runs. `counts` are what the
+    busiest of `threads` threads does. `statements` are those of the longest stage. `lines` are the
+    bytes of the cache lines touched, `step` the most bytes between lanes.
+    """
 
     style: str
     rows: int
     columns: int
     inner: int
     outer: int
+    threads: int
+    imbalance: float
+    tiled: bool
     stages: int
     statements: int
     kept: int
     reads: int
     writes: int
-    counts: Counts
-    row_share: float
+    counts: Mapping[str, float]
     bytes_read: int
     bytes_written: int
     lines: float
@@ -83,89 +84,192 @@ class NestFacts:
     integers: int
 
 
-def nest_facts(nest: Nest) -> NestFacts:
-    """Counts at the hints of all sizes."""
+def nest_facts(nest: Nest, cores: int) -> NestFacts:
+    """Counts at the hints of all sizes, as `cores` threads share them."""
+    plan = schedule(nest)
     sizes = {axis.name: max(1, hint(axis.size)) for axis in nest.axes}
-    style = nest.order.style if nest.order is not None else "elements"
-    lane = _lane_axis(nest, style)
-    rows = math.prod(sizes[a.name] for a in nest.rows)
-    columns = math.prod(sizes[a.name] for a in nest.cols)
-    counts, of_rows, touched = Counts(), Counts(), _Touched(sizes)
+    counting = _Counting(nest, plan, sizes)
+    counting.count()
+    threads, imbalance = _threads(nest, plan, sizes, cores)
+    busy = imbalance / threads
+    touched = _Touched(sizes)
     for stage in nest.stages:
-        times = rows if stage.per == "row" else rows * columns
-        _count(stage, times, lane, counts)
-        if stage.per == "row" and nest.cols:
-            _count(stage, times, lane, of_rows)
         touched.add(stage)
-    inner = sizes[lane.name] if lane is not None else 1
-    total = sum(counts.operations) + counts.side_by_side + counts.apart + counts.turned
-    in_rows = sum(of_rows.operations) + of_rows.side_by_side + of_rows.apart + of_rows.turned
     types = {b.name: b.type.dtype for b in (*nest.inputs, *nest.outputs)}
     read, written = touched.bytes(types, nest.inputs), touched.bytes(types, nest.outputs)
     return NestFacts(
-        style,
-        rows,
-        columns,
-        inner,
-        rows * columns // inner,
-        len(nest.stages),
-        max((len(s.body) for s in nest.stages), default=0),
-        len(nest.kept),
-        len(nest.inputs),
-        len(nest.outputs),
-        counts,
-        in_rows / max(total, 1),
-        sum(read.values()),
-        sum(written.values()),
-        touched.lines(types),
-        touched.longest_step(lane, types),
-        *_widths({**read, **written}, types),
+        style=plan.style,
+        rows=math.prod(sizes[a.name] for a in nest.rows),
+        columns=math.prod(sizes[a.name] for a in nest.cols),
+        inner=counting.inner,
+        outer=counting.outer,
+        threads=threads,
+        imbalance=imbalance,
+        tiled=plan.tile is not None,
+        stages=len(nest.stages),
+        statements=max((len(s.body) for s in nest.stages), default=0),
+        kept=len(nest.kept),
+        reads=len(nest.inputs),
+        writes=len(nest.outputs),
+        counts={name: counting.counts[name] * busy for name in COUNTED},
+        bytes_read=sum(read.values()),
+        bytes_written=sum(written.values()),
+        lines=touched.lines(types),
+        step=touched.longest_step(counting.lanes, types),
+        **_widths({**read, **written}, types),
     )
 
 
-def _lane_axis(nest: Nest, style: str) -> Axis | None:
-    """The axis that lanes run along."""
-    if style == "lanes":
-        return nest.cols[-1] if nest.cols else None
-    return nest.rows[-1] if nest.rows else None
-
-
-def _count(stage: Stage, times: int, lane: Axis | None, counts: Counts) -> None:
-    name = lane.name if lane is not None else ""
-    for statement in stage.body:
-        if isinstance(statement, Store):
-            counts.stores += times
-            counts.stores_apart += times * (_step(statement.at, name) > 1)
-            continue
-        counts.reductions += times * isinstance(statement, Reduce)
-        for term in subterms(statement.term):
-            match term:
-                case Load(at=at, guards=guards):
-                    counts.guards += times * len(guards)
-                    _count_load(at, name, times, counts)
-                case Apply(name=what):
-                    counts.operations[CLASSES.get(what, 0)] += times
-                    counts.selects += times * (what == "select")
-                case Convert() | Round():
-                    counts.converts += times
-                case Position() | Inside():
-                    counts.positions += times
-
-
-def _count_load(at: Affine, lane: str, times: int, counts: Counts) -> None:
-    step = _step(at, lane)
-    if step == 1:
-        counts.side_by_side += times
-    elif step == 0:
-        counts.at_one_place += times
-    elif any(hint(factor) == 1 for _, factor in at.terms):
-        counts.turned += times
+def _threads(nest: Nest, plan: Schedule, sizes: Mapping[str, int], cores: int) -> tuple[int, float]:
+    """How many threads work, and how much more the busiest does than the mean."""
+    if plan.shared == "nothing":
+        return 1, 1.0
+    if plan.shared == "blocks":
+        units = -(-math.prod(sizes[a.name] for a in nest.cols) // plan.unit)
     else:
-        counts.apart += times
+        units = math.prod(sizes[a.name] for a in plan.outer)
+        if plan.tile is not None:
+            units = units // sizes[plan.tile.name] * -(-sizes[plan.tile.name] // LANES)
+        if plan.vector is not None:
+            units *= -(-sizes[plan.vector.name] // plan.unit)
+    threads = min(cores, max(1, units // plan.grain))
+    return threads, -(-units // threads) * threads / max(1, units)
 
 
-def _step(at: Affine, axis: str) -> int:
-    return abs(hint(at.coefficient(axis)))
+class _Counting:
+    """A walk over the stages of a nest, as the emitter of its style takes it."""
+
+    def __init__(self, nest: Nest, plan: Schedule, sizes: Mapping[str, int]) -> None:
+        self.nest, self.plan, self.sizes = nest, plan, sizes
+        self.lanes: tuple[Axis, ...] = nest.cols
+        if plan.style != "lanes":
+            self.lanes = (plan.vector,) if plan.vector is not None else ()
+        self.inner = math.prod(sizes[a.name] for a in self.lanes)
+        self.outer = math.prod(sizes[a.name] for a in (*nest.rows, *nest.cols)) // self.inner
+        self.counts: defaultdict[str, float] = defaultdict(float)
+        self._steps = -(-self.inner // LANES)
+        self._columns = math.prod(sizes[a.name] for a in nest.cols)
+        self._rows = self.outer if plan.style != "columns" else self.outer // self._columns
+        self._names = frozenset(a.name for a in self.lanes)
+        self._moving: set[str] = set()
+        self._stored: set[str] = set()
+
+    def count(self) -> None:
+        self.counts["rows"] += self._rows
+        for stage in self.nest.stages:
+            self._loop(stage)
+            for statement in needed(stage.body, self._stored):
+                self._statement(statement, stage)
+
+    def _loop(self, stage: Stage) -> None:
+        """The steps of a stage's own loop."""
+        if self.plan.style == "lanes" and stage.per == "row":
+            return
+        times = self._rows * (self._columns if self._of_columns(stage) else 1)
+        self.counts["steps"] += times * self._steps
+        self.counts["tails"] += times * (self.inner % LANES != 0)
+
+    def _of_columns(self, stage: Stage) -> bool:
+        return self.plan.style == "columns" and stage.per == "column"
+
+    def _times(self, stage: Stage, moves: bool) -> float:
+        """How many vectors of a statement are computed."""
+        if self.plan.style == "lanes":
+            return self._rows * (self._steps if stage.per == "column" else 1)
+        if not moves:
+            strips = max(1.0, self._steps / self.plan.vectors)
+            return self._rows * (self._columns * strips if self._of_columns(stage) else 1)
+        return self._rows * self._steps * (self._columns if self._of_columns(stage) else 1)
+
+    def _statement(self, statement: Statement, stage: Stage) -> None:
+        moves = isinstance(statement, (Store, Reduce)) or self._moves(statement)
+        times = self._times(stage, moves)
+        if isinstance(statement, Store):
+            self._store(statement, times)
+            return
+        if moves:
+            self._moving.add(statement.name)
+        if isinstance(statement, Reduce):
+            self.counts["reductions"] += times
+            self.counts["totals"] += self._rows
+        elif statement.name in self._stored:  # kept by an earlier stage
+            self.counts["load"] += times
+            return
+        for term in subterms(statement.term):
+            self._term(term, times, statement.name)
+        if statement.name in self.nest.kept:
+            self._stored.add(statement.name)
+            self.counts["store"] += times
+
+    def _moves(self, statement: Statement) -> bool:
+        if any(at.reads(self._names) for at in indices_of(statement)):
+            return True
+        return any(name in self._moving for name in reads(statement))
+
+    def _term(self, term: object, times: float, name: str) -> None:
+        match term:
+            case Load():
+                width = self._width(term.buffer)
+                self.counts[self._load(term)] += times * max(1, width // 4)
+                self.counts["halves"] += times * (width < 4)
+            case Apply(name=what, dtype=dtype):
+                wide = 2 if dtype.itemsize == 8 else 1
+                self.counts[_OF_CLASS[CLASSES.get(what, 0)]] += times * wide
+            case Convert() | Round():
+                self.counts["converts"] += times
+            case Position(at=at):
+                each = self._way(at) in ("each", "across")
+                self.counts["positions_each" if each else "positions"] += times
+            case Inside(guards=guards):
+                each = self._guarded(guards) == "where"
+                self.counts["masks_each" if each else "masks"] += times
+
+    def _store(self, store: Store, times: float) -> None:
+        way, width = self._way(store.at), self._width(store.buffer)
+        name = "store" if way in ("load", "broadcast") else f"store_{way}"
+        self.counts[name] += times * max(1, width // 4)
+        self.counts["halves"] += times * (width < 4)
+
+    def _width(self, buffer: str) -> int:
+        buffers = (*self.nest.inputs, *self.nest.outputs)
+        return next(b.type.dtype.itemsize for b in buffers if b.name == buffer)
+
+    # --- how lanes lie --------------------------------------------------------------------------
+
+    def _load(self, load: Load) -> str:
+        way, guard = self._way(load.at), self._guarded(load.guards)
+        if guard is None:
+            return "tile" if way == "strided" and self._in_tile(load) else way
+        return "window" if guard == "window" and way == "load" else "where"
+
+    def _in_tile(self, load: Load) -> bool:
+        tile = self.plan.tile
+        return tile is not None and load.at.coefficient(tile.name) == 1 and not load.guards
+
+    def _guarded(self, guards: Sequence[Within]) -> str | None:
+        """The worst of the guards that differ from lane to lane."""
+        ways = {self._way(g.at) for g in guards} - {"broadcast"}
+        return None if not ways else "window" if ways == {"load"} else "where"
+
+    def _way(self, at: Affine) -> str:
+        """How the lanes of a vector lie at that index."""
+        if not at.reads(self._names):
+            return "broadcast"
+        inner = self.lanes[-1]
+        step = at.coefficient(inner.name)
+        if not self._is_linear(at) and not divisible(inner.size, LANES):
+            return "across" if step == 1 and self.sizes[inner.name] >= LANES else "each"
+        return "broadcast" if step == 0 else "load" if step == 1 else "strided"
+
+    def _is_linear(self, at: Affine) -> bool:
+        """True when the index moves by one step all along the lanes, whatever axes they run
+        over."""
+        inner, total = at.coefficient(self.lanes[-1].name), 1
+        for axis in reversed(self.lanes):
+            if not equal(at.coefficient(axis.name), inner * total):
+                return False
+            total *= self.sizes[axis.name]
+        return True
 
 
 class _Touched:
@@ -210,29 +314,28 @@ class _Touched:
                 total += runs * max(run * item, min(LINE_BYTES, run * item + LINE_BYTES / 2))
         return total
 
-    def longest_step(self, lane: Axis | None, types: Mapping[str, torch.dtype]) -> int:
+    def longest_step(self, lanes: Sequence[Axis], types: Mapping[str, torch.dtype]) -> int:
         """Bytes between lanes, of the access where they are farthest apart."""
-        if lane is None:
-            return 0
         return max(
             (
-                _step(at, lane.name) * types[name].itemsize
+                abs(hint(at.coefficient(lanes[-1].name))) * types[name].itemsize
                 for name, indices in self.indices.items()
                 for at in indices
+                if lanes
             ),
             default=0,
         )
 
 
-def _widths(moved: Mapping[str, int], types: Mapping[str, torch.dtype]) -> tuple[int, int, int]:
+def _widths(moved: Mapping[str, int], types: Mapping[str, torch.dtype]) -> dict[str, int]:
     """Bytes of half types, of double, and of integers and truth."""
-    halves = doubles = integers = 0
+    found = {"halves": 0, "doubles": 0, "integers": 0}
     for name, nbytes in moved.items():
         dtype = types[name]
         if not dtype.is_floating_point:
-            integers += nbytes
+            found["integers"] += nbytes
         elif dtype.itemsize <= 2:
-            halves += nbytes
+            found["halves"] += nbytes
         elif dtype.itemsize == 8:
-            doubles += nbytes
-    return halves, doubles, integers
+            found["doubles"] += nbytes
+    return found

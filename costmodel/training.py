@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -42,6 +42,10 @@ COVERAGE: Final = 0.9
 FEWEST: Final = 60
 # How many calls with the mean of all are counted with those of an operator.
 SHRINK: Final = 5
+# Steps of the fit of weights, and the relative error from which a call counts for less.
+REWEIGHTED, TRUSTED = 6, 0.2
+# Shares of the forest of residuals that are tried.
+BLENDS: Final = (1.0, 0.75, 0.5)
 # Calls that a gate keeps.
 KEPT: Final = 128
 
@@ -50,7 +54,7 @@ def grow(rows: Floats, targets: Floats, shape: Shape, weights: Floats | None = N
     """A forest fitted to `targets`. Raises ImportError without CatBoost."""
     from catboost import CatBoostRegressor
 
-    if np.ptp(targets) == 0:  # which CatBoost refuses
+    if np.ptp(targets) < 1e-9:  # which CatBoost refuses
         nothing = np.zeros((1, 1))
         borders = nothing.astype(np.float32)
         leaves = np.zeros((1, 2), np.int16)
@@ -76,19 +80,14 @@ def grow(rows: Floats, targets: Floats, shape: Shape, weights: Floats | None = N
 
 @dataclass(frozen=True)
 class Rows:
-    """What a head learns from: features [n, f], floors and seconds [n], and the group of each row
-    (its family of models), of which none is in two folds; operators are empty for kernels."""
+    """What a head learns from: features [n, f], parts [n, p] and seconds [n], and the group of each
+    row (its family of models), of which none is in two folds; operators are empty for kernels."""
 
     features: Floats
-    floors: Floats
+    parts: Floats
     seconds: Floats
     groups: Sequence[str]
     operators: Sequence[str]
-
-    @property
-    def above(self) -> Floats:
-        """The logarithm of the seconds over the floor."""
-        return np.log(self.seconds / self.floors)
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -97,73 +96,108 @@ class Rows:
         """Some of them."""
         return Rows(
             self.features[chosen],
-            self.floors[chosen],
+            self.parts[chosen],
             self.seconds[chosen],
             list(compress(self.groups, chosen)),
             list(compress(self.operators, chosen)),
         )
 
-    def filled(self, usual: Mapping[str, float]) -> Rows:
-        return replace(self, features=filled(self.features, self.operators, usual))
-
-    def usual(self) -> dict[str, float]:
-        """What calls of each operator take over their floor, shrunk to what all do."""
-        overall = float(np.mean(self.above))
-        sums: dict[str, list[float]] = {}
-        for name, above in zip(self.operators, self.above.tolist(), strict=True):
-            if name:
-                sums.setdefault(name, []).append(above)
-        return {
-            name: (sum(found) + SHRINK * overall) / (len(found) + SHRINK)
-            for name, found in sums.items()
-        }
+    def over(self, weights: Floats) -> Floats:
+        """The logarithm of the seconds over what is expected."""
+        return np.log(self.seconds / (self.parts @ weights))
 
 
-def train_head(rows: Rows, full: Shape = FULL) -> Head:
-    """The head of one family of calls.
+def weigh(rows: Rows) -> Floats:
+    """Weights, none negative, of a sum of the parts that is off by little; calls that it misses by
+    far count for less and less (iteratively reweighted least squares)."""
+    from scipy.optimize import nnls
+
+    trust = np.ones(len(rows))
+    for _ in range(REWEIGHTED):
+        weights: Floats = nnls(rows.parts * (trust / rows.seconds)[:, None], trust)[0]
+        miss = rows.parts @ weights / rows.seconds - 1
+        trust = 1 / np.sqrt(1 + (miss / TRUSTED) ** 2)
+    return weights
+
+
+def _usual(rows: Rows, weights: Floats) -> dict[str, float]:
+    """What calls of each operator take over what is expected, shrunk to what all do."""
+    over = rows.over(weights)
+    overall = float(np.mean(over))
+    sums: dict[str, list[float]] = {}
+    for name, each in zip(rows.operators, over.tolist(), strict=True):
+        if name:
+            sums.setdefault(name, []).append(each)
+    return {
+        name: (sum(found) + SHRINK * overall) / (len(found) + SHRINK)
+        for name, found in sums.items()
+    }
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What predicts the time itself."""
+
+    weights: Floats
+    usual: dict[str, float]
+    residual: Forest
+    absolute: Forest
+
+    @staticmethod
+    def of(rows: Rows, shape: Shape) -> _Fit:
+        weights = weigh(rows)
+        usual = _usual(rows, weights)
+        x = filled(rows.features, rows.parts @ weights, rows.operators, usual)
+        residual = grow(x, rows.over(weights), shape)
+        return _Fit(weights, usual, residual, grow(x, np.log(rows.seconds), shape))
+
+    def filled(self, rows: Rows) -> Floats:
+        return filled(rows.features, rows.parts @ self.weights, rows.operators, self.usual)
+
+    def logs(self, rows: Rows) -> tuple[Floats, Floats]:
+        """Log seconds by either forest."""
+        x = self.filled(rows)
+        over = self.residual.predict(x) + np.log(rows.parts @ self.weights)
+        return over, self.absolute.predict(x)
+
+
+def train_head(rows: Rows, full: Shape = FULL, folds: int = FOLDS) -> Head:
+    """The head of one family of calls, cross-validated over `folds` parts of its groups.
 
     Bounds come from errors on groups that a fold's forests have not seen, and are widened by what
     groups that the bounds' own forests have not seen needed.
     """
-    fold = _folds(rows.groups)
-    errors = np.empty(len(rows))
-    for f in range(FOLDS):
-        learned = rows.of(fold != f)
-        usual = learned.usual()
-        held = rows.of(fold == f).filled(usual)
-        forests = _pair(learned.filled(usual), full)
-        errors[fold == f] = np.log(held.seconds) - _logs(*forests, held)
-    usual = rows.usual()
-    rows, logs = rows.filled(usual), np.log(rows.seconds) - errors
+    fold = _folds(rows.groups, folds)
+    over, absolute = np.empty(len(rows)), np.empty(len(rows))
+    for f in range(folds):
+        fit = _Fit.of(rows.of(fold != f), full)
+        over[fold == f], absolute[fold == f] = fit.logs(rows.of(fold == f))
+    truth = np.log(rows.seconds)
+    blend = min(BLENDS, key=lambda b: np.abs(b * over + (1 - b) * absolute - truth).mean())
+    logs = blend * over + (1 - blend) * absolute
+    errors = truth - logs
+    fit = _Fit.of(rows, full)
+    x = fit.filled(rows)
     misses = np.empty(len(rows))
-    for f in range(FOLDS):
-        low, high = _bounds(rows.features[fold != f], errors[fold != f])
-        x, e = rows.features[fold == f], errors[fold == f]
-        misses[fold == f] = np.maximum(low.predict(x) - e, e - high.predict(x))
-    residual, absolute = _pair(rows, full)
-    low, high = _bounds(rows.features, errors)
+    for f in range(folds):
+        low, high = _bounds(x[fold != f], errors[fold != f])
+        held, e = x[fold == f], errors[fold == f]
+        misses[fold == f] = np.maximum(low.predict(held) - e, e - high.predict(held))
+    low, high = _bounds(x, errors)
     widen = _widths(misses, logs)
-    return Head(residual, absolute, low, high, widen, _gate(rows), usual)
+    return Head(
+        fit.weights, blend, fit.residual, fit.absolute, low, high, widen, _gate(x), fit.usual
+    )
 
 
-def _folds(groups: Sequence[str]) -> NDArray[np.int64]:
+def _folds(groups: Sequence[str], folds: int) -> NDArray[np.int64]:
     """A fold for each row; the largest groups are dealt out first, to the smallest fold."""
     sizes = Counter(groups)
-    filled, fold_of = [0] * FOLDS, {}
+    filled, fold_of = [0] * folds, {}
     for group, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
         fold_of[group] = filled.index(min(filled))
         filled[fold_of[group]] += size
     return np.array([fold_of[group] for group in groups])
-
-
-def _pair(rows: Rows, shape: Shape) -> tuple[Forest, Forest]:
-    above = grow(rows.features, rows.above, shape)
-    return above, grow(rows.features, np.log(rows.seconds), shape)
-
-
-def _logs(residual: Forest, absolute: Forest, rows: Rows) -> Floats:
-    above = residual.predict(rows.features) + np.log(rows.floors)
-    return (above + absolute.predict(rows.features)) / 2
 
 
 def _bounds(features: Floats, errors: Floats) -> tuple[Forest, Forest]:
@@ -186,9 +220,8 @@ def _level(misses: Floats) -> float:
     return float(np.quantile(misses, level, method="higher"))
 
 
-def _gate(rows: Rows) -> Gate:
+def _gate(x: Floats) -> Gate:
     """Keeps calls that are far from one another (greedy k-center, Gonzalez 1985)."""
-    x = rows.features
     gate = Gate(x.min(0), x.max(0), x[:1], np.inf)
     distance = gate.distance(x)
     kept = [0]

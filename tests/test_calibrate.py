@@ -10,11 +10,12 @@ import torch
 
 from rewright.calibrate.bench import ANCHORS, Bench
 from rewright.calibrate.capture import inference_graph, training_graphs
-from rewright.calibrate.chain import alone, chain, obstacle
+from rewright.calibrate.chain import chain
 from rewright.calibrate.corpus import Call, calls_of, prepared
 from rewright.calibrate.host import host
 from rewright.costmodel import Timings
 from rewright.ir import Graph, Kind
+from rewright.ir.alone import alone, obstacle
 from rewright.ir.interpret import interpret
 from rewright.ir.parse import parse
 from zoo import ZOO

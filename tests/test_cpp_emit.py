@@ -26,10 +26,10 @@ from cpp_kernels import (
 )
 from rewright.codegen.cpp import emit
 from rewright.codegen.cpp.text import identifiers, number_text
-from rewright.codegen.schedule import schedule
 from rewright.ir import UnsupportedError
 from rewright.ir.dims import evaluate as size_of
 from rewright.ir.interpret import interpret
+from rewright.ir.loops.schedule import schedule
 
 pytestmark = pytest.mark.cpu
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from textwrap import dedent
 
 import numpy as np
 import pytest
@@ -13,11 +14,14 @@ from hypothesis import strategies as st
 
 from rewright.costmodel import Roofline
 from rewright.costmodel.features import FAMILIES, features
-from rewright.costmodel.forest import Forest
-from rewright.costmodel.learned import Gate, Learned
+from rewright.costmodel.forest import Floats, Forest
+from rewright.costmodel.gpu_features import GPU_FAMILIES, gpu_features
+from rewright.costmodel.learned import Gate, Head, Learned
 from rewright.costmodel.model_file import Model, read_model, write_model
-from rewright.costmodel.training import SCREEN, Rows, Shape, grow, train_head
+from rewright.costmodel.nests import nest_facts
+from rewright.costmodel.training import SCREEN, Rows, Shape, grow, train_head, weigh
 from rewright.ir import Node, OptionError
+from rewright.ir.loops import lower
 from rewright.ir.parse import parse
 from rewright.ir.target import Target
 
@@ -84,21 +88,36 @@ def invented(count: int, seed: int, noise: float = 0.05) -> Rows:
     """Calls whose time is a law of two features, in ten groups."""
     draw = np.random.default_rng(seed)
     numbers = draw.uniform(0, 1, (count, len(FAMILIES["product"])))
-    logs = -9 + 2 * numbers[:, 1] + np.sin(5 * numbers[:, 2]) + noise * draw.standard_normal(count)
+    logs = -9 + 2 * numbers[:, 2] + np.sin(5 * numbers[:, 3]) + noise * draw.standard_normal(count)
     return Rows(
         numbers,
-        np.full(count, 1e-5),
+        np.full((count, 1), 1e-5),
         np.exp(logs),
         [f"g{i % 10}" for i in range(count)],
         ["aten.mm.default"] * count,
     )
 
 
+def predicted(head: Head, rows: Rows) -> Floats:
+    """Seconds."""
+    numbers = head.filled(rows.features, rows.parts, rows.operators)
+    return head.predict(numbers, rows.parts)[0]
+
+
+def test_weights_are_those_that_made_the_times() -> None:
+    draw = np.random.default_rng(0)
+    parts = draw.uniform(1e-6, 1e-4, (300, 3))
+    seconds = parts @ np.array([2.0, 0.0, 0.5]) * np.exp(0.02 * draw.standard_normal(300))
+    seconds[:5] *= 30  # which a plain fit would follow
+    rows = Rows(np.zeros((300, 2)), parts, seconds, ["g"] * 300, [""] * 300)
+    np.testing.assert_allclose(weigh(rows), [2.0, 0.0, 0.5], atol=0.05)
+
+
 def test_a_head_learns_and_its_bounds_hold_as_often_as_they_say() -> None:
     head = train_head(invented(900, 0), SMALL)
     held = invented(600, 1)
-    numbers = held.filled(head.usual).features
-    seconds, low, high = head.predict(numbers, held.floors)
+    numbers = head.filled(held.features, held.parts, held.operators)
+    seconds, low, high = head.predict(numbers, held.parts)
     errors = np.abs(seconds / held.seconds - 1)
     assert np.median(errors) < 0.12
     inside = np.mean((low <= held.seconds) & (held.seconds <= high))
@@ -111,7 +130,7 @@ def test_nothing_is_learned_from_shuffled_labels() -> None:
     shuffled = dataclasses.replace(rows, seconds=np.random.default_rng(5).permutation(rows.seconds))
     head = train_head(shuffled, SMALL)
     held = invented(400, 1)
-    seconds, _, _ = head.predict(held.filled(head.usual).features, held.floors)
+    seconds = predicted(head, held)
     logs, truth = np.log(seconds), np.log(held.seconds)
     assert abs(np.corrcoef(logs, truth)[0, 1]) < 0.2
     blind = np.median(np.abs(np.exp(np.median(np.log(rows.seconds)) - truth) - 1))
@@ -124,12 +143,9 @@ def test_a_permuted_feature_carries_nothing() -> None:
     held = invented(400, 1)
     draw = np.random.default_rng(7)
     mixed = held.features.copy()
-    mixed[:, 1:3] = draw.permutation(mixed[:, 1:3])
+    mixed[:, 2:4] = draw.permutation(mixed[:, 2:4])
     head = train_head(rows, SMALL)
-    right = head.predict(held.filled(head.usual).features, held.floors)[0]
-    wrong = head.predict(
-        dataclasses.replace(held, features=mixed).filled(head.usual).features, held.floors
-    )[0]
+    right, wrong = predicted(head, held), predicted(head, dataclasses.replace(held, features=mixed))
     truth = np.log(held.seconds)
     assert np.corrcoef(np.log(right), truth)[0, 1] > 0.95
     assert abs(np.corrcoef(np.log(wrong), truth)[0, 1]) < 0.2
@@ -158,11 +174,11 @@ def model() -> Model:
     for _ in range(300):
         m, n, k = (int(x) for x in draw.integers(16, 512, 3))
         found.append(features(product(m, n, k), TARGET))
-    floors = np.array([f.floor for f in found])
+    parts = np.array([f.parts for f in found])
     rows = Rows(
         np.array([f.numbers for f in found]),
-        floors,
-        2 * floors,
+        parts,
+        2 * np.array([f.floor for f in found]),
         [f"g{i % 7}" for i in range(len(found))],
         ["aten.mm.default"] * len(found),
     )
@@ -202,6 +218,86 @@ def test_a_model_of_other_features_is_refused(
 
 
 def test_features_are_at_most_48_and_named() -> None:
-    assert all(len(names) <= 48 for names in FAMILIES.values())
-    assert all(len(set(names)) == len(names) for names in FAMILIES.values())
-    assert len(features(product(8, 8, 8), TARGET).numbers) == len(FAMILIES["product"])
+    families = FAMILIES | GPU_FAMILIES
+    assert all(len(names) <= 48 for names in families.values())
+    assert all(len(set(names)) == len(names) for names in families.values())
+
+
+FLASH = "aten._scaled_dot_product_flash_attention"
+HEADS = "[2, 4, 64, 32]"
+CALLS = {
+    "kernel": """
+        graph f(%a: f32[8, 40], %b: f32[40]) {
+          %r = rw.fused(%a, %b) body(%a: f32[8, 40], %b: f32[40]) {
+            %c = aten.mul.Tensor(%a, %b) : f32[8, 40]
+            %d = aten.sum.dim_IntList(%c, [1]) : f32[8]
+            return %d
+          } : f32[8]
+          return %r
+        }
+    """,
+    "product": """
+        graph f(%v: f32[9], %a: f32[7, 8], %b: f32[8, 9]) {
+          %c = aten.addmm.default(%v, %a, %b) : f32[7, 9]
+          return %c
+        }
+    """,
+    "convolution": """
+        graph f(%x: f32[2, 4, 9, 9], %w: f32[6, 4, 3, 3]) {
+          %c = aten.convolution.default(%x, %w, none, [1, 1], [1, 1], [1, 1], false, [0, 0], 1) :
+              f32[2, 6, 9, 9]
+          return %c
+        }
+    """,
+    "attention": f"""
+        graph f(%q: f32{HEADS}, %k: f32{HEADS}, %v: f32{HEADS}) {{
+          %o, %l = {FLASH}_for_cpu.default(%q, %k, %v) : f32{HEADS}, f32[2, 4, 64]
+          return %o
+        }}
+    """,
+    "operator": """
+        graph f(%a: f32[7, 8] strides [1, 7], %b: f32[8]) {
+          %c = aten.add.Tensor(%a, %b) : f32[7, 8] strides [1, 7]
+          return %c
+        }
+    """,
+}
+
+
+@pytest.mark.parametrize("family", CALLS)
+def test_each_number_has_a_name(family: str) -> None:
+    (node,) = parse(dedent(CALLS[family])).nodes
+    found = features(node, TARGET)
+    assert found.family == family and len(found.numbers) == len(FAMILIES[family])
+    assert np.isfinite(found.numbers).all() and min(found.parts) >= 0 < max(found.parts)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [("product", "gpu_product"), ("attention", "gpu_prefill")]
+)
+def test_each_number_of_a_gpu_has_a_name(family: str, name: str) -> None:
+    (node,) = parse(dedent(CALLS[family])).nodes
+    found = gpu_features(node, Target.parse("cuda:h200"))
+    assert found is not None
+    assert found.family == name and len(found.numbers) == len(GPU_FAMILIES[name])
+    assert np.isfinite(found.numbers).all()
+
+
+def test_a_nest_is_counted_as_it_is_printed() -> None:
+    """Eight rows of 40, so two whole steps of 16 lanes and a tail each."""
+    (node,) = parse(dedent(CALLS["kernel"])).nodes
+    found = nest_facts(lower(node.graph("body"), "kernel"), cores=2)
+    assert (found.style, found.rows, found.columns, found.inner) == ("lanes", 8, 40, 40)
+    counts = {name: count for name, count in found.counts.items() if count}
+    # %b is read in every row; a row's sum is stored once.
+    assert counts == {
+        "rows": 8,
+        "steps": 24,
+        "tails": 8,
+        "totals": 8,
+        "reductions": 24,
+        "load": 48,
+        "simple": 24,
+        "store": 8,
+    }
+    assert found.threads == 1 and found.bytes_read == 4 * (8 * 40 + 40)

@@ -21,8 +21,8 @@ import torch
 from pyarrow import parquet
 
 from benchmarks.costmodel.lines import read_lines
-from benchmarks.costmodel.measure import key_of
 from rewright.calibrate.host import cpu_model, from_record, host, to_record
+from rewright.ir.alone import call_name
 from rewright.ir.target import Target
 
 FOLDER: Final = Path(__file__).parents[2] / "costmodel" / "data"
@@ -53,7 +53,7 @@ def pack(calls: Path, samples: Path, pairs: Path) -> None:
     timed = {line["key"]: line for line in read_lines(samples)}
     rows: dict[str, dict[str, Any]] = {}
     for drawn in read_lines(calls):
-        key = key_of(drawn)
+        key = call_name(drawn["text"], drawn["cold"])
         if "seconds" not in timed.get(key, ()):
             continue
         row = rows.setdefault(key, {**timed[key], **drawn})

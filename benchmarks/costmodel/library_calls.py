@@ -17,6 +17,7 @@ from typing import Any, Final
 from benchmarks.costmodel.lines import append_lines
 from rewright.calibrate.bench import measurable_cold
 from rewright.calibrate.corpus import Call
+from rewright.calibrate.suite import call_text
 from rewright.ir.parse import parse
 
 TYPES: Final = ("f32", "bf16", "f16", "f64")
@@ -43,22 +44,13 @@ def tensor(dtype: str, shape: Sequence[int], turned: bool = False) -> str:
     return f"{text} strides [{', '.join(map(str, (*steps, 1, m)))}]"
 
 
-def call(inputs: Sequence[str], line: str, results: Sequence[str]) -> str:
-    """The text of a graph of one call."""
-    given = ", ".join(f"%a{i}: {text}" for i, text in enumerate(inputs))
-    names = ", ".join(f"%r{i}" for i in range(len(results)))
-    return (
-        f"graph call({given}) {{\n  {names} = {line} : {', '.join(results)}\n  return {names}\n}}\n"
-    )
-
-
 def product(draw: Random) -> str | None:
     dtype = draw.choices(TYPES, ODDS)[0]
     kind = draw.choice(("mm", "mm", "mm", "addmm", "addmm", "bmm", "bmm", "baddbmm", "_int_mm"))
     if kind == "_int_mm":
         m, n, k = size(draw, 17, 1024), size(draw, 16, 2048) // 8 * 8, size(draw, 16, 2048) // 8 * 8
         inputs = [f"i8[{m}, {k}]", tensor("i8", (k, n), draw.random() < 0.5)]
-        return call(inputs, "aten._int_mm.default(%a0, %a1)", [f"i32[{m}, {n}]"])
+        return call_text(inputs, "aten._int_mm.default(%a0, %a1)", [f"i32[{m}, {n}]"])
     batched = kind in ("bmm", "baddbmm")
     batch = size(draw, 1, 96) if batched else 1
     top = 600 if batched else 4096
@@ -71,12 +63,14 @@ def product(draw: Random) -> str | None:
     right = tensor(dtype, (*lead, k, n), draw.random() < 0.45)
     result = [tensor(dtype, (*lead, m, n))]
     if kind == "addmm":
-        return call([f"{dtype}[{n}]", left, right], "aten.addmm.default(%a0, %a1, %a2)", result)
+        return call_text(
+            [f"{dtype}[{n}]", left, right], "aten.addmm.default(%a0, %a1, %a2)", result
+        )
     if kind == "baddbmm":
         bias = tensor(dtype, (batch, 1, n))
         line = "aten.baddbmm.default(%a0, %a1, %a2, alpha=0.125, beta=1.0)"
-        return call([bias, left, right], line, result)
-    return call([left, right], f"aten.{kind}.default(%a0, %a1)", result)
+        return call_text([bias, left, right], line, result)
+    return call_text([left, right], f"aten.{kind}.default(%a0, %a1)", result)
 
 
 def convolution(draw: Random) -> str | None:
@@ -106,10 +100,10 @@ def convolution(draw: Random) -> str | None:
         sizes = f"[{filters}]" if biased else "none"
         wanted = f"[{str(draw.random() < 0.8).lower()}, true, {str(biased).lower()}]"
         line = f"aten.convolution_backward.default(%a0, %a1, %a2, {sizes}, {form_of}, {wanted})"
-        return call([y, x, w], line, [x, w, b]) if "false" not in wanted else None
+        return call_text([y, x, w], line, [x, w, b]) if "false" not in wanted else None
     inputs = [x, w, b] if biased else [x, w]
     bias = "%a2" if biased else "none"
-    return call(inputs, f"aten.convolution.default(%a0, %a1, {bias}, {form_of})", [y])
+    return call_text(inputs, f"aten.convolution.default(%a0, %a1, {bias}, {form_of})", [y])
 
 
 def attention(draw: Random) -> str | None:
@@ -132,10 +126,10 @@ def attention(draw: Random) -> str | None:
         inputs = [out, q, k, k, out, sums, *mask]
         flags = f"%a0, %a1, %a2, %a3, %a4, %a5, 0.0, {str(causal).lower()}, "
         line = f"{FLASH}_backward.default({flags}{'attn_mask=%a6, ' * masked}scale=0.125)"
-        return call(inputs, line, [q, k, k])
+        return call_text(inputs, line, [q, k, k])
     flags = "0.0, true, " if causal else ""
     line = f"{FLASH}.default(%a0, %a1, %a2, {flags}{'attn_mask=%a3, ' * masked}scale=0.125)"
-    return call([q, k, k, *mask], line, [out, sums])
+    return call_text([q, k, k, *mask], line, [out, sums])
 
 
 def _heads(dtype: str, shape: tuple[int, int, int, int], interleaved: bool) -> str:

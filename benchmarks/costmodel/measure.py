@@ -8,7 +8,6 @@ appends a JSON line a call to SAMPLES; what is there already is not timed again.
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 import warnings
@@ -20,20 +19,15 @@ from benchmarks.costmodel.lines import append_lines, read_lines
 from rewright.calibrate.bench import Bench, Sample
 from rewright.calibrate.corpus import Call
 from rewright.calibrate.host import host
-from rewright.ir.cache import digest
+from rewright.ir.alone import call_name
 from rewright.ir.parse import parse
 
 BATCH: Final = 24
 
 
-def key_of(row: dict[str, Any]) -> str:
-    """Names what is timed, so that equal calls of several models are timed once."""
-    return digest(row["text"], json.dumps(row["cold"]))
-
-
 def main(calls: Path, samples: Path) -> None:
     warnings.simplefilter("ignore")
-    rows = {key_of(row): row for row in read_lines(calls)}
+    rows = {call_name(row["text"], row["cold"]): row for row in read_lines(calls)}
     done = {line["key"] for line in read_lines(samples)}
     todo = [key for key in rows if key not in done]
     bench, started = Bench(host()), time.monotonic()

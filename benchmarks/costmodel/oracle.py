@@ -18,13 +18,13 @@ from typing import Any, Final
 
 from benchmarks.costmodel.small_graphs import small_graphs
 from rewright.calibrate.bench import Repeated, repeated, undisturbed
-from rewright.calibrate.chain import alone
 from rewright.calibrate.corpus import prepared
 from rewright.calibrate.host import host
 from rewright.calibrate.programs import executables
 from rewright.costmodel import Estimate, Roofline, Sketch
 from rewright.costmodel.timings import Timings
 from rewright.ir import Graph, is_call
+from rewright.ir.alone import alone
 from rewright.ir.target import Target
 from rewright.passes import Env, Fuse
 

@@ -15,12 +15,11 @@ from random import Random
 from typing import Any, Final
 
 from benchmarks.costmodel.lines import append_lines, read_lines
-from benchmarks.costmodel.measure import key_of
-from rewright.calibrate.chain import alone, obstacle
 from rewright.calibrate.corpus import Coin
 from rewright.calibrate.host import host
 from rewright.costmodel import CostModel, Roofline
 from rewright.ir import Graph, Kind, is_call
+from rewright.ir.alone import alone, call_name, obstacle
 from rewright.ir.loops import is_view
 from rewright.ir.parse import parse
 from rewright.passes import Env, Fuse
@@ -71,15 +70,19 @@ def pairs(rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], list[dic
 
 def main(calls: Path, file: Path) -> None:
     rows = read_lines(calls)
-    known = {key_of(row) for row in rows}
+    known = {call_name(row["text"], row["cold"]) for row in rows}
     more, lines = [], []
     for row, found in pairs(rows):
-        keys = [key_of(part) for part in found]
+        keys = [call_name(part["text"], part["cold"]) for part in found]
         for key, part in zip(keys, found, strict=True):
             if key not in known:
                 known.add(key)
                 more.append(part)
-        line = {"together": key_of(row), "apart": keys, "family": row["family"]}
+        line = {
+            "together": call_name(row["text"], row["cold"]),
+            "apart": keys,
+            "family": row["family"],
+        }
         lines.append(line | {"split": row["split"]})
     append_lines(calls, more)
     append_lines(file, lines)

@@ -15,9 +15,8 @@ from rewright.codegen.cpp.kernel import (
     multiple,
     shared_rows,
 )
-from rewright.codegen.cpp.simplify import reads
 from rewright.codegen.cpp.text import VECTOR, size_text
-from rewright.ir.loops import Axis, Let, Reduce, Stage, Statement, Store, is_costly
+from rewright.ir.loops import Axis, Let, Reduce, Stage, Statement, Store, is_costly, reads
 
 EACH = "for (int u = 0; u < U; ++u) {"
 SHIFT = "16 * u"

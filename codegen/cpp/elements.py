@@ -13,8 +13,8 @@ from rewright.codegen.cpp.kernel import (
     shared_rows,
 )
 from rewright.codegen.cpp.tiles import Tile, tile_of
-from rewright.codegen.schedule import LANES
 from rewright.ir.loops import Axis, Let, Store
+from rewright.ir.loops.schedule import LANES
 
 
 def elements(kernel: Kernel) -> list[str]:

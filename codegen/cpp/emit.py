@@ -9,8 +9,8 @@ from rewright.codegen.cpp.columns import columns
 from rewright.codegen.cpp.elements import elements
 from rewright.codegen.cpp.kernel import Kernel
 from rewright.codegen.cpp.lanes import lanes
-from rewright.codegen.schedule import schedule
 from rewright.ir.loops import Axis, Let, Nest, Reduce
+from rewright.ir.loops.schedule import schedule
 
 LINE: Final = 100
 

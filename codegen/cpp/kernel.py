@@ -10,12 +10,12 @@ from typing import Final
 import torch
 
 from rewright.codegen.cpp.index import Block, Counter, Place
-from rewright.codegen.cpp.simplify import reads, simplified
+from rewright.codegen.cpp.simplify import simplified
 from rewright.codegen.cpp.terms import Printer
 from rewright.codegen.cpp.text import STORAGE, identifiers, size_text, storage_text
-from rewright.codegen.schedule import Schedule
 from rewright.ir import Size, divisible, product
-from rewright.ir.loops import Axis, Let, Nest, Reduce, Statement, Store, indices_of
+from rewright.ir.loops import Axis, Let, Nest, Reduce, Statement, Store, indices_of, reads
+from rewright.ir.loops.schedule import Schedule
 
 # How a reduction combines, as a type of reductions.h.
 HOW: Final = {"sum": "Add", "prod": "Mul", "max": "Max", "min": "Min", "any": "Any", "all": "All"}

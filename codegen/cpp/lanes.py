@@ -7,10 +7,19 @@ from dataclasses import dataclass, field
 
 from rewright.codegen.cpp.index import Block, Counter, Place, counter
 from rewright.codegen.cpp.kernel import Kernel, count_of, how, indented, multiple
-from rewright.codegen.cpp.simplify import reads
 from rewright.codegen.cpp.text import STORAGE, VECTOR, size_text
 from rewright.codegen.cpp.tiles import Tile, tile_of
-from rewright.ir.loops import Let, Load, Reduce, Stage, Statement, Store, is_costly, subterms
+from rewright.ir.loops import (
+    Let,
+    Load,
+    Reduce,
+    Stage,
+    Statement,
+    Store,
+    is_costly,
+    needed,
+    subterms,
+)
 
 
 @dataclass
@@ -161,19 +170,6 @@ def _rows(kernel: Kernel, rows: Counter, scratch: list[str], body: list[str]) ->
         "  }",
         "});",
     ]
-
-
-def needed(body: Sequence[Statement], stored: set[str]) -> list[Statement]:
-    """The statements that a stage needs when `stored` scalars are only read back."""
-    wanted: set[str] = set()
-    found: list[Statement] = []
-    for statement in reversed(body):
-        if isinstance(statement, Let) and statement.name not in wanted:
-            continue
-        found.append(statement)
-        if not (isinstance(statement, Let) and statement.name in stored):
-            wanted.update(reads(statement))
-    return found[::-1]
 
 
 def _scratch(kernel: Kernel) -> list[str]:

@@ -23,7 +23,7 @@ from rewright.ir.loops import (
     Statement,
     Store,
     Term,
-    subterms,
+    reads,
 )
 
 COMPARISONS: Final = frozenset(("eq", "ne", "lt", "le", "gt", "ge"))
@@ -35,13 +35,6 @@ NARROW: Final = 1 << 30
 def simplified(nest: Nest) -> Nest:
     """The same values in fewer instructions."""
     return _rounded_once(_narrowed(nest))
-
-
-def reads(statement: Statement) -> list[str]:
-    """The scalars that a statement reads."""
-    if isinstance(statement, Store):
-        return [statement.value.name]
-    return [t.name for t in subterms(statement.term) if isinstance(t, Ref)]
 
 
 # --- roundings ----------------------------------------------------------------------------------

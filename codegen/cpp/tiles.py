@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from rewright.codegen.cpp.index import Block, Counter, counter
 from rewright.codegen.cpp.kernel import Kernel
 from rewright.codegen.cpp.text import STORAGE, VECTOR, factor_text, size_text
-from rewright.codegen.schedule import LANES, tiled_loads
 from rewright.ir import Size
 from rewright.ir.loops import Affine, Axis, Let, Load
+from rewright.ir.loops.schedule import LANES, tiled_loads
 
 
 @dataclass(frozen=True)

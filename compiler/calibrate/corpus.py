@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from rewright.calibrate.chain import alone, obstacle
 from rewright.costmodel import Estimate, Roofline, Sketch, inputs_and_views
 from rewright.ir import Graph, Kind, Node, Value, graph_key
+from rewright.ir.alone import alone, obstacle
 from rewright.ir.target import Target
 from rewright.passes import DEFAULT, Env, Fuse, Pipeline
 

@@ -51,18 +51,35 @@ def host() -> Target:
     return _host(torch.get_num_threads())
 
 
+def renewed_host() -> Target:
+    """The same, measured anew in any case."""
+    _renew(torch.get_num_threads())
+    _host.cache_clear()
+    return host()
+
+
 @cache
 def _host(cores: int) -> Target:
-    store = default_cache()
-    name = digest(VERSION, cpu_model(), isa(), str(cores), torch.__version__) + ".host"
-    record = store.read(name)
-    if record is not None:
-        return from_record(json.loads(record), cores)
+    record = default_cache().read(_record_name(cores))
+    return from_record(json.loads(record), cores) if record is not None else _renew(cores)
+
+
+def _renew(cores: int) -> Target:
     with ThreadPoolExecutor(max_workers=1) as pool:
         measured = pool.submit(measure, cores).result()
+    record = json.dumps(to_record(measured), indent=1).encode()
     with contextlib.suppress(OSError):  # measured anew by the next process
-        store.write(name, json.dumps(to_record(measured), indent=1).encode())
+        default_cache().write(_record_name(cores), record)
     return measured
+
+
+def fingerprint(cores: int) -> tuple[str, ...]:
+    """What figures of this machine depend on."""
+    return cpu_model(), isa(), str(cores), torch.__version__
+
+
+def _record_name(cores: int) -> str:
+    return digest(VERSION, *fingerprint(cores)) + ".host"
 
 
 def measure(cores: int) -> Target:

@@ -22,6 +22,8 @@ from rewright.ir.loops.nest import (
     Term,
     Within,
     indices_of,
+    needed,
+    reads,
     subterms,
 )
 from rewright.ir.loops.operators import OPERATORS
@@ -56,8 +58,10 @@ __all__ = [
     "is_costly",
     "is_view",
     "lower",
+    "needed",
     "needed_nodes",
     "order_of",
+    "reads",
     "reduced_count",
     "reduced_dims",
     "rough_nanoseconds",

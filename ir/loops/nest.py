@@ -8,7 +8,7 @@ defines one typed scalar, so an emitter prints a nest line by line.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -218,3 +218,23 @@ def indices_of(statement: Statement) -> Iterator[Affine]:
             yield term.at
         guards = term.guards if isinstance(term, (Load, Inside)) else ()
         yield from (guard.at for guard in guards)
+
+
+def reads(statement: Statement) -> list[str]:
+    """The scalars that a statement reads."""
+    if isinstance(statement, Store):
+        return [statement.value.name]
+    return [t.name for t in subterms(statement.term) if isinstance(t, Ref)]
+
+
+def needed(body: Sequence[Statement], stored: set[str]) -> list[Statement]:
+    """The statements that a stage needs when `stored` scalars are only read back."""
+    wanted: set[str] = set()
+    found: list[Statement] = []
+    for statement in reversed(body):
+        if isinstance(statement, Let) and statement.name not in wanted:
+            continue
+        found.append(statement)
+        if not (isinstance(statement, Let) and statement.name in stored):
+            wanted.update(reads(statement))
+    return found[::-1]

@@ -9,14 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rewright.ir import Size, divisible, hint, product
-from rewright.ir.loops import (
-    Axis,
-    Let,
-    Load,
-    Nest,
-    rough_nanoseconds,
-)
+from rewright.ir.dims import Size, divisible, hint, product
+from rewright.ir.loops.affine import Axis
+from rewright.ir.loops.nest import Let, Load, Nest
+from rewright.ir.loops.rough import rough_nanoseconds
 
 # What a thread has to do before it is worth waking, in nanoseconds.
 SHARE: Final = 5_000.0

@@ -1,0 +1,68 @@
+"""One call alone: how calls that are timed are named, and remembered."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from rewright.ir.cache import digest
+from rewright.ir.constant import Constant
+from rewright.ir.dims import symbols_of
+from rewright.ir.effects import effects_of
+from rewright.ir.graph import Graph, Input, Node, Value, leaves, map_values, sizes_of
+from rewright.ir.types import TensorType
+from rewright.ir.work import is_call
+
+
+def obstacle(node: Node) -> str | None:
+    """Why a call cannot be timed alone, or None."""
+    values = (*node.operands, *node.results)
+    if not is_call(node):
+        return "it calls nothing"
+    if effects_of(node):
+        return "it has an effect"
+    if not node.results or not all(isinstance(v.type, TensorType) for v in values):
+        return "it takes or gives what is no tensor"
+    if symbols_of(size for v in values for size in sizes_of(v.type)):
+        return "its sizes are symbolic"
+    if any(isinstance(leaf, Constant) for leaf in leaves((node.args, node.kwargs))):
+        return "it holds a constant"
+    return None
+
+
+def alone(node: Node) -> Graph:
+    """A fused-level graph of one call. Equal calls give equal texts: values are numbered, and where
+    the call came from is left out."""
+    operands = dict.fromkeys(node.operands)
+    given = {v: Value(f"a{i}", v.type) for i, v in enumerate(operands)}
+    call = _numbered(node, given, 0)
+    return Graph("call", tuple(Input(v) for v in given.values()), (call,), call.results)
+
+
+def _numbered(node: Node, given: Mapping[Value, Value], first: int) -> Node:
+    return dataclasses.replace(
+        node.replace(given),
+        results=tuple(Value(f"r{first + i}", v.type) for i, v in enumerate(node.results)),
+        graphs=tuple((name, _body(graph)) for name, graph in node.graphs),
+        loc=None,
+        seq_nr=None,
+        phase=None,
+    )
+
+
+def _body(graph: Graph) -> Graph:
+    given = {i.value: Value(f"a{n}", i.value.type) for n, i in enumerate(graph.inputs)}
+    inputs = tuple(Input(v) for v in given.values())
+    nodes: list[Node] = []
+    made = 0
+    for node in graph.nodes:
+        nodes.append(_numbered(node, given, made))
+        made += len(node.results)
+        given |= dict(zip(node.results, nodes[-1].results, strict=True))
+    outputs = tuple(map_values(output, given) for output in graph.outputs)
+    return Graph("body", inputs, tuple(nodes), outputs)
+
+
+def call_name(text: str, cold: Sequence[int] = ()) -> str:
+    """Names a call by the text of its graph, and by which of its inputs no cache holds."""
+    return digest(text, str(list(cold)))
