@@ -67,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     program: Callable[[list[Any]], list[Any]]
     eager: dict[str, Callable[[], object]] = {}
+    predicted: float | None = None
     if Path(arguments.model).is_dir():
         from rewright.artefact import load
 
@@ -75,13 +76,15 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         source = _imported(arguments)
         with _progress("optimizing and building kernels"):
-            graph, program = source.graph, compile_graph(source.graph, options).executable
+            compiled = compile_graph(source.graph, options)
+        graph, program = source.graph, compiled.executable
+        predicted = compiled.report.passes[-1].estimated_seconds
         args, eager = source.inputs(), _eager_call(source)
     calls = {"ours": lambda: program(list(args)), **eager}
     with _progress("running"):
         measured = errors(graph, program, args) if arguments.check else None
         medians = time_interleaved(calls, arguments.rounds)
-    found = Comparison(medians["ours"], medians.get("eager"), measured)
+    found = Comparison(medians["ours"], medians.get("eager"), measured, predicted)
     shown = dataclasses.asdict(found) | {"holds": found.holds}
     print(json.dumps(shown, indent=1) if arguments.json else found)
     return 0 if found.holds else 1

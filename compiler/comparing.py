@@ -38,11 +38,13 @@ class Errors:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds are medians of interleaved rounds; `errors` is None when nothing was compared."""
+    """Seconds are medians of interleaved rounds, those that are predicted the cost model's;
+    `errors` is None when nothing was compared."""
 
     seconds: float
     eager_seconds: float | None = None
     errors: Errors | None = None
+    predicted_seconds: float | None = None
 
     @property
     def holds(self) -> bool:
@@ -53,6 +55,8 @@ class Comparison:
         if self.eager_seconds is not None:
             ratio = self.eager_seconds / self.seconds
             lines[0] += f", eager {seconds_text(self.eager_seconds)} ({ratio:.2f}x)"
+        if self.predicted_seconds is not None:
+            lines[0] += f", predicted {seconds_text(self.predicted_seconds)}"
         if self.errors is not None:
             lines.append(str(self.errors))
         return "\n".join(lines)

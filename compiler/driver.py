@@ -16,7 +16,8 @@ from rewright.building import Built, Recipe, build_program, compiler_for
 from rewright.calibrate.host import host, isa
 from rewright.codegen import Executable, Kernels, input_sizes, kernels_of, write_calls
 from rewright.comparing import Errors, errors
-from rewright.costmodel import Roofline
+from rewright.cost_models import cost_model, model_file
+from rewright.costmodel import Tools
 from rewright.ir import (
     Graph,
     OptionError,
@@ -26,7 +27,7 @@ from rewright.ir import (
     symbols_of,
 )
 from rewright.ir.graph import sizes_of
-from rewright.ir.target import Target
+from rewright.ir.target import Target, known_targets
 from rewright.options import Options
 from rewright.passes import DEFAULT, Env, Fuse, Pass, Pipeline, PipelineResult, Rules
 from rewright.report import Report, refuse_fallback, report_of
@@ -176,12 +177,22 @@ def _check_sizes(graph: Graph) -> None:
 def _passed(graph: Graph, options: Options, target: Target, note: str | None) -> Plan:
     """The plan, without kernels when there is a `note` that says why."""
     started = time.perf_counter()
-    env = Env(cost=Roofline(target), target=target)
+    env = Env(cost=cost_model(target), target=target, tools=_tools(options, target))
     result = pipeline_of(options, kernels=note is None).run(graph, env, snapshots=EVERY_STAGE)
     if options.fallback == "error":
         refuse_fallback(graph, result.graph)
     kernels = kernels_of(result.graph)
     return Plan(graph, options, result, kernels, env, note, time.perf_counter() - started)
+
+
+def _tools(options: Options, target: Target) -> Tools | None:
+    """What may be measured, when the target is this machine."""
+    seconds = float(options.measure)
+    if seconds == 0 or target in known_targets().values():
+        return None
+    from rewright.calibrate.tools import BenchTools
+
+    return BenchTools(target, model_file(target), seconds)
 
 
 # --- the target ---------------------------------------------------------------------------------

@@ -46,6 +46,13 @@ class Options:
             ".rules files"
         },
     )
+    measure: str = field(
+        default="0",
+        metadata={
+            "doc": "seconds that kernels may be timed for where the cost model leaves a decision "
+            "open; what was timed is remembered"
+        },
+    )
     trace: str = field(
         default="",
         metadata={"doc": "a folder that gets the graph after every pass, kernels and report"},
@@ -70,8 +77,17 @@ class Options:
             if choices and value not in choices:
                 listed = " or ".join(f"'{c}'" for c in choices)
                 raise OptionError(f"{name} is {listed}, not '{value}'", who="options")
+        if not _is_count(given.get("measure", "0")):
+            raise OptionError(
+                f"measure is a number of seconds, not '{given['measure']}'", who="options"
+            )
         rules = _rules(given.get("rules", ()))
         return Options(**{**given, "rules": rules})
+
+
+def _is_count(text: str) -> bool:
+    whole, _, part = text.partition(".")
+    return (whole + part).isdecimal()
 
 
 def _rules(given: object) -> tuple[str, ...]:

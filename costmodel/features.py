@@ -21,9 +21,19 @@ from rewright.costmodel.library_features import (
     log_size,
     main_type,
 )
-from rewright.costmodel.nests import COUNTED, LOOPS, PLACES, STORES, WORK, nest_facts
+from rewright.costmodel.nests import (
+    COUNTED,
+    FUNCTIONS,
+    HALVES,
+    LOOPS,
+    PLACES,
+    STORES,
+    TAILS,
+    WIDE,
+    WORK,
+    nest_facts,
+)
 from rewright.costmodel.roofline import ELEMENTWISE
-from rewright.costmodel.sketch import Sketch, weighed
 from rewright.ir import Kind, Node, hint
 from rewright.ir.loops import lower
 from rewright.ir.loops.schedule import LANES
@@ -77,7 +87,7 @@ def features(node: Node, target: Target, cold: int = 0) -> Features:
         math.log2(compute + 1e-9),
         math.log2(memory),
         math.log2(floor),
-        *_caches(target, moved),
+        *cache_fills(target, moved),
         *_type_flags(dtype),
     )
     calls = target.dispatch_seconds, target.launch_seconds
@@ -99,37 +109,41 @@ COMMON: Final = (
     *("per_second_cache", "per_last_cache"),
     *("f64", "bf16", "f16", "int8"),
 )
-SKETCH: Final = (
-    *("elements", "rows", "row_length", "inner", "inner_remainder", "lanes", "columns"),
-    *("nodes", "reductions", "sweeps", "simple", "divisions", "exponentials", "powers", "again"),
-    *("work_per_element", "bytes_per_element", "reads", "writes"),
-    *("read_contiguous", "read_small", "read_strided", "read_gathered", "written", "strided"),
-    *("kept", "halves", "doubles", "integers", "guarded", "moved"),
-    *("compute_seconds", "memory_seconds", "floor", "per_first_cache", "per_last_cache"),
-)
-# What is counted of a nest, as shares of all that is.
+KERNEL_PARTS: Final = ("launch", "wake", *COUNTED, "read", "written", "lines")
+# What of the expected time is what: parts that the head weighs and adds up to some more numbers.
 SHARES: Final[Mapping[str, tuple[str, ...]]] = {
+    "calls": ("launch", "wake"),
     **{name: (name,) for name in ("load", "window", "broadcast", "tile", "strided")},
     "jumps": ("across", "each", "where"),
     "store": ("store",),
     "stores_apart": STORES[1:],
     **{name: (name,) for name in WORK},
-    "places": PLACES[::2],
-    "places_each": PLACES[1::2],
-    **{name: (name,) for name in LOOPS},
+    "functions": FUNCTIONS,
+    "wide": WIDE[:2],
+    "wide_functions": WIDE[2:],
+    "bf16": HALVES[:3],
+    "f16": HALVES[3:],
+    "places": PLACES,
+    "loops": LOOPS[:3],
+    "reductions": LOOPS[3:],
+    "tails": TAILS,
+    "memory": ("read", "written", "lines"),
 }
 KERNEL: Final = (
     *("expected", "log_rows", "columns", "inner", "outer", "inner_remainder"),
     *("of_lanes", "of_columns", "threads", "imbalance", "tiled", "stages", "statement_count"),
-    *("kept", "reads", "writes"),
-    *SHARES,
+    *("reads", "writes"),
     *("bytes_read", "bytes_written", "lines", "step", "doubles", "integers"),
     *("every_seconds", "memory_seconds", "floor", "per_first_cache", "per_last_cache"),
+    *(f"share_of_{name}" for name in SHARES),
 )
 FAMILIES: Final[dict[str, tuple[str, ...]]] = {
     "kernel": KERNEL,
-    "sketch": SKETCH,
     **{family: COMMON + names for family, names in LIBRARY.items()},
+}
+# By family, the places of the parts in each share.
+SHARED_PARTS: Final[dict[str, tuple[tuple[int, ...], ...]]] = {
+    "kernel": tuple(tuple(KERNEL_PARTS.index(n) for n in names) for names in SHARES.values()),
 }
 
 
@@ -140,10 +154,11 @@ def kernel_features(region: Node, target: Target) -> Features:
     """Of a kernel of ours, from its loop nest. Raises UnsupportedError when it has none."""
     f = nest_facts(lower(region.graph("body"), "kernel"), target.cores)
     moved = f.bytes_read + f.bytes_written
-    c, work = f.counts, sum(f.counts[name] for name in WORK)
+    c, work = f.counts, sum(f.counts[name] for name in (*WORK, *FUNCTIONS, *WIDE))
     # What one core takes for a vector of f32 at its peak.
     tick = 2 * LANES * target.cores / target.peak(torch.float32)
-    bandwidth = target.memory(moved)[1] * f.threads / target.cores
+    # Of a cache that each core has for itself, those that work have a part.
+    bandwidth = target.memory(moved * target.cores // f.threads)[1] * f.threads / target.cores
     memory = moved / bandwidth + 1e-9
     floor = target.launch_seconds + max(tick * work, memory)
     parts = (
@@ -160,52 +175,16 @@ def kernel_features(region: Node, target: Target) -> Features:
         *map(log_size, (f.rows, f.columns, f.inner, f.outer)),
         float(f.inner % LANES),
         *(float(f.style == style) for style in ("lanes", "columns")),
-        *map(float, (f.threads, f.imbalance, f.tiled, f.stages, f.statements, f.kept)),
+        *map(float, (f.threads, f.imbalance, f.tiled, f.stages, f.statements)),
         *map(float, (f.reads, f.writes)),
-        *(sum(c[name] for name in names) / every for names in SHARES.values()),
         *map(log_size, (f.bytes_read, f.bytes_written)),
         f.lines / max(1, moved),
         log_size(f.step),
         *(n / max(1, moved) for n in (f.doubles, f.integers)),
         *(math.log2(t) for t in (tick * every, memory, floor)),
-        *_caches(target, moved),
+        *cache_fills(target, moved * target.cores // f.threads),
     )
     return Features("kernel", floor, numbers, parts)
-
-
-def sketch_features(s: Sketch, target: Target) -> Features:
-    """Of a kernel of ours, from its sketch alone."""
-    elements, moved, total = max(s.elements, 1), s.moved, weighed(*s.work)
-    _, compute, memory, floor = _kernel_floor(target, total, moved, s.doubles)
-    numbers = (
-        *map(log_size, (elements, s.rows, elements // s.rows if s.rows else 0, s.inner)),
-        float(s.inner % 16),
-        float(s.rows > 0 and not s.columns),
-        *map(float, (s.columns, s.nodes, s.reductions, s.sweeps)),
-        *(count / elements for count in s.work),
-        log_size(s.again),
-        total / elements,
-        moved / elements,
-        *map(float, (s.reads, s.writes)),
-        *map(log_size, (*s.read, s.written, s.strided, s.kept)),
-        *(nbytes / (moved or 1) for nbytes in (s.halves, s.doubles, s.integers)),
-        float(s.guarded),
-        log_size(moved),
-        math.log2(compute + 1e-9),
-        *map(math.log2, (memory, floor)),
-        *_caches(target, moved),
-    )
-    return Features("sketch", floor, numbers, (floor,))
-
-
-def _kernel_floor(
-    target: Target, total: float, moved: int, doubles: int
-) -> tuple[float, float, float, float]:
-    """(operations a second, seconds of arithmetic, of memory, of the whole kernel at least)."""
-    dtype = torch.float64 if 2 * doubles > moved else torch.float32
-    rate = ELEMENTWISE * target.peak(dtype)
-    compute, memory = total / rate, _memory_seconds(target, moved, 0)
-    return rate, compute, memory, target.launch_seconds + max(compute, memory)
 
 
 # --- numbers ------------------------------------------------------------------------------------
@@ -218,7 +197,7 @@ def _memory_seconds(target: Target, moved: int, cold: int) -> float:
     return (moved - cold) / bandwidth + cold / target.bandwidth + 1e-9
 
 
-def _caches(target: Target, moved: int) -> tuple[float, float]:
+def cache_fills(target: Target, moved: int) -> tuple[float, float]:
     """How many times what is moved fills the first and the last of the target's caches."""
     sizes = [cache.nbytes for cache in target.caches] or [1 << 20]
     return math.log2((moved + 1) / sizes[0]), math.log2((moved + 1) / sizes[-1])

@@ -45,6 +45,12 @@ class Forest:
             found[start : start + CHUNK] = flat[numbers].sum(1, dtype=np.int32)
         return self.bias + self.scale * found
 
+    @staticmethod
+    def constant(prediction: float) -> Forest:
+        """The same for every row."""
+        feature, border = np.zeros((1, 1), np.uint8), np.zeros((1, 1), np.float32)
+        return Forest(feature, border, np.zeros((1, 2), np.int16), 1.0, prediction)
+
     def arrays(self, name: str) -> dict[str, NDArray[np.generic]]:
         """What `from_arrays` reads, each under `name/...`."""
         return {

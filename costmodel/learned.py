@@ -11,7 +11,6 @@ says so.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -20,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewright.costmodel.estimate import NOTHING, Estimate, show_seconds, total
-from rewright.costmodel.features import Features, family_of, features, sketch_features
+from rewright.costmodel.features import Features, family_of, features
 from rewright.costmodel.forest import Floats, Forest
 from rewright.costmodel.gpu_features import gpu_features
 from rewright.costmodel.roofline import Roofline, call_key
+from rewright.costmodel.screening import Screen, Screening
 from rewright.costmodel.sketch import Sketch
 from rewright.ir import Node, Value, is_call
 from rewright.ir.target import Target
@@ -68,7 +68,8 @@ class Head:
 
     `weights` are those of the parts, `blend` is the share of `residual` in the answer. `widen` is
     added to both bounds, by group (see `GROUPS`); `usual` is the logarithm of what calls of an
-    operator usually take over what was expected.
+    operator usually take over what was expected; `shares` are the places of parts whose shares are
+    features.
     """
 
     weights: Floats
@@ -80,6 +81,7 @@ class Head:
     widen: Floats
     gate: Gate
     usual: Mapping[str, float] = field(default_factory=dict)
+    shares: Sequence[Sequence[int]] = ()
 
     def knows(self, operators: Sequence[str]) -> NDArray[np.bool_]:
         """Which operators it was trained on; kernels have none."""
@@ -87,7 +89,7 @@ class Head:
 
     def filled(self, rows: Floats, parts: Floats, operators: Sequence[str]) -> Floats:
         """Features with the columns that the head itself knows."""
-        return filled(rows, parts @ self.weights, operators, self.usual)
+        return filled(rows, parts, self.weights, operators, self.usual, self.shares)
 
     def predict(self, rows: Floats, parts: Floats) -> tuple[Floats, Floats, Floats]:
         """Seconds and both bounds, each [n], of filled features."""
@@ -100,14 +102,22 @@ class Head:
 
 
 def filled(
-    rows: Floats, expected: Floats, operators: Sequence[str], usual: Mapping[str, float]
+    rows: Floats,
+    parts: Floats,
+    weights: Floats,
+    operators: Sequence[str] = (),
+    usual: Mapping[str, float] | None = None,
+    shares: Sequence[Sequence[int]] = (),
 ) -> Floats:
-    """Features with what calls are expected to take, and of operators what is usual."""
-    first = np.log2(expected)[:, None]
-    if not any(operators):
-        return np.concatenate((first, rows[:, 1:]), axis=1)
-    second = np.array([usual.get(name, 0.0) for name in operators])[:, None]
-    return np.concatenate((first, second, rows[:, 2:]), axis=1)
+    """Features with what calls are expected to take, of operators what is usual, and the shares of
+    parts in what is expected."""
+    weighed = parts * weights
+    expected = weighed.sum(1)
+    columns = [np.log2(expected), *rows.T[1:]]
+    if usual is not None and any(operators):
+        columns[1] = np.array([usual.get(name, 0.0) for name in operators])
+    columns += [weighed[:, list(places)].sum(1) / expected for places in shares]
+    return np.stack(columns, axis=1)
 
 
 class Learned:
@@ -120,17 +130,18 @@ class Learned:
         self,
         target: Target,
         heads: Mapping[str, Head],
-        screen: Forest | None,
+        screen: Screen | None,
         basis: str,
         scale: Mapping[str, float] | None = None,
     ) -> None:
         self.target = target
-        self._heads, self._screen, self._basis = heads, screen, basis
+        self._heads, self._basis = heads, basis
         self._scale = dict(scale or {})
+        of_kernels = self._scale.get("kernel", 1.0)
+        self._screening = None if screen is None else Screening(target, screen, of_kernels)
         self._roofline = Roofline(target)
         self._by_structure: dict[Hashable, Estimate] = {}
         self._by_identity: dict[tuple[int, int], tuple[Node, Estimate]] = {}
-        self._screened: dict[Sketch, float] = {}
 
     # --- calls ------------------------------------------------------------------------------
 
@@ -219,23 +230,10 @@ class Learned:
 
     # --- candidates -------------------------------------------------------------------------
 
-    def screen(self, sketches: Sequence[Sketch]) -> list[float]:
-        """Seconds of kernels, by the small forest; equal ones are computed once."""
-        new = [s for s in dict.fromkeys(sketches) if s not in self._screened]
-        if new:
-            found = [sketch_features(s, self.target) for s in new]
-            floors = np.array([f.floor for f in found])
-            seconds = floors * self._scale.get("kernel", 1.0)
-            if self._screen is not None:
-                seconds *= np.exp(self._screen.predict(np.array([f.numbers for f in found])))
-            self._screened.update(zip(new, seconds.tolist(), strict=True))
-        return [self._screened[s] for s in sketches]
-
     def gain(self, apart: Sequence[Sketch], together: Sketch) -> Estimate:
-        *parts, whole = self.screen([*apart, together])
-        saved, doubt = sum(parts) - whole, DOUBT * math.hypot(*parts, whole)
-        why = f"{show_seconds(sum(parts))} apart, {show_seconds(whole)} together"
-        return Estimate(saved, saved - doubt, saved + doubt, (why,))
+        if self._screening is None:
+            return self._roofline.gain(apart, together)
+        return self._screening.gain(apart, together)
 
 
 def _named(family: str) -> str:
@@ -243,10 +241,6 @@ def _named(family: str) -> str:
     return {"gpu_prefill": "attention of prompts", "gpu_decode": "attention of tokens"}.get(
         family, f"{family.removeprefix('gpu_')}s"
     )
-
-
-# The relative error of screening, of each kernel.
-DOUBT: Final = 0.08
 
 
 def _cold_bytes(node: Node, cold: Collection[Value]) -> int:

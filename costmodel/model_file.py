@@ -11,10 +11,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rewright.costmodel.features import FAMILIES
+from rewright.costmodel.features import FAMILIES, SHARED_PARTS
 from rewright.costmodel.forest import Forest
 from rewright.costmodel.gpu_features import GPU_FAMILIES
 from rewright.costmodel.learned import Gate, Head
+from rewright.costmodel.screening import Screen
+from rewright.costmodel.sketch_features import PAIR, SKETCH
 from rewright.ir import OptionError
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -25,16 +27,16 @@ VERSION: Final = 1
 
 @dataclass(frozen=True)
 class Model:
-    """What one file holds: heads by family, a small forest over sketches, and what they were
-    trained on."""
+    """What one file holds: heads by family, what screens candidates, and what they were trained
+    on."""
 
     heads: Mapping[str, Head]
-    screen: Forest | None
+    screen: Screen | None
     about: Mapping[str, Any]
 
 
 def write_model(path: Path, model: Model) -> None:
-    arrays: Arrays = {} if model.screen is None else model.screen.arrays("screen")
+    arrays: Arrays = {} if model.screen is None else _screen_arrays(model.screen)
     for family, head in model.heads.items():
         for part in FORESTS:
             arrays |= getattr(head, part).arrays(f"{family}/{part}")
@@ -45,7 +47,7 @@ def write_model(path: Path, model: Model) -> None:
         arrays[f"{family}/gate/reach"] = np.array(head.gate.reach)
     told = {
         "version": VERSION,
-        "features": {f: _names(f) for f in (*model.heads, "sketch")},
+        "features": {f: _names(f) for f in (*model.heads, "sketch", "pair")},
         "usual": {f: dict(head.usual) for f, head in model.heads.items()},
         "about": model.about,
     }
@@ -63,13 +65,33 @@ def read_model(path: Path) -> Model:
     if told["version"] != VERSION or any(_names(f) != n for f, n in features.items()):
         raise OptionError(f"{path.name} was trained on other features", help="make costmodel")
     heads = {family: _head(arrays, family, usual) for family, usual in told["usual"].items()}
-    screen = Forest.from_arrays(arrays, "screen") if "screen/line" in arrays else None
+    screen = _screen(arrays) if "screen/doubts" in arrays else None
     return Model(heads, screen, told["about"])
 
 
 def _names(family: str) -> tuple[str, ...] | None:
     """Of the features of a family."""
-    return FAMILIES.get(family) or GPU_FAMILIES.get(family)
+    return (FAMILIES | GPU_FAMILIES | {"sketch": SKETCH, "pair": PAIR}).get(family)
+
+
+def _screen_arrays(screen: Screen) -> Arrays:
+    return {
+        **screen.forest.arrays("screen/forest"),
+        **screen.pairs.arrays("screen/pairs"),
+        "screen/weights": screen.weights,
+        "screen/doubts": np.array([screen.doubt, screen.pair_doubt]),
+    }
+
+
+def _screen(arrays: Mapping[str, NDArray[np.generic]]) -> Screen:
+    doubt, pair_doubt = np.asarray(arrays["screen/doubts"], np.float64).tolist()
+    return Screen(
+        np.asarray(arrays["screen/weights"], np.float64),
+        Forest.from_arrays(arrays, "screen/forest"),
+        Forest.from_arrays(arrays, "screen/pairs"),
+        doubt,
+        pair_doubt,
+    )
 
 
 def _head(
@@ -84,4 +106,5 @@ def _head(
         np.asarray(arrays[f"{family}/{part}"], np.float64) for part in ("widen", "weights")
     )
     blend = float(arrays[f"{family}/blend"])
-    return Head(weights, blend, widen=widen, gate=gate, usual=usual, **forests)
+    shares = SHARED_PARTS.get(family, ())
+    return Head(weights, blend, widen=widen, gate=gate, usual=usual, shares=shares, **forests)

@@ -42,14 +42,39 @@ LINE_BYTES: Final = 64
 
 # What is counted. A vector is read side by side, behind a window of lanes, from one place, out of a
 # turned tile, across a jump, or lane by lane: at a fixed distance, anywhere, where a guard allows.
+# Half types are converted when they are read and written, and rounded to in between. The last step
+# of a loop may have fewer lanes; what is done in those is counted again.
 LOADS: Final = ("load", "window", "broadcast", "tile", "across", "strided", "each", "where")
 STORES: Final = ("store", "store_across", "store_strided", "store_each")
-WORK: Final = ("simple", "divisions", "exponentials", "powers", "converts", "halves")
+WORK: Final = ("simple", "divisions", "converts")
+# Functions that take long, by what they have in common; in eight bytes they are others.
+_FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "exp": ("exp", "exp2", "expm1", "sigmoid"),
+    "log": ("log", "log2", "log10", "log1p"),
+    "erf": ("erf", "erfc", "erfinv"),
+    "trig": ("sin", "cos", "tan"),
+    "tanh": ("tanh", "sinh", "cosh"),
+    "pow": ("pow", "hypot"),
+    "rare": ("asin", "acos", "atan", "atan2", "asinh", "acosh", "atanh", "lgamma"),
+}
+_FUNCTION_OF: Final = {name: group for group, names in _FUNCTIONS.items() for name in names}
+FUNCTIONS: Final = tuple(_FUNCTIONS)
+WIDE: Final = tuple(f"wide_{name}" for name in ("simple", "divisions", *FUNCTIONS))
+HALVES: Final = (
+    *("bf16_read", "bf16_written", "bf16_rounded"),
+    *("f16_read", "f16_written", "f16_rounded"),
+)
+TAILS: Final = ("tail_loads", "tail_windows", "tail_stores", "tail_work")
 PLACES: Final = ("positions", "positions_each", "masks", "masks_each")
 LOOPS: Final = ("rows", "steps", "tails", "reductions", "totals")
-COUNTED: Final = (*LOADS, *STORES, *WORK, *PLACES, *LOOPS)
+COUNTED: Final = (
+    *(*LOADS, *STORES, *WORK, *FUNCTIONS, *WIDE),
+    *(*HALVES, *PLACES, *LOOPS, *TAILS),
+)
 
-_OF_CLASS: Final = WORK[:4]
+_HALVES: Final = {torch.bfloat16: "bf16", torch.float16: "f16"}
+# Lanes are walked one by one.
+_ONE_BY_ONE: Final = ("across", "strided", "each", "where")
 
 
 @dataclass(frozen=True)
@@ -148,11 +173,14 @@ class _Counting:
         self.outer = math.prod(sizes[a.name] for a in (*nest.rows, *nest.cols)) // self.inner
         self.counts: defaultdict[str, float] = defaultdict(float)
         self._steps = -(-self.inner // LANES)
+        self._filled = self.inner / (LANES * self._steps)
         self._columns = math.prod(sizes[a.name] for a in nest.cols)
         self._rows = self.outer if plan.style != "columns" else self.outer // self._columns
         self._names = frozenset(a.name for a in self.lanes)
         self._moving: set[str] = set()
         self._stored: set[str] = set()
+        # Whether what is counted runs in steps of lanes.
+        self._stepping = False
 
     def count(self) -> None:
         self.counts["rows"] += self._rows
@@ -184,6 +212,7 @@ class _Counting:
     def _statement(self, statement: Statement, stage: Stage) -> None:
         moves = isinstance(statement, (Store, Reduce)) or self._moves(statement)
         times = self._times(stage, moves)
+        self._stepping = moves and not (self.plan.style == "lanes" and stage.per == "row")
         if isinstance(statement, Store):
             self._store(statement, times)
             return
@@ -196,7 +225,7 @@ class _Counting:
             self.counts["load"] += times
             return
         for term in subterms(statement.term):
-            self._term(term, times, statement.name)
+            self._term(term, times)
         if statement.name in self.nest.kept:
             self._stored.add(statement.name)
             self.counts["store"] += times
@@ -206,17 +235,19 @@ class _Counting:
             return True
         return any(name in self._moving for name in reads(statement))
 
-    def _term(self, term: object, times: float, name: str) -> None:
+    def _term(self, term: object, times: float) -> None:
         match term:
             case Load():
-                width = self._width(term.buffer)
-                self.counts[self._load(term)] += times * max(1, width // 4)
-                self.counts["halves"] += times * (width < 4)
+                self._read(term, times)
             case Apply(name=what, dtype=dtype):
-                wide = 2 if dtype.itemsize == 8 else 1
-                self.counts[_OF_CLASS[CLASSES.get(what, 0)]] += times * wide
-            case Convert() | Round():
+                wide = dtype.itemsize == 8
+                self.counts["wide_" * wide + _kind(what)] += times
+                self._in_tail("tail_work", times)
+            case Convert():
                 self.counts["converts"] += times
+            case Round(storage=storage):
+                name = _HALVES.get(storage)
+                self.counts["converts" if name is None else f"{name}_rounded"] += times
             case Position(at=at):
                 each = self._way(at) in ("each", "across")
                 self.counts["positions_each" if each else "positions"] += times
@@ -224,15 +255,33 @@ class _Counting:
                 each = self._guarded(guards) == "where"
                 self.counts["masks_each" if each else "masks"] += times
 
-    def _store(self, store: Store, times: float) -> None:
-        way, width = self._way(store.at), self._width(store.buffer)
-        name = "store" if way in ("load", "broadcast") else f"store_{way}"
-        self.counts[name] += times * max(1, width // 4)
-        self.counts["halves"] += times * (width < 4)
+    def _read(self, load: Load, times: float) -> None:
+        dtype, way = self._type(load.buffer), self._load(load)
+        wide = max(1, dtype.itemsize // 4)
+        self.counts[way] += times * wide * (self._filled if way in _ONE_BY_ONE else 1)
+        if way in ("load", "window"):
+            self._in_tail("tail_loads" if way == "load" else "tail_windows", times * wide)
+        if dtype in _HALVES:
+            self.counts[f"{_HALVES[dtype]}_read"] += times
 
-    def _width(self, buffer: str) -> int:
+    def _store(self, store: Store, times: float) -> None:
+        dtype, way = self._type(store.buffer), self._way(store.at)
+        wide = max(1, dtype.itemsize // 4)
+        if way in ("load", "broadcast"):
+            self.counts["store"] += times * wide
+            self._in_tail("tail_stores", times * wide)
+        else:
+            self.counts[f"store_{way}"] += times * wide * self._filled
+        if dtype in _HALVES:
+            self.counts[f"{_HALVES[dtype]}_written"] += times
+
+    def _in_tail(self, name: str, times: float) -> None:
+        if self._stepping and self.inner % LANES:
+            self.counts[name] += times / self._steps
+
+    def _type(self, buffer: str) -> torch.dtype:
         buffers = (*self.nest.inputs, *self.nest.outputs)
-        return next(b.type.dtype.itemsize for b in buffers if b.name == buffer)
+        return next(b.type.dtype for b in buffers if b.name == buffer)
 
     # --- how lanes lie --------------------------------------------------------------------------
 
@@ -270,6 +319,12 @@ class _Counting:
                 return False
             total *= self.sizes[axis.name]
         return True
+
+
+def _kind(primitive: str) -> str:
+    """What is counted of a primitive."""
+    found = _FUNCTION_OF.get(primitive)
+    return found or ("divisions" if CLASSES.get(primitive, 0) == 1 else "simple")
 
 
 class _Touched:

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
-import torch
-
 from rewright.costmodel.estimate import Estimate, show_seconds, total
 from rewright.costmodel.sketch import Sketch
-from rewright.costmodel.timings import Timings
 from rewright.ir import Graph, Node, TensorType, Value, storage_roots
 from rewright.ir.target import Target
 from rewright.ir.work import is_call
@@ -44,16 +41,11 @@ class CostModel(Protocol):
 
 
 class Tools(Protocol):
-    """What only the driver can do for passes: build graphs and run them."""
+    """What only the driver can do for passes: build calls and run them."""
 
-    def measure(self, graphs: Sequence[Graph], inputs: Sequence[object]) -> Timings:
-        """Time alternatives on the same inputs, in turn."""
-        ...
-
-    def run(
-        self, graph: Graph, inputs: Sequence[object], dtype: torch.dtype | None = None
-    ) -> list[object]:
-        """The outputs; with `dtype` every floating-point value is computed in it."""
+    def measure(self, calls: Sequence[Graph]) -> list[Estimate] | None:
+        """What graphs of one call each take on the target, timed in turn, or as it was remembered;
+        None when there is no budget left for it, or one of them does not run."""
         ...
 
 

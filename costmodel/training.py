@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -33,8 +33,7 @@ class Shape:
     l2: float = 3.0
 
 
-SCREEN: Final = Shape(trees=100, depth=6, rate=0.2)
-FULL: Final = Shape(trees=800, depth=6, rate=0.06)
+FULL: Final = Shape(trees=1200, depth=7, rate=0.045)
 SPREAD: Final = Shape(trees=150, depth=4, rate=0.08)
 FOLDS: Final = 5
 COVERAGE: Final = 0.9
@@ -55,10 +54,7 @@ def grow(rows: Floats, targets: Floats, shape: Shape, weights: Floats | None = N
     from catboost import CatBoostRegressor
 
     if np.ptp(targets) < 1e-9:  # which CatBoost refuses
-        nothing = np.zeros((1, 1))
-        borders = nothing.astype(np.float32)
-        leaves = np.zeros((1, 2), np.int16)
-        return Forest(nothing.astype(np.uint8), borders, leaves, 1.0, float(targets[0]))
+        return Forest.constant(float(targets[0]))
     model = CatBoostRegressor(
         iterations=shape.trees,
         depth=shape.depth,
@@ -81,13 +77,15 @@ def grow(rows: Floats, targets: Floats, shape: Shape, weights: Floats | None = N
 @dataclass(frozen=True)
 class Rows:
     """What a head learns from: features [n, f], parts [n, p] and seconds [n], and the group of each
-    row (its family of models), of which none is in two folds; operators are empty for kernels."""
+    row (its family of models), of which none is in two folds; operators are empty for kernels.
+    `shares` are the places of parts whose shares are features too."""
 
     features: Floats
     parts: Floats
     seconds: Floats
     groups: Sequence[str]
     operators: Sequence[str]
+    shares: Sequence[Sequence[int]] = ()
 
     def __len__(self) -> int:
         return len(self.seconds)
@@ -100,7 +98,11 @@ class Rows:
             self.seconds[chosen],
             list(compress(self.groups, chosen)),
             list(compress(self.operators, chosen)),
+            self.shares,
         )
+
+    def filled(self, weights: Floats, usual: Mapping[str, float]) -> Floats:
+        return filled(self.features, self.parts, weights, self.operators, usual, self.shares)
 
     def over(self, weights: Floats) -> Floats:
         """The logarithm of the seconds over what is expected."""
@@ -147,16 +149,13 @@ class _Fit:
     def of(rows: Rows, shape: Shape) -> _Fit:
         weights = weigh(rows)
         usual = _usual(rows, weights)
-        x = filled(rows.features, rows.parts @ weights, rows.operators, usual)
+        x = rows.filled(weights, usual)
         residual = grow(x, rows.over(weights), shape)
         return _Fit(weights, usual, residual, grow(x, np.log(rows.seconds), shape))
 
-    def filled(self, rows: Rows) -> Floats:
-        return filled(rows.features, rows.parts @ self.weights, rows.operators, self.usual)
-
     def logs(self, rows: Rows) -> tuple[Floats, Floats]:
         """Log seconds by either forest."""
-        x = self.filled(rows)
+        x = rows.filled(self.weights, self.usual)
         over = self.residual.predict(x) + np.log(rows.parts @ self.weights)
         return over, self.absolute.predict(x)
 
@@ -167,7 +166,7 @@ def train_head(rows: Rows, full: Shape = FULL, folds: int = FOLDS) -> Head:
     Bounds come from errors on groups that a fold's forests have not seen, and are widened by what
     groups that the bounds' own forests have not seen needed.
     """
-    fold = _folds(rows.groups, folds)
+    fold = folds_of(rows.groups, folds)
     over, absolute = np.empty(len(rows)), np.empty(len(rows))
     for f in range(folds):
         fit = _Fit.of(rows.of(fold != f), full)
@@ -177,20 +176,28 @@ def train_head(rows: Rows, full: Shape = FULL, folds: int = FOLDS) -> Head:
     logs = blend * over + (1 - blend) * absolute
     errors = truth - logs
     fit = _Fit.of(rows, full)
-    x = fit.filled(rows)
+    x = rows.filled(fit.weights, fit.usual)
     misses = np.empty(len(rows))
     for f in range(folds):
         low, high = _bounds(x[fold != f], errors[fold != f])
         held, e = x[fold == f], errors[fold == f]
         misses[fold == f] = np.maximum(low.predict(held) - e, e - high.predict(held))
     low, high = _bounds(x, errors)
-    widen = _widths(misses, logs)
     return Head(
-        fit.weights, blend, fit.residual, fit.absolute, low, high, widen, _gate(x), fit.usual
+        weights=fit.weights,
+        blend=blend,
+        residual=fit.residual,
+        absolute=fit.absolute if blend < 1 else Forest.constant(0.0),
+        low=low,
+        high=high,
+        widen=_widths(misses, logs),
+        gate=_gate(x),
+        usual=fit.usual,
+        shares=rows.shares,
     )
 
 
-def _folds(groups: Sequence[str], folds: int) -> NDArray[np.int64]:
+def folds_of(groups: Sequence[str], folds: int) -> NDArray[np.int64]:
     """A fold for each row; the largest groups are dealt out first, to the smallest fold."""
     sizes = Counter(groups)
     filled, fold_of = [0] * folds, {}
@@ -208,14 +215,15 @@ def _bounds(features: Floats, errors: Floats) -> tuple[Forest, Forest]:
 def _widths(misses: Floats, logs: Floats) -> Floats:
     """By how much bounds must be widened (narrowed where negative) to hold `COVERAGE`, by group."""
     group = np.searchsorted(GROUPS, np.exp(logs))
-    widths = np.full(len(GROUPS) + 1, _level(misses))
+    widths = np.full(len(GROUPS) + 1, level(misses))
     for g in range(len(widths)):
         if (group == g).sum() >= FEWEST:
-            widths[g] = _level(misses[group == g])
+            widths[g] = level(misses[group == g])
     return widths
 
 
-def _level(misses: Floats) -> float:
+def level(misses: Floats) -> float:
+    """What `COVERAGE` of them do not exceed, with the correction for their number."""
     level = min(1.0, COVERAGE * (len(misses) + 1) / len(misses))
     return float(np.quantile(misses, level, method="higher"))
 

@@ -12,14 +12,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewright.costmodel import Roofline
-from rewright.costmodel.features import FAMILIES, features
+from rewright.costmodel import Roofline, Sketch
+from rewright.costmodel.features import FAMILIES, SHARED_PARTS, features
 from rewright.costmodel.forest import Floats, Forest
 from rewright.costmodel.gpu_features import GPU_FAMILIES, gpu_features
 from rewright.costmodel.learned import Gate, Head, Learned
 from rewright.costmodel.model_file import Model, read_model, write_model
 from rewright.costmodel.nests import nest_facts
-from rewright.costmodel.training import SCREEN, Rows, Shape, grow, train_head, weigh
+from rewright.costmodel.screening import Screen, Screening
+from rewright.costmodel.sketch_features import (
+    PAIR,
+    SKETCH,
+    pair_features,
+    sketch_features,
+    sketch_parts,
+)
+from rewright.costmodel.training import Rows, Shape, grow, train_head, weigh
 from rewright.ir import Node, OptionError
 from rewright.ir.loops import lower
 from rewright.ir.parse import parse
@@ -166,6 +174,31 @@ def product(m: int, n: int, k: int) -> Node:
     return parse(f"{text}f32[{m}, {n}]\n  return %c\n}}").nodes[0]
 
 
+def sketch(elements: int, *, reads: int = 1, work: int = 1) -> Sketch:
+    """Of a chain of f32."""
+    return Sketch(
+        elements=elements,
+        rows=0,
+        columns=False,
+        inner=elements,
+        nodes=work,
+        reductions=0,
+        sweeps=1,
+        work=(work * elements, 0, 0, 0),
+        again=0,
+        reads=reads,
+        writes=1,
+        read=(4 * reads * elements, 0, 0, 0),
+        written=4 * elements,
+        strided=0,
+        kept=0,
+        halves=0,
+        doubles=0,
+        integers=0,
+        guarded=0,
+    )
+
+
 @pytest.fixture(scope="module")
 def model() -> Model:
     """Trained on products that take twice their floor."""
@@ -182,7 +215,8 @@ def model() -> Model:
         [f"g{i % 7}" for i in range(len(found))],
         ["aten.mm.default"] * len(found),
     )
-    screen = grow(draw.standard_normal((50, len(FAMILIES["sketch"]))), np.ones(50), SCREEN)
+    forest = Forest.constant(0.0)
+    screen = Screen(np.ones(len(sketch_parts(sketch(100), TARGET))), forest, forest, 0.1, 0.1)
     return Model({"product": train_head(rows, SMALL)}, screen, {"source": "a test"})
 
 
@@ -197,6 +231,24 @@ def test_a_known_call_is_estimated_and_an_unknown_one_left_to_the_roofline(model
     assert "unlike the products" in unknown.because[-1]
 
 
+def test_screening_asks_forests_only_where_parts_leave_a_doubt() -> None:
+    """A forest that says twice the parts, pairs that say 0.9 of the time apart."""
+    weights = np.ones(len(sketch_parts(sketch(100), TARGET)))
+    forest, pairs = Forest.constant(float(np.log(2))), Forest.constant(float(np.log(0.9)))
+    screening = Screening(TARGET, Screen(weights, forest, pairs, 0.1, 0.05), scale=3.0)
+    one = sketch(1 << 20)
+    parts = sum(sketch_parts(one, TARGET))
+    assert screening.expected(one) == pytest.approx(parts)
+    assert screening.seconds([one, one]) == pytest.approx([6 * parts] * 2)
+    clear = screening.gain([one, one], one)
+    assert clear.seconds == pytest.approx(3 * parts) and clear.low > 0
+    both = sketch(1 << 20, reads=2, work=60)
+    close = screening.gain([one, both], both)
+    before = sum(screening.seconds([one, both]))
+    assert close.seconds == pytest.approx(0.1 * before)
+    assert close.high - close.seconds == pytest.approx(0.05 * before)
+
+
 def test_a_model_file_gives_the_model_back(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "m.npz"
     write_model(path, model)
@@ -205,6 +257,8 @@ def test_a_model_file_gives_the_model_back(model: Model, tmp_path: Path) -> None
     first = Learned(TARGET, model.heads, model.screen, "x").estimate(calls)
     assert Learned(TARGET, again.heads, again.screen, "x").estimate(calls) == first
     assert again.about == {"source": "a test"}
+    assert again.screen is not None and model.screen is not None
+    assert again.screen.weights.tolist() == model.screen.weights.tolist()
 
 
 def test_a_model_of_other_features_is_refused(
@@ -268,7 +322,10 @@ CALLS = {
 def test_each_number_has_a_name(family: str) -> None:
     (node,) = parse(dedent(CALLS[family])).nodes
     found = features(node, TARGET)
-    assert found.family == family and len(found.numbers) == len(FAMILIES[family])
+    shares = SHARED_PARTS.get(family, ())
+    assert found.family == family
+    assert len(found.numbers) + len(shares) == len(FAMILIES[family])
+    assert len({place for places in shares for place in places}) <= len(found.parts)
     assert np.isfinite(found.numbers).all() and min(found.parts) >= 0 < max(found.parts)
 
 
@@ -283,6 +340,14 @@ def test_each_number_of_a_gpu_has_a_name(family: str, name: str) -> None:
     assert np.isfinite(found.numbers).all()
 
 
+def test_each_number_of_a_sketch_and_of_a_pair_has_a_name() -> None:
+    one = sketch(1000)
+    found = sketch_features(one, TARGET)
+    assert len(found.numbers) == len(SKETCH) <= 48
+    row = pair_features([one, one], one, [1.0, 1.0, 1.5], [1.0, 1.0, 1.4], TARGET)
+    assert len(row) == len(PAIR) <= 48 and np.isfinite(row).all()
+
+
 def test_a_nest_is_counted_as_it_is_printed() -> None:
     """Eight rows of 40, so two whole steps of 16 lanes and a tail each."""
     (node,) = parse(dedent(CALLS["kernel"])).nodes
@@ -291,13 +356,7 @@ def test_a_nest_is_counted_as_it_is_printed() -> None:
     counts = {name: count for name, count in found.counts.items() if count}
     # %b is read in every row; a row's sum is stored once.
     assert counts == {
-        "rows": 8,
-        "steps": 24,
-        "tails": 8,
-        "totals": 8,
-        "reductions": 24,
-        "load": 48,
-        "simple": 24,
-        "store": 8,
+        **{"rows": 8, "steps": 24, "tails": 8, "totals": 8, "reductions": 24},
+        **{"load": 48, "simple": 24, "store": 8, "tail_loads": 16, "tail_work": 8},
     }
     assert found.threads == 1 and found.bytes_read == 4 * (8 * 40 + 40)

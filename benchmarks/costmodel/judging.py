@@ -63,3 +63,20 @@ def show(name: str, s: Mapping[str, float]) -> None:
         f"known {s['known']:6.1%}",
         flush=True,
     )
+
+
+# Pairs that differ by less say nothing about the sign.
+DIFFERENT = 0.05
+
+
+def show_savings(name: str, predicted: Floats, measured: Floats) -> None:
+    """Savings as shares of the time apart."""
+    differ = np.abs(measured) > DIFFERENT
+    right = np.sign(predicted[differ]) == np.sign(measured[differ])
+    captured = predicted[differ] / measured[differ]
+    print(
+        f"{name:12} {len(measured):5} pairs  saving predicted over measured: median "
+        f"{np.median(captured):.2f}, quartiles {np.quantile(captured, 0.25):.2f} and "
+        f"{np.quantile(captured, 0.75):.2f};  sign right {right.mean():.1%} of {differ.sum()}",
+        flush=True,
+    )

@@ -60,7 +60,8 @@ def words_of(text: str) -> list[str]:
     if node.op.kind is Kind.REGION:
         graph = node.graph("body")
     function = to_mlir(graph).partition("func.func")[2]
-    return WORD.findall(function.partition("\n#")[0])[:MOST_WORDS]
+    words = WORD.findall(function.partition("\n#")[0])
+    return [w for w in words if w != "loc" and not w.startswith("rewright.")][:MOST_WORDS]
 
 
 class Vocabulary:

@@ -18,13 +18,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.costmodel.dataset import load
-from benchmarks.costmodel.judging import judge, show, together
+from benchmarks.costmodel.dataset import Dataset, load
+from benchmarks.costmodel.judging import Judged, judge, show, show_savings, together
 from rewright.calibrate.chain import cold_bytes
-from rewright.costmodel.features import Features, features, sketch_features
+from rewright.costmodel.features import SHARED_PARTS, Features, features
+from rewright.costmodel.learned import Head
 from rewright.costmodel.model_file import Model, write_model
-from rewright.costmodel.sketch import sketch_region
-from rewright.costmodel.training import SCREEN, Rows, grow, train_head
+from rewright.costmodel.screen_training import Pair, sketch_rows, train_screen
+from rewright.costmodel.screening import Screen, Screening
+from rewright.costmodel.sketch import Sketch, sketch_region
+from rewright.costmodel.training import Rows, train_head
 from rewright.ir import Kind
 from rewright.ir.parse import parse
 from rewright.ir.target import Target
@@ -34,11 +37,11 @@ MODELS: Final = Path(__file__).parents[2] / "costmodel" / "models"
 
 @dataclass(frozen=True)
 class Timed:
-    """A call of the data set: its row, its features and, of a kernel, those of its sketch."""
+    """A call of the data set: its row, its features and, of a kernel, its sketch."""
 
     row: Mapping[str, Any]
     features: Features
-    sketch: Features | None
+    sketch: Sketch | None
 
 
 def timed_calls(rows: Sequence[Mapping[str, Any]], target: Target) -> list[Timed]:
@@ -48,21 +51,91 @@ def timed_calls(rows: Sequence[Mapping[str, Any]], target: Target) -> list[Timed
         (node,) = graph.nodes
         sketch = None
         if node.op.kind is Kind.REGION:
-            sketch = sketch_features(sketch_region(node), target)
+            sketch = sketch_region(node)
         cold = cold_bytes(graph, row["cold"])
         found.append(Timed(row, features(node, target, cold), sketch))
     return found
 
 
-def rows_of(calls: Sequence[Timed], *, sketches: bool = False) -> Rows:
-    chosen = [c.sketch if sketches and c.sketch is not None else c.features for c in calls]
+def rows_of(calls: Sequence[Timed]) -> Rows:
+    chosen = [c.features for c in calls]
     return Rows(
         np.array([f.numbers for f in chosen]),
         np.array([f.parts for f in chosen]),
         np.array([c.row["seconds"] for c in calls]),
         [c.row["family"] for c in calls],
         [f.operator for f in chosen],
+        SHARED_PARTS.get(chosen[0].family, ()),
     )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Kernels apart, and one that does the work of all."""
+
+    apart: Sequence[Timed]
+    whole: Timed
+
+    @property
+    def saving(self) -> float:
+        """As a share of the time apart."""
+        apart: float = sum(c.row["seconds"] for c in self.apart)
+        return 1 - float(self.whole.row["seconds"]) / apart
+
+    def pair(self) -> Pair:
+        sketches = [_sketch(c) for c in self.apart]
+        return Pair(sketches, _sketch(self.whole), 1 - self.saving, self.whole.row["family"])
+
+
+def choices(data: Dataset, kernels: Sequence[Timed], split: str) -> list[Choice]:
+    by_key = {c.row["key"]: c for c in kernels}
+    return [
+        Choice([by_key[k] for k in pair["apart"]], by_key[pair["together"]])
+        for pair in data.pairs
+        if pair["split"] == split and all(k in by_key for k in (pair["together"], *pair["apart"]))
+    ]
+
+
+def _sketch(call: Timed) -> Sketch:
+    assert call.sketch is not None
+    return call.sketch
+
+
+def _sketch_rows(calls: Sequence[Timed], target: Target) -> Rows:
+    seconds = np.array([c.row["seconds"] for c in calls])
+    families = [c.row["family"] for c in calls]
+    return sketch_rows([_sketch(c) for c in calls], seconds, families, target)
+
+
+def train_screening(data: Dataset, kernels: Sequence[Timed]) -> Screen:
+    """Trained on one split; prints how far off it is on the other."""
+    of_split = {s: [c for c in kernels if c.row["split"] == s] for s in ("train", "judge")}
+    pairs = [c.pair() for c in choices(data, kernels, "train")]
+    screen = train_screen(_sketch_rows(of_split["train"], data.target), pairs, data.target)
+    rows = _sketch_rows(of_split["judge"], data.target)
+    expected = rows.parts @ screen.weights
+    show("parts alone", Judged.of(expected, rows.seconds).summary())
+    found = expected * np.exp(screen.forest.predict(rows.filled(screen.weights, {})))
+    show("screening", Judged.of(found, rows.seconds).summary())
+    held = choices(data, kernels, "judge")
+    measured, screening = np.array([c.saving for c in held]), Screening(data.target, screen)
+    saved = []
+    for pair in (c.pair() for c in held):
+        gain = screening.gain(pair.apart, pair.together)
+        saved.append(gain.seconds / sum(screening.seconds(pair.apart)))
+    show_savings("screening", np.array(saved), measured)
+    return screen
+
+
+def _full_savings(data: Dataset, kernels: Sequence[Timed], head: Head) -> None:
+    """The same by the full model."""
+    held = choices(data, kernels, "judge")
+    calls = list({id(c): c for h in held for c in (*h.apart, h.whole)}.values())
+    rows = rows_of(calls)
+    seconds, _, _ = head.predict(head.filled(rows.features, rows.parts, rows.operators), rows.parts)
+    of = dict(zip(map(id, calls), seconds.tolist(), strict=True))
+    saved = [1 - of[id(h.whole)] / sum(of[id(c)] for c in h.apart) for h in held]
+    show_savings("full model", np.array(saved), np.array([h.saving for h in held]))
 
 
 def main(*, write: bool) -> None:
@@ -81,15 +154,8 @@ def main(*, write: bool) -> None:
         judged.append(judge(heads[family], rows_of(held)))
         show(family, judged[-1].summary())
     show("all", together(judged).summary())
-    kernels = {
-        split: rows_of([c for c in by_family["kernel"] if c.row["split"] == split], sketches=True)
-        for split in ("train", "judge")
-    }
-    one = np.ones(1)  # the only part of a sketch is its floor
-    screen = grow(kernels["train"].features, kernels["train"].over(one), SCREEN)
-    over = screen.predict(kernels["judge"].features)
-    errors = np.abs(np.exp(over - kernels["judge"].over(one)) - 1)
-    print(f"screening: median {np.median(errors):.1%}, mean {errors.mean():.1%}")
+    screen = train_screening(data, by_family["kernel"])
+    _full_savings(data, by_family["kernel"], heads["kernel"])
     if write:
         path = MODELS / "cpu.npz"
         path.parent.mkdir(exist_ok=True)
@@ -97,6 +163,7 @@ def main(*, write: bool) -> None:
         about = {"basis": basis, "source": data.target.source}
         write_model(path, Model(heads, screen, about))
         print(f"{path.name}: {path.stat().st_size} bytes")
+    print(f"{time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def calibrate(
         progress(min(1.0, max(first / len(calls), (time.monotonic() - started) / seconds)))
     progress(1.0)
     measured = {t.name: (t.measured.seconds, t.measured.low, t.measured.high) for t in timed}
-    return Calibration(_scales(timed), measured, timed)
+    return Calibration(scales(timed), measured, timed)
 
 
 def _timed(model: CostModel, call: Call, sample: Sample) -> Timed:
@@ -57,7 +57,7 @@ def _timed(model: CostModel, call: Call, sample: Sample) -> Timed:
     return Timed(family_of(node), call_name(str(call.graph), call.cold), predicted, measured)
 
 
-def _scales(timed: Sequence[Timed]) -> dict[str, float]:
+def scales(timed: Sequence[Timed]) -> dict[str, float]:
     """The median of measured over predicted, by family."""
     ratios: dict[str, list[float]] = {}
     for t in timed:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rewright.ir import Graph, Kind, Node, OptionError
 from rewright.passes.base import Env, Pass
+from rewright.passes.fuse.measured import settled
 from rewright.passes.fuse.plan import FusionPlan
 from rewright.passes.fuse.region import Regions
 
@@ -38,7 +39,8 @@ class Fuse(Pass, name="fuse", takes="aten", gives="fused"):
     digits than their nodes have: half types are rounded where a region ends.
 
     Refuses: nodes without a kernel of ours; groups between which another node must run; iteration
-    spaces that differ.
+    spaces that differ. Decisions that the cost model leaves open are measured where the driver
+    allows it (option `measure`).
     """
 
     max_ops: int = 64
@@ -50,6 +52,12 @@ class Fuse(Pass, name="fuse", takes="aten", gives="fused"):
             raise OptionError(f"numerics is 'eager' or 'fast', not '{self.numerics}'", who="fuse")
         if self.max_ops == 0:
             return graph
+        if env.tools is None:
+            return self._fused(graph, env)
+        without = dataclasses.replace(env, tools=None)
+        return settled(lambda e: self._fused(graph, e), without, env.tools)
+
+    def _fused(self, graph: Graph, env: Env) -> Graph:
         plan = FusionPlan(graph, env, self.max_ops)
         plan.grow_vertically()
         plan.grow_inwards()

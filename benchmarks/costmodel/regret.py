@@ -1,0 +1,108 @@
+"""What the plans cost that cost models choose, against the best one (see `oracle`).
+
+    python -m benchmarks.costmodel.regret FILE
+
+reads what `oracle` wrote. A chooser takes the plan that it thinks the shortest; its regret is how
+much longer that plan takes than the one that was fastest, both by measurements that chose nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import numpy as np
+
+from rewright.calibrate.host import host
+from rewright.cost_models import cost_model
+from rewright.costmodel import CostModel, Roofline, total
+from rewright.ir import Graph, hint, is_call
+from rewright.ir.alone import alone
+from rewright.ir.parse import parse
+from rewright.ir.work import bytes_read, bytes_written, flops
+from rewright.passes import Env, Fuse
+
+# Of a graph's plans, so many may be measured.
+MEASURED: Final = 0.1
+
+Chooser = Callable[[Mapping[str, Any], Sequence[Sequence[Graph]]], Sequence[float]]
+
+
+def by_model(cost: CostModel) -> Chooser:
+    """Every plan's time, its calls one after the other."""
+
+    def scores(record: Mapping[str, Any], plans: Sequence[Sequence[Graph]]) -> list[float]:
+        return [total(cost.estimate([c.nodes[0] for c in plan])).seconds for plan in plans]
+
+    return scores
+
+
+def by_pass(cost: CostModel) -> Chooser:
+    """The plan that the fuse pass makes when it asks a model."""
+
+    def scores(record: Mapping[str, Any], plans: Sequence[Sequence[Graph]]) -> list[float]:
+        fused = Fuse().run(parse(record["text"]), Env(cost=cost, target=cost.target))
+        made = Counter(str(alone(node)) for node in fused.nodes if is_call(node))
+        return [float(Counter(map(str, plan)) != made) for plan in plans]
+
+    return scores
+
+
+def by_flops(record: Mapping[str, Any], plans: Sequence[Sequence[Graph]]) -> list[float]:
+    """The least arithmetic; of equals the fewest kernels."""
+    return [sum(hint(flops(c.nodes[0])) for c in plan) + 1e-3 * len(plan) for plan in plans]
+
+
+def by_bytes(record: Mapping[str, Any], plans: Sequence[Sequence[Graph]]) -> list[float]:
+    """The least memory traffic, which is Inductor's rule."""
+    nodes = [[call.nodes[0] for call in plan] for plan in plans]
+    return [sum(hint(bytes_read(n) + bytes_written(n)) for n in plan) for plan in nodes]
+
+
+def by_chance(record: Mapping[str, Any], plans: Sequence[Sequence[Graph]]) -> list[float]:
+    draw = Random(record["graph"])
+    return [draw.random() for _ in plans]
+
+
+def regret(record: Mapping[str, Any], scores: Sequence[float]) -> tuple[float, float]:
+    """Unmeasured, and with the `MEASURED` most promising plans measured."""
+    first, fresh = record["first"], record["fresh"]
+    best = fresh[int(np.argmin(first))]
+    order = sorted(range(len(scores)), key=lambda i: (scores[i], i))
+    tried = order[: max(1, int(MEASURED * len(scores)))]
+    chosen = min(tried, key=first.__getitem__)
+    return fresh[order[0]] / best - 1, fresh[chosen] / best - 1
+
+
+def main(path: Path) -> None:
+    records = json.loads(path.read_text())
+    plans = {r["graph"]: [[parse(text) for text in calls] for calls in r["calls"]] for r in records}
+    learned, roofline = cost_model(host()), Roofline(host())
+    choosers: dict[str, Chooser] = {
+        "learned model": by_model(learned),
+        "fuse pass, learned": by_pass(learned),
+        "fuse pass, roofline": by_pass(roofline),
+        "roofline": by_model(roofline),
+        "FLOPs": by_flops,
+        "bytes": by_bytes,
+        "chance": by_chance,
+    }
+    count = sum(len(r["calls"]) for r in records)
+    print(f"{len(records)} graphs, {count} plans")
+    for name, chooser in choosers.items():
+        found = np.array([regret(r, chooser(r, plans[r["graph"]])) for r in records])
+        alone_, tried = found.T
+        print(
+            f"{name:20} mean {alone_.mean():6.2%}  p95 {np.quantile(alone_, 0.95):6.2%}  most "
+            f"{alone_.max():6.2%}   with {MEASURED:.0%} measured: mean {tried.mean():6.2%}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
