@@ -13,7 +13,7 @@ from rewright.costmodel.estimate import (
 )
 from rewright.costmodel.protocols import CostModel, Tools, graph_estimate, inputs_and_views
 from rewright.costmodel.roofline import Roofline
-from rewright.costmodel.sketch import Draft, Sketch, Sketcher, sketch_region
+from rewright.costmodel.sketch import Draft, Kernels, Sketch, Sketcher, sketch_region
 from rewright.costmodel.timings import Timings
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "CostModel",
     "Draft",
     "Estimate",
+    "Kernels",
     "Roofline",
     "Sketch",
     "Sketcher",

@@ -23,8 +23,8 @@ from rewright.costmodel.features import Features, family_of, features
 from rewright.costmodel.forest import Floats, Forest
 from rewright.costmodel.gpu_features import gpu_features
 from rewright.costmodel.roofline import Roofline, call_key
-from rewright.costmodel.screening import Screen, Screening
-from rewright.costmodel.sketch import Sketch
+from rewright.costmodel.screening import Screen, Screening, saving
+from rewright.costmodel.sketch import Kernels, Sketch
 from rewright.ir import Node, Value, is_call
 from rewright.ir.target import Target
 
@@ -138,8 +138,9 @@ class Learned:
         self._heads, self._basis = heads, basis
         self._scale = dict(scale or {})
         of_kernels = self._scale.get("kernel", 1.0)
-        self._screening = None if screen is None else Screening(target, screen, of_kernels)
+        self.screening = None if screen is None else Screening(target, screen, of_kernels)
         self._roofline = Roofline(target)
+        self._closer: dict[tuple[tuple[Sketch, ...], Sketch], Estimate] = {}
         self._by_structure: dict[Hashable, Estimate] = {}
         self._by_identity: dict[tuple[int, int], tuple[Node, Estimate]] = {}
 
@@ -230,10 +231,27 @@ class Learned:
 
     # --- candidates -------------------------------------------------------------------------
 
-    def gain(self, apart: Sequence[Sketch], together: Sketch) -> Estimate:
-        if self._screening is None:
+    def gain(
+        self, apart: Sequence[Sketch], together: Sketch, kernels: Kernels | None = None
+    ) -> Estimate:
+        if self.screening is None:
             return self._roofline.gain(apart, together)
-        return self._screening.gain(apart, together)
+        screened = self.screening.gain(apart, together)
+        if kernels is None or screened.low > 0 or screened.high < 0:
+            return screened
+        question = tuple(apart), together
+        if question not in self._closer:
+            self._closer[question] = self._look_closer(kernels) or screened
+        return self._closer[question]
+
+    def _look_closer(self, kernels: Kernels) -> Estimate | None:
+        """What joining saves by the full model; None when that would have to guess."""
+        made = kernels()
+        if made is None or self.screening is None:
+            return None
+        *parts, whole = self.estimate(made)
+        before = sum(e.seconds for e in parts)
+        return saving(before, before - whole.seconds, self.screening.full_doubt)
 
 
 def _named(family: str) -> str:

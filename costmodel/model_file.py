@@ -79,18 +79,18 @@ def _screen_arrays(screen: Screen) -> Arrays:
         **screen.forest.arrays("screen/forest"),
         **screen.pairs.arrays("screen/pairs"),
         "screen/weights": screen.weights,
-        "screen/doubts": np.array([screen.doubt, screen.pair_doubt]),
+        "screen/doubts": np.array([screen.pair_doubt, screen.full_doubt]),
     }
 
 
 def _screen(arrays: Mapping[str, NDArray[np.generic]]) -> Screen:
-    doubt, pair_doubt = np.asarray(arrays["screen/doubts"], np.float64).tolist()
+    pair_doubt, full_doubt = np.asarray(arrays["screen/doubts"], np.float64).tolist()
     return Screen(
         np.asarray(arrays["screen/weights"], np.float64),
         Forest.from_arrays(arrays, "screen/forest"),
         Forest.from_arrays(arrays, "screen/pairs"),
-        doubt,
         pair_doubt,
+        full_doubt,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from rewright.costmodel.estimate import Estimate, show_seconds, total
-from rewright.costmodel.sketch import Sketch
+from rewright.costmodel.sketch import Kernels, Sketch
 from rewright.ir import Graph, Node, TensorType, Value, storage_roots
 from rewright.ir.target import Target
 from rewright.ir.work import is_call
@@ -30,9 +30,12 @@ class CostModel(Protocol):
         `cold` are in no cache."""
         ...
 
-    def gain(self, apart: Sequence[Sketch], together: Sketch) -> Estimate:
+    def gain(
+        self, apart: Sequence[Sketch], together: Sketch, kernels: Kernels | None = None
+    ) -> Estimate:
         """How much longer kernels take apart than one that does the work of all; for screening
-        thousands of candidates."""
+        thousands of candidates. `kernels` makes those apart and last the one of all, for a model
+        that wants to look closer."""
         ...
 
     def compare(self, a: Sequence[Node], b: Sequence[Node]) -> Estimate:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from rewright.costmodel.estimate import Estimate, total
 from rewright.costmodel.protocols import CostModel
 from rewright.costmodel.roofline import call_key
-from rewright.costmodel.sketch import Sketch
+from rewright.costmodel.sketch import Kernels, Sketch
 from rewright.ir import Node, Value
 from rewright.ir.alone import alone, call_name, obstacle
 from rewright.ir.target import Target
@@ -31,8 +31,10 @@ class Remembering:
             self._look_up(node, cold) or guess for node, guess in zip(nodes, guesses, strict=True)
         ]
 
-    def gain(self, apart: Sequence[Sketch], together: Sketch) -> Estimate:
-        return self._model.gain(apart, together)
+    def gain(
+        self, apart: Sequence[Sketch], together: Sketch, kernels: Kernels | None = None
+    ) -> Estimate:
+        return self._model.gain(apart, together, kernels)
 
     def compare(self, a: Sequence[Node], b: Sequence[Node]) -> Estimate:
         return total(self.estimate(a)) - total(self.estimate(b))

@@ -22,7 +22,7 @@ from rewright.costmodel.estimate import (
     show_seconds,
     total,
 )
-from rewright.costmodel.sketch import Sketch
+from rewright.costmodel.sketch import Kernels, Sketch
 from rewright.ir import (
     DTYPE_NAMES,
     Kind,
@@ -88,7 +88,9 @@ class Roofline:
         """`cold` changes nothing: the upper bound finds nothing in a cache anyhow."""
         return [self._estimate(node) for node in nodes]
 
-    def gain(self, apart: Sequence[Sketch], together: Sketch) -> Estimate:
+    def gain(
+        self, apart: Sequence[Sketch], together: Sketch, kernels: Kernels | None = None
+    ) -> Estimate:
         """Bytes that are moved once less and launches that fall away, against work that is done
         again. Memory is the slowest there is, as what lies between kernels may be anywhere."""
         target = self.target

@@ -62,17 +62,15 @@ class _Quick:
         return pair_features(pair.apart, pair.together, screened, expected, target)
 
 
-def train_screen(rows: Rows, pairs: Sequence[Pair], target: Target) -> Screen:
+def train_screen(rows: Rows, pairs: Sequence[Pair], target: Target, full_doubt: float) -> Screen:
     """Rows are of sketches. What the forest of pairs learns from are figures for families of models
-    that the forest of sketches behind them has not seen; so are the errors that give the doubts."""
-    fold, errors = folds_of(rows.groups, FOLDS), np.empty(len(rows))
+    that the forest of sketches behind them has not seen; so are the errors that give its doubt."""
+    fold = folds_of(rows.groups, FOLDS)
     of_group = dict(zip(rows.groups, fold.tolist(), strict=True))
     pair_fold = np.array([of_group.get(pair.group, 0) for pair in pairs])
     table: list[tuple[float, ...]] = [()] * len(pairs)
     for f in range(FOLDS):
         quick = _Quick.of(rows.of(fold != f))
-        held = rows.of(fold == f)
-        errors[fold == f] = quick.logs(held)[1] - np.log(held.seconds)
         for i in np.flatnonzero(pair_fold == f).tolist():
             table[i] = quick.pair_row(pairs[i], target)
     x, y = np.array(table), np.log([pair.ratio for pair in pairs])
@@ -83,5 +81,5 @@ def train_screen(rows: Rows, pairs: Sequence[Pair], target: Target) -> Screen:
             found = grow(x[~held_out], y[~held_out], PAIRS).predict(x[held_out])
             pair_errors[held_out] = np.exp(found) - np.exp(y[held_out])
     quick = _Quick.of(rows)
-    doubts = (level(np.abs(np.expm1(errors))), level(np.abs(pair_errors)))
-    return Screen(quick.weights, quick.forest, grow(x, y, PAIRS), *doubts)
+    pair_doubt = level(np.abs(pair_errors))
+    return Screen(quick.weights, quick.forest, grow(x, y, PAIRS), pair_doubt, full_doubt)

@@ -1,7 +1,7 @@
 """Screening: quick figures for kernels that are only sketched, and for joining some into one.
 
-Three steps, each asked only about what the one before leaves open: a weighted sum of parts, a small
-forest that corrects it, and a forest of pairs, which has learned what joining really saved.
+Where kernels are simple, a weighted sum of parts settles what is clear. For the rest a small forest
+corrects the sum, and a forest of pairs has learned what joining really saved.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ from rewright.costmodel.sketch_features import pair_features, sketch_features, s
 from rewright.ir.target import Target
 
 # A gain of so much of the time apart is clear without any forest.
-CLEAR: Final = 0.3
+CLEAR: Final = 0.25
+# The shortest inner loop of a simple kernel.
+SIMPLE_INNER: Final = 64
 
 
 @dataclass(frozen=True)
 class Screen:
-    """What was trained: weights of parts, a forest over sketches, one over pairs, and the relative
-    errors that nine in ten of the forest's and the pairs' answers keep to."""
+    """What was trained: weights of parts, a forest over sketches, one over pairs, and what nine in
+    ten savings by pairs and by the full model are off by, as shares of the time apart."""
 
     weights: Floats
     forest: Forest
     pairs: Forest
-    doubt: float
     pair_doubt: float
+    full_doubt: float
 
 
 class Screening:
@@ -68,16 +70,27 @@ class Screening:
         expected = [self.expected(s) for s in (*apart, together)]
         before = sum(expected[:-1])
         saved = before - expected[-1]
-        if abs(saved) > CLEAR * before:
-            doubt = CLEAR * before
-            return _gain(self._scale * saved, self._scale * doubt, self._scale * before)
+        if abs(saved) > CLEAR * before and all(map(_is_simple, (*apart, together))):
+            return saving(self._scale * before, self._scale * saved, CLEAR)
         screened = self.seconds([*apart, together])
         row = pair_features(apart, together, screened, expected, self.target)
         (ratio,) = np.exp(self._screen.pairs.predict(np.array([row])))
         before = sum(screened[:-1])
-        return _gain(before * (1 - float(ratio)), before * self._screen.pair_doubt, before)
+        return saving(before, before * (1 - float(ratio)), self._screen.pair_doubt)
+
+    @property
+    def full_doubt(self) -> float:
+        return self._screen.full_doubt
 
 
-def _gain(saved: float, doubt: float, before: float) -> Estimate:
+def _is_simple(s: Sketch) -> bool:
+    """True for a kernel that runs along memory and does everything once."""
+    return s.inner >= SIMPLE_INNER and not (
+        s.guarded or s.strided or s.again or s.columns or s.read[2] or s.read[3] or s.reductions > 1
+    )
+
+
+def saving(before: float, saved: float, doubt: float) -> Estimate:
+    """Of kernels that take `before` seconds apart; `doubt` is a share of those."""
     why = f"{show_seconds(before)} apart, {show_seconds(before - saved)} together"
-    return Estimate(saved, saved - doubt, saved + doubt, (why,))
+    return Estimate(saved, saved - doubt * before, saved + doubt * before, (why,))

@@ -6,7 +6,7 @@ grows by what is added and nothing is counted again. Sizes are taken at their hi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from rewright.costmodel.facts import Facts, facts
@@ -14,6 +14,8 @@ from rewright.ir import Node, Value
 from rewright.ir.loops import is_view, view_roots
 
 Classes = tuple[int, int, int, int]
+# Makes the kernels that sketches are of, as regions; None when one of them cannot be made.
+Kernels = Callable[[], Sequence[Node] | None]
 
 
 class Sketch(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ class Shape:
 
 FULL: Final = Shape(trees=1200, depth=7, rate=0.045)
 SPREAD: Final = Shape(trees=150, depth=4, rate=0.08)
-FOLDS: Final = 5
+FOLDS: Final = 10
 COVERAGE: Final = 0.9
 # A group of fewer held-out errors takes the figure of all.
 FEWEST: Final = 60
@@ -160,7 +160,14 @@ class _Fit:
         return over, self.absolute.predict(x)
 
 
-def train_head(rows: Rows, full: Shape = FULL, folds: int = FOLDS) -> Head:
+class Trained(NamedTuple):
+    """A head, and the logarithms of what heads that did not see a row's group said of it."""
+
+    head: Head
+    held_out: Floats
+
+
+def train_head(rows: Rows, full: Shape = FULL, folds: int = FOLDS) -> Trained:
     """The head of one family of calls, cross-validated over `folds` parts of its groups.
 
     Bounds come from errors on groups that a fold's forests have not seen, and are widened by what
@@ -183,7 +190,7 @@ def train_head(rows: Rows, full: Shape = FULL, folds: int = FOLDS) -> Head:
         held, e = x[fold == f], errors[fold == f]
         misses[fold == f] = np.maximum(low.predict(held) - e, e - high.predict(held))
     low, high = _bounds(x, errors)
-    return Head(
+    head = Head(
         weights=fit.weights,
         blend=blend,
         residual=fit.residual,
@@ -195,6 +202,7 @@ def train_head(rows: Rows, full: Shape = FULL, folds: int = FOLDS) -> Head:
         usual=fit.usual,
         shares=rows.shares,
     )
+    return Trained(head, logs)
 
 
 def folds_of(groups: Sequence[str], folds: int) -> NDArray[np.int64]:

@@ -122,7 +122,7 @@ def test_weights_are_those_that_made_the_times() -> None:
 
 
 def test_a_head_learns_and_its_bounds_hold_as_often_as_they_say() -> None:
-    head = train_head(invented(900, 0), SMALL)
+    head = train_head(invented(900, 0), SMALL).head
     held = invented(600, 1)
     numbers = head.filled(held.features, held.parts, held.operators)
     seconds, low, high = head.predict(numbers, held.parts)
@@ -136,7 +136,7 @@ def test_a_head_learns_and_its_bounds_hold_as_often_as_they_say() -> None:
 def test_nothing_is_learned_from_shuffled_labels() -> None:
     rows = invented(600, 0)
     shuffled = dataclasses.replace(rows, seconds=np.random.default_rng(5).permutation(rows.seconds))
-    head = train_head(shuffled, SMALL)
+    head = train_head(shuffled, SMALL).head
     held = invented(400, 1)
     seconds = predicted(head, held)
     logs, truth = np.log(seconds), np.log(held.seconds)
@@ -152,7 +152,7 @@ def test_a_permuted_feature_carries_nothing() -> None:
     draw = np.random.default_rng(7)
     mixed = held.features.copy()
     mixed[:, 2:4] = draw.permutation(mixed[:, 2:4])
-    head = train_head(rows, SMALL)
+    head = train_head(rows, SMALL).head
     right, wrong = predicted(head, held), predicted(head, dataclasses.replace(held, features=mixed))
     truth = np.log(held.seconds)
     assert np.corrcoef(np.log(right), truth)[0, 1] > 0.95
@@ -217,7 +217,7 @@ def model() -> Model:
     )
     forest = Forest.constant(0.0)
     screen = Screen(np.ones(len(sketch_parts(sketch(100), TARGET))), forest, forest, 0.1, 0.1)
-    return Model({"product": train_head(rows, SMALL)}, screen, {"source": "a test"})
+    return Model({"product": train_head(rows, SMALL).head}, screen, {"source": "a test"})
 
 
 def test_a_known_call_is_estimated_and_an_unknown_one_left_to_the_roofline(model: Model) -> None:
@@ -235,7 +235,7 @@ def test_screening_asks_forests_only_where_parts_leave_a_doubt() -> None:
     """A forest that says twice the parts, pairs that say 0.9 of the time apart."""
     weights = np.ones(len(sketch_parts(sketch(100), TARGET)))
     forest, pairs = Forest.constant(float(np.log(2))), Forest.constant(float(np.log(0.9)))
-    screening = Screening(TARGET, Screen(weights, forest, pairs, 0.1, 0.05), scale=3.0)
+    screening = Screening(TARGET, Screen(weights, forest, pairs, 0.05, 0.1), scale=3.0)
     one = sketch(1 << 20)
     parts = sum(sketch_parts(one, TARGET))
     assert screening.expected(one) == pytest.approx(parts)
@@ -247,6 +247,27 @@ def test_screening_asks_forests_only_where_parts_leave_a_doubt() -> None:
     before = sum(screening.seconds([one, both]))
     assert close.seconds == pytest.approx(0.1 * before)
     assert close.high - close.seconds == pytest.approx(0.05 * before)
+
+
+def test_what_screening_leaves_open_is_looked_at_closer(model: Model) -> None:
+    """By the full model, on real kernels, once for each question."""
+    forest = Forest.constant(0.0)
+    unsure = Screen(np.ones(len(sketch_parts(sketch(100), TARGET))), forest, forest, 0.5, 0.01)
+    learned = Learned(TARGET, model.heads, unsure, "a test")
+    first, second, both = product(64, 64, 64), product(64, 64, 128), product(100, 100, 100)
+    made: list[int] = []
+
+    def kernels() -> list[Node]:
+        made.append(1)
+        return [first, second, both]
+
+    one = sketch(1 << 20, reads=2)._replace(guarded=1)
+    assert learned.gain([one, one], one).low < 0
+    found = [learned.gain([one, one], one, kernels) for _ in range(2)]
+    a, b, whole = (e.seconds for e in learned.estimate([first, second, both]))
+    assert found[0].seconds == found[1].seconds == pytest.approx(a + b - whole)
+    assert made == [1]
+    assert learned.gain([one, sketch(99)], one, lambda: None).low < 0
 
 
 def test_a_model_file_gives_the_model_back(model: Model, tmp_path: Path) -> None:
@@ -356,7 +377,15 @@ def test_a_nest_is_counted_as_it_is_printed() -> None:
     counts = {name: count for name, count in found.counts.items() if count}
     # %b is read in every row; a row's sum is stored once.
     assert counts == {
-        **{"rows": 8, "steps": 24, "tails": 8, "totals": 8, "reductions": 24},
-        **{"load": 48, "simple": 24, "store": 8, "tail_loads": 16, "tail_work": 8},
+        "rows": 8,
+        "steps": 24,
+        "tails": 8,
+        "totals": 8,
+        "reductions": 24,
+        "load": 48,
+        "simple": 24,
+        "store": 8,
+        "tail_loads": 16,
+        "tail_work": 8,
     }
     assert found.threads == 1 and found.bytes_read == 4 * (8 * 40 + 40)

@@ -10,7 +10,7 @@ import pytest
 
 from rewright.calibrate.host import host
 from rewright.calibrate.tools import BenchTools
-from rewright.costmodel import Estimate, Roofline, Sketch
+from rewright.costmodel import Estimate, Kernels, Roofline, Sketch
 from rewright.driver import plan_graph
 from rewright.ir import Graph, Kind, OptionError
 from rewright.ir.parse import parse
@@ -32,7 +32,9 @@ GRAPH = parse(
 class Unsure(Roofline):
     """Thinks that everything is better joined, but is not sure."""
 
-    def gain(self, apart: Sequence[Sketch], together: Sketch) -> Estimate:
+    def gain(
+        self, apart: Sequence[Sketch], together: Sketch, kernels: Kernels | None = None
+    ) -> Estimate:
         return Estimate(1e-6, -1e-6, 3e-6)
 
 
@@ -96,7 +98,9 @@ def test_a_model_that_is_sure_is_not_measured() -> None:
 
 
 class Sure(Roofline):
-    def gain(self, apart: Sequence[Sketch], together: Sketch) -> Estimate:
+    def gain(
+        self, apart: Sequence[Sketch], together: Sketch, kernels: Kernels | None = None
+    ) -> Estimate:
         return Estimate(1e-6, 5e-7, 2e-6)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,14 +70,25 @@ def show(name: str, s: Mapping[str, float]) -> None:
 DIFFERENT = 0.05
 
 
-def show_savings(name: str, predicted: Floats, measured: Floats) -> None:
-    """Savings as shares of the time apart."""
+def saved(predicted: Floats, measured: Floats) -> dict[str, Any]:
+    """Of savings as shares of the time apart."""
     differ = np.abs(measured) > DIFFERENT
     right = np.sign(predicted[differ]) == np.sign(measured[differ])
     captured = predicted[differ] / measured[differ]
+    return {
+        "pairs": len(measured),
+        "differ": int(differ.sum()),
+        "captured": float(np.median(captured)),
+        "captured_quartiles": [float(q) for q in np.quantile(captured, (0.25, 0.75))],
+        "sign_right": float(right.mean()),
+    }
+
+
+def show_savings(name: str, s: Mapping[str, Any]) -> None:
+    low, high = s["captured_quartiles"]
     print(
-        f"{name:12} {len(measured):5} pairs  saving predicted over measured: median "
-        f"{np.median(captured):.2f}, quartiles {np.quantile(captured, 0.25):.2f} and "
-        f"{np.quantile(captured, 0.75):.2f};  sign right {right.mean():.1%} of {differ.sum()}",
+        f"{name:12} {s['pairs']:5} pairs  saving predicted over measured: median "
+        f"{s['captured']:.2f}, quartiles {low:.2f} and {high:.2f};  sign right "
+        f"{s['sign_right']:.1%} of {s['differ']}",
         flush=True,
     )

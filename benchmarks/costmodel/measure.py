@@ -11,7 +11,7 @@ import dataclasses
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,7 +41,7 @@ def main(calls: Path, samples: Path) -> None:
 
 
 def measured(
-    bench: Bench, keys: Sequence[str], rows: Sequence[dict[str, Any]]
+    bench: Bench, keys: Sequence[str], rows: Sequence[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """A line a call: its sample, or what kept it from running."""
     calls = [Call(parse(row["text"]), tuple(row["cold"])) for row in rows]

@@ -21,7 +21,7 @@ from rewright.calibrate.bench import Repeated, repeated, undisturbed
 from rewright.calibrate.corpus import prepared
 from rewright.calibrate.host import host
 from rewright.calibrate.programs import executables
-from rewright.costmodel import Estimate, Roofline, Sketch
+from rewright.costmodel import Estimate, Kernels, Roofline, Sketch
 from rewright.costmodel.timings import Timings
 from rewright.ir import Graph, is_call
 from rewright.ir.alone import alone
@@ -41,7 +41,9 @@ class Script(Roofline):
         self.answers = list(answers)
         self.asked = 0
 
-    def gain(self, apart: Sequence[Sketch], together: Sketch) -> Estimate:
+    def gain(
+        self, apart: Sequence[Sketch], together: Sketch, kernels: Kernels | None = None
+    ) -> Estimate:
         if self.asked == len(self.answers):
             self.answers.append(True)
         seconds = 1.0 if self.answers[self.asked] else -1.0

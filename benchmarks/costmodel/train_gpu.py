@@ -28,7 +28,7 @@ def main(*, write: bool) -> None:
         heads, rows = {}, 0
         for family in families:
             training, judged = rows_for(gpu, family)
-            heads[family] = train_head(training, SHAPE, folds=FOLDS)
+            heads[family] = train_head(training, SHAPE, folds=FOLDS).head
             rows += len(training)
             show(f"{gpu} {family.removeprefix('gpu_')}", judge(heads[family], judged).summary())
         if write:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from rewright.costmodel import Estimate, Roofline, Sketch, inputs_and_views
+from rewright.costmodel import Estimate, Kernels, Roofline, Sketch, inputs_and_views
 from rewright.ir import Graph, Kind, Node, Value, graph_key
 from rewright.ir.alone import alone, obstacle
 from rewright.ir.target import Target
@@ -32,7 +32,9 @@ class Coin(Roofline):
         super().__init__(target)
         self._draw, self._odds = Random(seed), odds
 
-    def gain(self, apart: Sequence[Sketch], together: Sketch) -> Estimate:
+    def gain(
+        self, apart: Sequence[Sketch], together: Sketch, kernels: Kernels | None = None
+    ) -> Estimate:
         seconds = 1.0 if self._draw.random() < self._odds else -1.0
         return Estimate(seconds, seconds, seconds, ("a coin",))
 

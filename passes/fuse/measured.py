@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from rewright.costmodel import CostModel, Estimate, Sketch, Tools, show_seconds, total
+from rewright.costmodel import CostModel, Estimate, Kernels, Sketch, Tools, show_seconds, total
 from rewright.ir import Graph, Node, Value, is_call
 from rewright.ir.alone import alone, obstacle
 from rewright.ir.target import Target
@@ -53,9 +53,11 @@ class Overruled:
     def compare(self, a: Sequence[Node], b: Sequence[Node]) -> Estimate:
         return self._cost.compare(a, b)
 
-    def gain(self, apart: Sequence[Sketch], together: Sketch) -> Estimate:
+    def gain(
+        self, apart: Sequence[Sketch], together: Sketch, kernels: Kernels | None = None
+    ) -> Estimate:
         question = tuple(apart), together
-        found = self._cost.gain(apart, together)
+        found = self._cost.gain(apart, together, kernels)
         if question in self._given:
             sign = 1.0 if self._given[question] else -1.0
             found = Estimate(sign, sign, sign, ("measured",))

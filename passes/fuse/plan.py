@@ -11,6 +11,7 @@ from rewright.ir import Graph, Node, Value, hint
 from rewright.passes.base import Env
 from rewright.passes.fuse.groups import Groups
 from rewright.passes.fuse.legality import Domain, domain_of, obstacle
+from rewright.passes.fuse.make import Maker
 from rewright.passes.fuse.units import Units, sources_of
 
 Join = tuple[int, int]
@@ -29,6 +30,7 @@ class FusionPlan:
     def __init__(self, graph: Graph, env: Env, max_ops: int) -> None:
         self.env, self.max_ops = env, max_ops
         self.units = Units.of(graph)
+        self.maker = Maker(graph, self.units)
         self._sketcher = Sketcher(self.units.roots.__getitem__)
         self._drafts: dict[int, Draft] = {}
         self.groups = Groups(sources_of(graph, self.units))
@@ -142,7 +144,16 @@ class FusionPlan:
     def _saved(self, a: int, b: int, joined: Draft) -> float:
         """Seconds saved by running both groups in one kernel."""
         apart = [self._drafts[group].sketch() for group in (a, b)]
-        return self.env.cost.gain(apart, joined.sketch()).seconds
+        gain = self.env.cost.gain(apart, joined.sketch(), lambda: self._kernels(a, b))
+        return gain.seconds
+
+    def _kernels(self, a: int, b: int) -> list[Node] | None:
+        """The kernels of both groups, then the one that they would become; None when one of them
+        cannot be made."""
+        parts = [self.groups.members[group] for group in (a, b)]
+        made = [self.maker.region(units) for units in (*parts, sorted(itertools.chain(*parts)))]
+        kernels = [region for region in made if isinstance(region, Node)]
+        return kernels if len(kernels) == len(made) else None
 
     # --- may two groups be one ----------------------------------------------------------------
 

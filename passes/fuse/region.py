@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from rewright.ir import (
-    Graph,
-    Input,
-    Node,
-    UnsupportedError,
-    Value,
-    graph_key,
-    op,
-    symbols_read,
-)
-from rewright.ir.loops import is_view, lower, needed_nodes
+from rewright.ir import Graph, Node, Value
+from rewright.ir.loops import is_view
 from rewright.passes.fuse.groups import Groups
 from rewright.passes.fuse.legality import obstacle
+from rewright.passes.fuse.make import make_region
 from rewright.passes.fuse.plan import FusionPlan, Join
 from rewright.passes.fuse.units import is_free
 
@@ -31,9 +23,8 @@ class Regions:
         self.graph, self.plan, self.units = graph, plan, plan.units
         self.nodes: list[Node] = []
         self.inside: dict[str, list[str]] = {}
-        self._position = {v: i for i, node in enumerate(graph.nodes) for v in node.results}
+        self._maker = plan.maker
         self._placed: set[Value] = set()
-        self._verdicts: dict[Hashable, str | None] = {}
 
     def build(self) -> None:
         groups = self.plan.groups
@@ -72,7 +63,7 @@ class Regions:
         self._placed.update(node.results)
         if not is_view(node) and obstacle(node, self.plan.env.target) is None:
             region = make_region((node,), node.results, node)
-            node = region if self._obstacle(region) is None else node
+            node = region if self._maker.obstacle(region) is None else node
         self._place(node)
 
     # --- groups -------------------------------------------------------------------------------
@@ -80,9 +71,9 @@ class Regions:
     def _group(self, members: Sequence[int], joins: Sequence[Join]) -> None:
         """One region of all members; when that has no loop nest, several. What is computed for
         nobody is left out."""
-        if not self._leaving(members):
+        if not self._maker.leaving(members):
             return
-        region = self._region(members)
+        region = self._maker.region(members)
         if isinstance(region, Node):
             self._place(region)
             return
@@ -105,80 +96,7 @@ class Regions:
             if a == b or groups.between(a, b) is not None:
                 continue
             both = sorted((*groups.members[a], *groups.members[b]))
-            if isinstance(self._region([members[i] for i in both]), Node):
+            if isinstance(self._maker.region([members[i] for i in both]), Node):
                 groups.merge(a, b)
         for group in groups.schedule():
             yield [members[i] for i in groups.members[group]]
-
-    def _region(self, members: Sequence[int]) -> Node | str:
-        """The region of some units, or why there is no loop nest for it."""
-        nodes, results = [self.units.nodes[unit] for unit in members], self._leaving(members)
-        why: str | None = None
-        for views_of_outside in (True, False):
-            copied = self._copied(nodes, views_of_outside=views_of_outside)
-            inner = sorted((*nodes, *copied), key=lambda n: self._position[n.results[0]])
-            region = make_region(inner, results, nodes[-1])
-            why = self._obstacle(region)
-            if why is None:
-                return region
-        assert why is not None
-        return why
-
-    def _leaving(self, members: Sequence[int]) -> tuple[Value, ...]:
-        inside = set(members)
-        results = (v for unit in members for v in self.units.nodes[unit].results)
-        return tuple(v for v in results if self.units.leaves(v, inside))
-
-    def _copied(self, members: Sequence[Node], *, views_of_outside: bool) -> list[Node]:
-        """Views and creations that the members read and that cost nothing inside the region.
-
-        A view of a value made outside is copied only with `views_of_outside`; otherwise the region
-        takes the view itself as a strided input, as it does when the view depends on a late size.
-        """
-        own = {v for node in members for v in node.results}
-        copied: dict[Value, Node] = {}
-        todo = [v for node in members for v in node.operands]
-        while todo:
-            value = todo.pop()
-            node = self.graph.producers.get(value)
-            if node is None or not is_free(node) or node.results[0] in copied:
-                continue
-            if any(symbol.hint is None for symbol in symbols_read(node)):
-                continue
-            if is_view(node) and not views_of_outside and self.units.roots[value] not in own:
-                continue
-            copied[node.results[0]] = node
-            todo += node.operands
-        return list(copied.values())
-
-    def _obstacle(self, region: Node) -> str | None:
-        """Why the region has no loop nest; asked once for each structure."""
-        body = region.graph("body")
-        key = graph_key(body)
-        if key not in self._verdicts:
-            try:
-                lower(body, "kernel")
-            except UnsupportedError as error:
-                self._verdicts[key] = error.message
-            else:
-                self._verdicts[key] = None
-        return self._verdicts[key]
-
-
-def make_region(nodes: Sequence[Node], results: tuple[Value, ...], last: Node) -> Node:
-    """The region of those of `nodes`, in their order, that `results` need. `last` says where it
-    comes from."""
-    needed = needed_nodes(nodes, results)
-    inside = {v for node in needed for v in node.results}
-    operands = dict.fromkeys(v for node in needed for v in node.operands if v not in inside)
-    body = Graph("body", tuple(Input(v) for v in operands), tuple(needed), results)
-    return Node(
-        op=op("rw.fused"),
-        args=tuple(operands),
-        kwargs=(),
-        results=results,
-        graphs=(("body", body),),
-        loc=last.loc,
-        seq_nr=last.seq_nr,
-        phase=last.phase,
-    )
