@@ -155,8 +155,7 @@ def kernel_features(region: Node, target: Target) -> Features:
     f = nest_facts(lower(region.graph("body"), "kernel"), target.cores)
     moved = f.bytes_read + f.bytes_written
     c, work = f.counts, sum(f.counts[name] for name in (*WORK, *FUNCTIONS, *WIDE))
-    # What one core takes for a vector of f32 at its peak.
-    tick = 2 * LANES * target.cores / target.peak(torch.float32)
+    tick = vector_seconds(target)
     # Of a cache that each core has for itself, those that work have a part.
     bandwidth = target.memory(moved * target.cores // f.threads)[1] * f.threads / target.cores
     memory = moved / bandwidth + 1e-9
@@ -185,6 +184,11 @@ def kernel_features(region: Node, target: Target) -> Features:
         *cache_fills(target, moved * target.cores // f.threads),
     )
     return Features("kernel", floor, numbers, parts)
+
+
+def vector_seconds(target: Target) -> float:
+    """What one core takes to multiply and add a vector of f32 at its peak."""
+    return 2 * LANES * target.cores / target.peak(torch.float32)
 
 
 # --- numbers ------------------------------------------------------------------------------------

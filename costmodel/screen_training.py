@@ -11,7 +11,7 @@ import numpy as np
 from rewright.costmodel.forest import Floats, Forest
 from rewright.costmodel.screening import Screen
 from rewright.costmodel.sketch import Sketch
-from rewright.costmodel.sketch_features import pair_features, sketch_features
+from rewright.costmodel.sketch_features import pair_features, sketch_numbers, sketch_parts
 from rewright.costmodel.training import FOLDS, Rows, Shape, folds_of, grow, level, weigh
 from rewright.ir.target import Target
 
@@ -33,9 +33,9 @@ class Pair:
 def sketch_rows(
     sketches: Sequence[Sketch], seconds: Floats, groups: Sequence[str], target: Target
 ) -> Rows:
-    found = [sketch_features(s, target) for s in sketches]
-    numbers, parts = (np.array(x) for x in zip(*((f.numbers, f.parts) for f in found), strict=True))
-    return Rows(numbers, parts, seconds, groups, [""] * len(found))
+    numbers = np.array([sketch_numbers(s, target) for s in sketches])
+    parts = np.array([sketch_parts(s, target) for s in sketches])
+    return Rows(numbers, parts, seconds, groups, [""] * len(sketches))
 
 
 @dataclass(frozen=True)

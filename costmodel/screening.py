@@ -15,7 +15,7 @@ import numpy as np
 from rewright.costmodel.estimate import Estimate, show_seconds
 from rewright.costmodel.forest import Floats, Forest
 from rewright.costmodel.sketch import Sketch
-from rewright.costmodel.sketch_features import pair_features, sketch_features, sketch_parts
+from rewright.costmodel.sketch_features import pair_features, sketch_numbers, sketch_parts
 from rewright.ir.target import Target
 
 # A gain of so much of the time apart is clear without any forest.
@@ -58,7 +58,7 @@ class Screening:
         """Seconds of kernels, by the forest."""
         new = [s for s in dict.fromkeys(sketches) if s not in self._seconds]
         if new:
-            rows = np.array([sketch_features(s, self.target).numbers for s in new])
+            rows = np.array([sketch_numbers(s, self.target) for s in new])
             expected = np.array([self.expected(s) for s in new])
             rows[:, 0] = np.log2(expected)
             found = self._scale * expected * np.exp(self._screen.forest.predict(rows))

@@ -6,9 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-import torch
-
-from rewright.costmodel.features import Features, cache_fills
+from rewright.costmodel.features import cache_fills, vector_seconds
 from rewright.costmodel.library_features import log_size
 from rewright.costmodel.sketch import Sketch, weighed
 from rewright.ir.loops.rough import ACCESS, COSTLY, SIMPLE
@@ -27,7 +25,7 @@ SKETCH: Final = (
 
 def sketch_parts(s: Sketch, target: Target) -> tuple[float, ...]:
     """Seconds that work of each kind would take alone, a launch first."""
-    tick, threads = _tick(target), _threads(s, target)
+    tick, threads = vector_seconds(target), _threads(s, target)
     step = tick / LANES / threads
     bandwidth = target.memory(s.moved)[1] * threads / target.cores
     elements = s.elements * step
@@ -51,14 +49,14 @@ def sketch_parts(s: Sketch, target: Target) -> tuple[float, ...]:
     )
 
 
-def sketch_features(s: Sketch, target: Target) -> Features:
-    """Of a kernel of ours, from its sketch alone."""
+def sketch_numbers(s: Sketch, target: Target) -> tuple[float, ...]:
+    """What `SKETCH` names; the first is filled in later, as for calls."""
     elements, moved, total = max(s.elements, 1), s.moved, weighed(*s.work)
     threads = _threads(s, target)
-    compute = total * _tick(target) / LANES / threads + 1e-9
+    compute = total * vector_seconds(target) / LANES / threads + 1e-9
     memory = moved / target.memory(moved)[1] * target.cores / threads + 1e-9
     floor = target.launch_seconds + max(compute / 2, memory)
-    numbers = (
+    return (
         0.0,
         *map(log_size, (elements, s.rows, elements // s.rows if s.rows else 0, s.inner)),
         float(s.inner % LANES),
@@ -77,12 +75,6 @@ def sketch_features(s: Sketch, target: Target) -> Features:
         *map(math.log2, (compute, memory, floor)),
         *cache_fills(target, moved),
     )
-    return Features("sketch", floor, numbers, sketch_parts(s, target))
-
-
-def _tick(target: Target) -> float:
-    """What one core takes for a vector of f32 at its peak."""
-    return 2 * LANES * target.cores / target.peak(torch.float32)
 
 
 def _threads(s: Sketch, target: Target) -> int:

@@ -35,7 +35,7 @@ class Shape:
 
 FULL: Final = Shape(trees=1200, depth=7, rate=0.045)
 SPREAD: Final = Shape(trees=150, depth=4, rate=0.08)
-FOLDS: Final = 10
+FOLDS: Final = 8
 COVERAGE: Final = 0.9
 # A group of fewer held-out errors takes the figure of all.
 FEWEST: Final = 60

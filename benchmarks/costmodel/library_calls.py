@@ -76,7 +76,8 @@ def product(draw: Random) -> str | None:
 def convolution(draw: Random) -> str | None:
     dtype = draw.choices(TYPES[:3], (0.75, 0.15, 0.1))[0]
     images, pixels = size(draw, 1, 8), size(draw, 7, 160)
-    taps, stride = draw.choice((1, 1, 3, 3, 3, 5, 7)), draw.choice((1, 1, 1, 2))
+    taps = draw.choice((1, 1, 2, 3, 3, 3, 4, 5, 7))
+    stride = taps if taps in (2, 4) else draw.choice((1, 1, 1, 2))
     channels = size(draw, 3, 512)
     form = draw.choice(("full", "full", "full", "depthwise", "grouped"))
     groups = {"full": 1, "depthwise": channels, "grouped": draw.choice((2, 4, 8))}[form]
@@ -84,14 +85,15 @@ def convolution(draw: Random) -> str | None:
     if channels == 0:
         return None
     filters = channels if form == "depthwise" else max(1, size(draw, 8, 512) // groups) * groups
-    padding = taps // 2
+    padding = taps // 2 if taps % 2 else 0
     out = (pixels + 2 * padding - taps) // stride + 1
     work = 2 * images * filters * out * out * channels // groups * taps * taps
     if out < 1 or work > MOST_WORK[dtype] or images * max(channels, filters) * pixels**2 > 1 << 22:
         return None
+    last = draw.random() < 0.35
     x, y = (
-        f"{dtype}[{images}, {channels}, {pixels}, {pixels}]",
-        f"{dtype}[{images}, {filters}, {out}, {out}]",
+        _image(dtype, (images, depth, size, size), last)
+        for depth, size in ((channels, pixels), (filters, out))
     )
     w, b = f"{dtype}[{filters}, {channels // groups}, {taps}, {taps}]", f"{dtype}[{filters}]"
     form_of = f"[{stride}, {stride}], [{padding}, {padding}], [1, 1], false, [0, 0], {groups}"
@@ -104,6 +106,15 @@ def convolution(draw: Random) -> str | None:
     inputs = [x, w, b] if biased else [x, w]
     bias = "%a2" if biased else "none"
     return call_text(inputs, f"aten.convolution.default(%a0, %a1, {bias}, {form_of})", [y])
+
+
+def _image(dtype: str, shape: tuple[int, int, int, int], last: bool) -> str:
+    """A tensor of [images, channels, height, width]; `last` has the channels of a pixel side by
+    side."""
+    _, channels, height, width = shape
+    steps = (channels * height * width, 1, width * channels, channels)
+    text = tensor(dtype, shape)
+    return f"{text} strides [{', '.join(map(str, steps))}]" if last else text
 
 
 def attention(draw: Random) -> str | None:
