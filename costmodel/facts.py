@@ -59,7 +59,8 @@ class Facts:
 
 def facts(node: Node, number: Callable[[Value], int]) -> Facts:
     """What a node that is no view does by itself."""
-    result = max((v.tensor for v in node.results), key=lambda t: t.nbytes_hint)
+    results = [v for v in node.results if isinstance(v.type, TensorType)]
+    result = max((v.tensor for v in results), key=lambda t: t.nbytes_hint)
     space, elements, rows, columns = result, hint(result.numel), 0, False
     if node.op.kind is Kind.REDUCTION and hint(reduced_count(node)) > 1:
         space = node.operands[0].tensor
@@ -72,7 +73,7 @@ def facts(node: Node, number: Callable[[Value], int]) -> Facts:
         inner = _last(list(range(len(space.shape))), space)
     fast, along = inner
     reads = tuple(_reads(node, space, fast, number))
-    written = [(v.tensor, hint(v.tensor.numel)) for v in node.results]
+    written = [(v.tensor, hint(v.tensor.numel)) for v in results]
     strided = sum(n for type, n in written if _way(type, n, space, fast) == STRIDED)
     return Facts(
         elements,
@@ -82,7 +83,7 @@ def facts(node: Node, number: Callable[[Value], int]) -> Facts:
         tuple(n * elements for n in _work(node)),  # type: ignore[arg-type]
         SWEEPS.get(node.op.name, 1),
         reads,
-        tuple((number(v), v.tensor.nbytes_hint, _width(v.tensor.dtype)) for v in node.results),
+        tuple((number(v), v.tensor.nbytes_hint, _width(v.tensor.dtype)) for v in results),
         strided,
         node.op.kind is Kind.INDEX or _is_guarded(node),
     )

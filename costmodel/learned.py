@@ -25,7 +25,7 @@ from rewright.costmodel.gpu_features import gpu_features
 from rewright.costmodel.roofline import Roofline, call_key
 from rewright.costmodel.screening import Screen, Screening, saving
 from rewright.costmodel.sketch import Kernels, Sketch
-from rewright.ir import Node, Value, is_call
+from rewright.ir import Node, TensorType, Value, is_call
 from rewright.ir.target import Target
 
 # Calls are grouped by what they take: to 10 us, 100 us, 1 ms, and longer.
@@ -174,7 +174,7 @@ class Learned:
         answers = self._roofline.estimate([node for node, _ in calls])
         by_family: dict[str, list[tuple[int, Features]]] = {}
         for place, (node, n) in enumerate(calls):
-            if not is_call(node) or not node.results or answers[place] is NOTHING:
+            if not is_call(node) or answers[place] is NOTHING:
                 continue
             found = self._features(node, n)
             if found is None:
@@ -188,7 +188,11 @@ class Learned:
         return answers
 
     def _features(self, node: Node, cold: int) -> Features | None:
-        """None for a call whose family has no head."""
+        """None for a call whose family has no head, or that gives no tensor."""
+        if not any(isinstance(v.type, TensorType) for v in node.results):
+            return None
+        if any(name == "out" for name, _ in node.kwargs):  # where memory is planned
+            node = replace(node, kwargs=tuple(k for k in node.kwargs if k[0] != "out"))
         if self.target.device == "cuda":
             found = gpu_features(node, self.target)
             return found if found is not None and found.family in self._heads else None

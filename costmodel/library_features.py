@@ -143,7 +143,8 @@ def _operator(node: Node) -> tuple[float, ...]:
     ways = [0, 0, 0, 0]
     for _, way, nbytes, _ in found.reads:
         ways[way] += nbytes
-    results = max(hint(v.tensor.numel) for v in node.results)
+    given = [v.type for v in node.results if isinstance(v.type, TensorType)]
+    results = max(hint(type.numel) for type in given)
     elements = max(1, found.elements)
     inputs = [v.tensor for v in node.operands if isinstance(v.type, TensorType)]
     whole = sum(not t.dtype.is_floating_point for t in inputs)
@@ -165,7 +166,7 @@ def _iteration(node: Node) -> tuple[float, ...]:
     """How ATen's loops run over an elementwise call: dimensions that all operands step through
     evenly are one (TensorIterator). (Dimensions, the innermost size, operands that the innermost
     loop reads side by side, again and again, and apart.)"""
-    if node.op.kind not in (Kind.POINTWISE, Kind.VIEW) or not node.results:
+    if node.op.kind not in (Kind.POINTWISE, Kind.VIEW):
         return (0.0,) * 5
     out = node.results[0].tensor
     shape = [hint(s) for s in out.shape]

@@ -88,11 +88,12 @@ class Choice:
 
 
 def choices(data: Dataset, kernels: Sequence[Timed], split: str) -> list[Choice]:
-    by_key = {c.row["key"]: c for c in kernels}
+    """Those all of whose kernels are of a split."""
+    by_key = {c.row["key"]: c for c in kernels if c.row["split"] == split}
     return [
         Choice([by_key[k] for k in pair["apart"]], by_key[pair["together"]])
         for pair in data.pairs
-        if pair["split"] == split and all(k in by_key for k in (pair["together"], *pair["apart"]))
+        if all(k in by_key for k in (pair["together"], *pair["apart"]))
     ]
 
 
