@@ -38,6 +38,7 @@ class Judged:
             "calls": len(errors),
             "median": float(np.median(errors)),
             "mape": float(errors.mean()),
+            "bias": float(np.median(np.log(self.predicted / self.measured))),
             "p90": float(np.quantile(errors, 0.9)),
             "kendall": float(kendalltau(self.predicted, self.measured)[0]),
             "coverage": float(inside.mean()),
@@ -60,6 +61,7 @@ def together(parts: Sequence[Judged]) -> Judged:
 def show(name: str, s: Mapping[str, float]) -> None:
     print(
         f"{name:12} {s['calls']:5.0f} calls  median {s['median']:6.1%}  mean {s['mape']:6.1%}  "
+        f"bias {s['bias']:+.1%}  "
         f"p90 {s['p90']:6.1%}  tau {s['kendall']:.3f}  in bounds {s['coverage']:6.1%}  "
         f"known {s['known']:6.1%}",
         flush=True,

@@ -41,6 +41,8 @@ MOST_COLD_COPIES: Final = 256
 
 ROUNDS: Final = 12
 MOST_ROUNDS: Final = 24
+# How the anchors' pace is found: bursts of samples, seconds apart.
+BURSTS, BURST, BETWEEN_BURSTS = 12, 12, 0.05
 # Rounds go on until the interval is this narrow, or until a call, after the first
 # `FEW_ROUNDS`, has taken so many seconds.
 CONFIDENT: Final = 0.02
@@ -110,11 +112,16 @@ class Bench:
         self.anchors = {name: each.timed for name, each in zip(ANCHORS, built, strict=True)}
         for anchor in self.anchors.values():
             anchor.warm_up()
-        with undisturbed():
-            self.pace = {
-                name: Timings(tuple((a.sample(),) for _ in range(60))).quiet(0)
-                for name, a in self.anchors.items()
-            }
+        self.pace = {name: self._pace(anchor) for name, anchor in self.anchors.items()}
+
+    def _pace(self, anchor: Repeated) -> float:
+        """What an anchor takes when nothing disturbs: a disturbance may last for a second."""
+        quiet = []
+        for _ in range(BURSTS):
+            with undisturbed():
+                quiet.append(Timings(tuple((anchor.sample(),) for _ in range(BURST))).quiet(0))
+            time.sleep(BETWEEN_BURSTS)
+        return min(quiet)
 
     def measure(self, calls: Sequence[Call]) -> Iterator[tuple[Call, Sample | Exception]]:
         """A sample of each call, or what kept it from running; give it a few dozen at once."""
