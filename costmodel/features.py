@@ -69,11 +69,12 @@ def family_of(node: Node) -> str:
     return "operator"
 
 
-def features(node: Node, target: Target, cold: int = 0) -> Features:
-    """Of a call, `cold` bytes of whose operands no cache holds."""
+def features(node: Node, target: Target, cold: int = 0, held: int = 0) -> Features:
+    """Of a call, `cold` bytes of whose operands no cache holds; the caches have to hold at least
+    `held` bytes, for the kernels next to it."""
     family = family_of(node)
     if family == "kernel":
-        return kernel_features(node, target)
+        return kernel_features(node, target, held)
     work, moved = hint(flops(node)), hint(bytes_read(node) + bytes_written(node))
     dtype = main_type(node)
     rate = target.peak(dtype) * (ELEMENTWISE if family == "operator" else 1)
@@ -150,14 +151,15 @@ SHARED_PARTS: Final[dict[str, tuple[tuple[int, ...], ...]]] = {
 # --- kernels ------------------------------------------------------------------------------------
 
 
-def kernel_features(region: Node, target: Target) -> Features:
+def kernel_features(region: Node, target: Target, held: int = 0) -> Features:
     """Of a kernel of ours, from its loop nest. Raises UnsupportedError when it has none."""
     f = nest_facts(lower(region.graph("body"), "kernel"), target.cores)
     moved = f.bytes_read + f.bytes_written
     c, work = f.counts, sum(f.counts[name] for name in (*WORK, *FUNCTIONS, *WIDE))
     tick = vector_seconds(target)
     # Of a cache that each core has for itself, those that work have a part.
-    bandwidth = target.memory(moved * target.cores // f.threads)[1] * f.threads / target.cores
+    held = max(held, moved * target.cores // f.threads)
+    bandwidth = target.memory(held)[1] * f.threads / target.cores
     memory = moved / bandwidth + 1e-9
     floor = target.launch_seconds + max(tick * work, memory)
     parts = (
@@ -181,7 +183,7 @@ def kernel_features(region: Node, target: Target) -> Features:
         log_size(f.step),
         *(n / max(1, moved) for n in (f.doubles, f.integers)),
         *(math.log2(t) for t in (tick * every, memory, floor)),
-        *cache_fills(target, moved * target.cores // f.threads),
+        *cache_fills(target, held),
     )
     return Features("kernel", floor, numbers, parts)
 

@@ -170,13 +170,13 @@ class Learned:
         for key, (node, _) in new.items():
             self._by_identity[key] = node, self._by_structure[of[key]]
 
-    def _estimates(self, calls: Sequence[tuple[Node, int]]) -> list[Estimate]:
+    def _estimates(self, calls: Sequence[tuple[Node, int]], held: int = 0) -> list[Estimate]:
         answers = self._roofline.estimate([node for node, _ in calls])
         by_family: dict[str, list[tuple[int, Features]]] = {}
         for place, (node, n) in enumerate(calls):
             if not is_call(node) or answers[place] is NOTHING:
                 continue
-            found = self._features(node, n)
+            found = self._features(node, n, held)
             if found is None:
                 answers[place] = self._by_roofline(answers[place], "calls")
             else:
@@ -187,7 +187,7 @@ class Learned:
                 answers[place] = answer or self._by_roofline(answers[place], _named(family))
         return answers
 
-    def _features(self, node: Node, cold: int) -> Features | None:
+    def _features(self, node: Node, cold: int, held: int) -> Features | None:
         """None for a call whose family has no head, or that gives no tensor."""
         if not any(isinstance(v.type, TensorType) for v in node.results):
             return None
@@ -198,7 +198,7 @@ class Learned:
             return found if found is not None and found.family in self._heads else None
         if family_of(node) not in self._heads:
             return None
-        return features(node, self.target, cold)
+        return features(node, self.target, cold, held)
 
     def _of_family(self, head: Head, rows: Sequence[Features]) -> list[Estimate | None]:
         """None for what the model does not know."""
@@ -241,21 +241,33 @@ class Learned:
         if self.screening is None:
             return self._roofline.gain(apart, together)
         screened = self.screening.gain(apart, together)
-        if kernels is None or screened.low > 0 or screened.high < 0:
+        held = _held(apart, together)
+        place = self.target.memory(held)
+        crowded = any(self.target.memory(s.moved) != place for s in apart)
+        if kernels is None or not (crowded or screened.low < 0 < screened.high):
             return screened
         question = tuple(apart), together
         if question not in self._closer:
-            self._closer[question] = self._look_closer(kernels) or screened
+            self._closer[question] = self._look_closer(kernels, held) or screened
         return self._closer[question]
 
-    def _look_closer(self, kernels: Kernels) -> Estimate | None:
-        """What joining saves by the full model; None when that would have to guess."""
+    def _look_closer(self, kernels: Kernels, held: int) -> Estimate | None:
+        """What joining saves by the full model; None when that would have to guess. Kernels apart
+        share the caches: what is timed alone stays in them, in a program the others push it out."""
         made = kernels()
         if made is None or self.screening is None:
             return None
-        *parts, whole = self.estimate(made)
+        *apart, whole = made
+        parts = self._estimates([(node, 0) for node in apart], held)
         before = sum(e.seconds for e in parts)
-        return saving(before, before - whole.seconds, self.screening.full_doubt)
+        after = self.estimate([whole])[0].seconds
+        return saving(before, before - after, self.screening.full_doubt)
+
+
+def _held(apart: Sequence[Sketch], together: Sketch) -> int:
+    """Bytes that kernels touch apart: what they touch together, and what lies between them."""
+    between = sum(s.written for s in apart) - together.written
+    return together.moved + max(0, between)
 
 
 def _named(family: str) -> str:

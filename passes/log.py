@@ -31,6 +31,10 @@ class DecisionLog:
     def refuse(self, pass_name: str, subject: str, sentence: str) -> None:
         self._records.setdefault(Decision(pass_name, subject, "refused", sentence))
 
+    def take(self, other: DecisionLog) -> None:
+        """All that another log holds."""
+        self._records |= other._records
+
     def __iter__(self) -> Iterator[Decision]:
         return iter(tuple(self._records))
 

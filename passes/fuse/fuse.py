@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from rewright.ir import Graph, Kind, Node, OptionError
+from rewright.costmodel import Roofline, total
+from rewright.ir import Graph, Kind, Node, OptionError, is_call
 from rewright.passes.base import Env, Pass
 from rewright.passes.fuse.measured import settled
 from rewright.passes.fuse.plan import FusionPlan
 from rewright.passes.fuse.region import Regions
+from rewright.passes.log import DecisionLog
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,25 @@ class Fuse(Pass, name="fuse", takes="aten", gives="fused"):
             raise OptionError(f"numerics is 'eager' or 'fast', not '{self.numerics}'", who="fuse")
         if self.max_ops == 0:
             return graph
-        if env.tools is None:
+        if env.tools is not None:
+            without = dataclasses.replace(env, tools=None)
+            return settled(lambda e: self._fused(graph, e), without, env.tools)
+        if isinstance(env.cost, Roofline):
             return self._fused(graph, env)
-        without = dataclasses.replace(env, tools=None)
-        return settled(lambda e: self._fused(graph, e), without, env.tools)
+        return self._shorter(graph, env)
+
+    def _shorter(self, graph: Graph, env: Env) -> Graph:
+        """Of the model's plan and the roofline's, what the model finds shorter: steps that are
+        each right may add up to a plan that is not."""
+        found = []
+        for cost in (env.cost, Roofline(env.target)):
+            log = DecisionLog()
+            fused = self._fused(graph, dataclasses.replace(env, cost=cost, log=log))
+            calls = [node for node in fused.nodes if is_call(node)]
+            found.append((total(env.cost.estimate(calls)).seconds, fused, log))
+        _, fused, log = min(found, key=lambda each: each[0])
+        env.log.take(log)
+        return fused
 
     def _fused(self, graph: Graph, env: Env) -> Graph:
         plan = FusionPlan(graph, env, self.max_ops)
