@@ -2,8 +2,9 @@
 
     python -m benchmarks.costmodel.regret FILE
 
-reads what `oracle` wrote, and writes `benchmarks/results/regret.json`. A chooser takes the plan that it thinks the shortest; its regret is how
-much longer that plan takes than the one that was fastest, both by measurements that chose nothing.
+reads what `oracle` wrote, and writes `benchmarks/results/regret.json`. A chooser takes the plan
+that it thinks the shortest; its regret is how much longer that plan takes than the one that was
+fastest, both by measurements that chose nothing.
 """
 
 from __future__ import annotations
