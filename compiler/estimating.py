@@ -31,6 +31,7 @@ from rewright.ir import (
 )
 from rewright.ir.graph import map_leaves
 from rewright.ir.parse import parse
+from rewright.ir.types import OtherType, ScalarType, Type
 from rewright.sources import torch_kept_quiet
 
 _TYPE: Final = re.compile(r"\b([a-z]\w*)(\[[^\[\]]*\])((?:\s*strides\s*\[[^\[\]]*\])?)")
@@ -96,12 +97,13 @@ def _with_results(graph: Graph, device: str) -> Graph:
     (node,) = graph.nodes
     types = _result_types(node, torch.device(device, 0) if device != "cpu" else torch.device("cpu"))
     results = tuple(Value(f"r{i}", type) for i, type in enumerate(types))
+    returned = tuple(v for v in results if isinstance(v.type, TensorType))
     return dataclasses.replace(
-        graph, nodes=(dataclasses.replace(node, results=results),), outputs=results
+        graph, nodes=(dataclasses.replace(node, results=results),), outputs=returned
     )
 
 
-def _result_types(node: Node, device: torch.device) -> Iterator[TensorType]:
+def _result_types(node: Node, device: torch.device) -> Iterator[Type]:
     """What torch says that the node gives."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -131,3 +133,8 @@ def _result_types(node: Node, device: torch.device) -> Iterator[TensorType]:
         if isinstance(result, torch.Tensor):
             shape, strides = tuple(result.shape), tuple(result.stride())
             yield TensorType(result.dtype, shape, strides, device)
+        elif isinstance(result, (int, float)):
+            size = int(result) if type(result) is int else None
+            yield ScalarType(type(result).__name__, size)
+        else:
+            yield OtherType("none" if result is None else "object")
