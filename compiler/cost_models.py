@@ -30,7 +30,7 @@ def target_called(name: str) -> Target:
 def cost_model(target: Target) -> CostModel:
     """The best model there is for a target. GPUs have one each; that of CPUs knows them by their
     measured figures, so it is for CPUs that have been measured."""
-    if target in known_targets().values():
+    if not is_measured(target):
         return trained(target)
     from rewright.calibrate.calibration import read_calibration
     from rewright.costmodel.remembered import Remembering
@@ -55,5 +55,10 @@ def trained(target: Target, scale: Mapping[str, float] | None = None) -> CostMod
 
 def model_file(target: Target) -> Path:
     """Where a target's model is, if there is one."""
-    known = target in known_targets().values()
-    return MODELS / f"{target.name.partition(':')[2] if known else target.device}.npz"
+    name = target.device if is_measured(target) else target.name.partition(":")[2]
+    return MODELS / f"{name}.npz"
+
+
+def is_measured(target: Target) -> bool:
+    """True for a machine that was measured, which is this one; not for those known by name."""
+    return target not in known_targets().values()

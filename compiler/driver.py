@@ -16,7 +16,7 @@ from rewright.building import Built, Recipe, build_program, compiler_for
 from rewright.calibrate.host import host, isa
 from rewright.codegen import Executable, Kernels, input_sizes, kernels_of, write_calls
 from rewright.comparing import Errors, errors
-from rewright.cost_models import cost_model, model_file
+from rewright.cost_models import cost_model, is_measured, model_file
 from rewright.costmodel import Tools
 from rewright.ir import (
     Graph,
@@ -27,7 +27,7 @@ from rewright.ir import (
     symbols_of,
 )
 from rewright.ir.graph import sizes_of
-from rewright.ir.target import Target, known_targets
+from rewright.ir.target import Target
 from rewright.options import Options
 from rewright.passes import DEFAULT, Env, Fuse, Pass, Pipeline, PipelineResult, Rules
 from rewright.report import Report, refuse_fallback, report_of
@@ -188,7 +188,7 @@ def _passed(graph: Graph, options: Options, target: Target, note: str | None) ->
 def _tools(options: Options, target: Target) -> Tools | None:
     """What may be measured, when the target is this machine."""
     seconds = float(options.measure)
-    if seconds == 0 or target in known_targets().values():
+    if seconds == 0 or not is_measured(target):
         return None
     from rewright.calibrate.tools import BenchTools
 

@@ -16,8 +16,7 @@ import torch
 from rewright.costmodel.library_features import (
     LIBRARY,
     PRODUCTS,
-    library_numbers,
-    library_parts,
+    library_features,
     log_size,
     main_type,
 )
@@ -75,7 +74,8 @@ def features(node: Node, target: Target, cold: int = 0, held: int = 0) -> Featur
     family = family_of(node)
     if family == "kernel":
         return kernel_features(node, target, held)
-    work, moved = hint(flops(node)), hint(bytes_read(node) + bytes_written(node))
+    work, read, written = (hint(n) for n in (flops(node), bytes_read(node), bytes_written(node)))
+    moved = read + written
     dtype = main_type(node)
     rate = target.peak(dtype) * (ELEMENTWISE if family == "operator" else 1)
     compute, memory = work / rate, _memory_seconds(target, moved, cold)
@@ -91,17 +91,16 @@ def features(node: Node, target: Target, cold: int = 0, held: int = 0) -> Featur
         *cache_fills(target, moved),
         *_type_flags(dtype),
     )
-    calls = target.dispatch_seconds, target.launch_seconds
+    own_numbers, own_parts = library_features(family, node, compute)
     bandwidth = target.memory(moved)[1]
-    traffic = (bytes_read(node), bytes_written(node))
     parts = (
-        *calls,
-        *(hint(n) / bandwidth for n in traffic),
+        target.dispatch_seconds,
+        target.launch_seconds,
+        *(nbytes / bandwidth for nbytes in (read, written)),
         cold / target.bandwidth,
-        *library_parts(family, node, compute),
+        *own_parts,
     )
-    numbers = (*common, *library_numbers(family, node))
-    return Features(family, floor, numbers, parts, node.op.name)
+    return Features(family, floor, (*common, *own_numbers), parts, node.op.name)
 
 
 COMMON: Final = (

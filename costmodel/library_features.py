@@ -21,6 +21,9 @@ PRODUCTS: Final = {
 }
 
 
+# Numbers and parts.
+Own = tuple[tuple[float, ...], tuple[float, ...]]
+
 PRODUCT: Final = (
     *("batch", "m", "n", "k", "least", "m_remainder", "n_remainder", "k_remainder"),
     *("m_remainder_6", "n_remainder_64"),
@@ -48,14 +51,10 @@ LIBRARY: Final[Mapping[str, tuple[str, ...]]] = {
 }
 
 
-def library_numbers(family: str, node: Node) -> tuple[float, ...]:
-    """The numbers that `LIBRARY[family]` names."""
-    return _NUMBERS[family](node)
-
-
-def library_parts(family: str, node: Node, compute: float) -> tuple[float, ...]:
-    """Seconds that work of each kind would take alone; `compute` are those of all arithmetic."""
-    return _PARTS[family](node, compute)
+def library_features(family: str, node: Node, compute: float) -> Own:
+    """The numbers that `LIBRARY[family]` names, and seconds that work of each kind would take
+    alone; `compute` are those of all arithmetic."""
+    return _OWN[family](node, compute)
 
 
 # --- numbers ----------------------------------------------------------------------------------
@@ -138,7 +137,7 @@ def _attention(node: Node) -> tuple[float, ...]:
     )
 
 
-def _operator(node: Node) -> tuple[float, ...]:
+def _operator(node: Node, compute: float) -> Own:
     found = facts(node, lambda value: 0)
     ways = [0, 0, 0, 0]
     for _, way, nbytes, _ in found.reads:
@@ -148,7 +147,7 @@ def _operator(node: Node) -> tuple[float, ...]:
     elements = max(1, found.elements)
     inputs = [v.tensor for v in node.operands if isinstance(v.type, TensorType)]
     whole = sum(not t.dtype.is_floating_point for t in inputs)
-    return (
+    numbers = (
         log_size(elements),
         log_size(results),
         log_size(found.inner),
@@ -160,6 +159,8 @@ def _operator(node: Node) -> tuple[float, ...]:
         float(whole),
         *_iteration(node),
     )
+    parts = compute, 1e-9 * found.elements, *(1e-9 * nbytes for nbytes in ways)
+    return numbers, parts
 
 
 def _iteration(node: Node) -> tuple[float, ...]:
@@ -192,14 +193,6 @@ def _steps(type: TensorType, shape: Sequence[int]) -> list[int]:
     sizes, layout = [hint(s) for s in type.shape], [hint(s) for s in type.layout]
     known = [0 if size == 1 else step for size, step in zip(sizes, layout, strict=True)]
     return [0] * (len(shape) - len(known)) + known
-
-
-_NUMBERS: Final[Mapping[str, Callable[[Node], tuple[float, ...]]]] = {
-    "product": _product,
-    "convolution": _convolution,
-    "attention": _attention,
-    "operator": _operator,
-}
 
 
 # --- parts --------------------------------------------------------------------------------------
@@ -239,19 +232,11 @@ def _attention_parts(node: Node, compute: float) -> tuple[float, ...]:
     return (*_of_types(node, kinds), 1e-6 * heads)
 
 
-def _operator_parts(node: Node, compute: float) -> tuple[float, ...]:
-    found = facts(node, lambda value: 0)
-    ways = [0, 0, 0, 0]
-    for _, way, nbytes, _ in found.reads:
-        ways[way] += nbytes
-    return compute, 1e-9 * found.elements, *(1e-9 * nbytes for nbytes in ways)
-
-
-_PARTS: Final[Mapping[str, Callable[[Node, float], tuple[float, ...]]]] = {
-    "product": _product_parts,
-    "convolution": _convolution_parts,
-    "attention": _attention_parts,
-    "operator": _operator_parts,
+_OWN: Final[Mapping[str, Callable[[Node, float], Own]]] = {
+    "product": lambda node, compute: (_product(node), _product_parts(node, compute)),
+    "convolution": lambda node, compute: (_convolution(node), _convolution_parts(node, compute)),
+    "attention": lambda node, compute: (_attention(node), _attention_parts(node, compute)),
+    "operator": _operator,
 }
 
 

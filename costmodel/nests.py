@@ -96,7 +96,6 @@ class NestFacts:
     tiled: bool
     stages: int
     statements: int
-    kept: int
     reads: int
     writes: int
     counts: Mapping[str, float]
@@ -133,7 +132,6 @@ def nest_facts(nest: Nest, cores: int) -> NestFacts:
         tiled=plan.tile is not None,
         stages=len(nest.stages),
         statements=max((len(s.body) for s in nest.stages), default=0),
-        kept=len(nest.kept),
         reads=len(nest.inputs),
         writes=len(nest.outputs),
         counts={name: counting.counts[name] * busy for name in COUNTED},

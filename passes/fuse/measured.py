@@ -29,6 +29,8 @@ DETOURS: Final = 4
 Plan = Callable[[Env], Graph]
 # Kernels apart and the one that does their work; layers that are alike ask the same.
 Question = tuple[tuple[Sketch, ...], Sketch]
+# The calls that only one and only the other of two plans makes.
+Difference = tuple[list[Node], list[Node]]
 
 
 class Overruled:
@@ -79,8 +81,8 @@ def settled(plan: Plan, env: Env, tools: Tools) -> Graph:
         found = _other_way(plan, env, given, best, asked, question)
         if found is None:
             continue
-        way, other, other_asked = found
-        gain = _gain(best, other, tools)
+        way, other, other_asked, difference = found
+        gain = _gain(*difference, tools)
         if gain is None:
             break
         seconds, before, subject = gain
@@ -98,8 +100,9 @@ def _other_way(
     best: Graph,
     asked: Overruled,
     question: Question,
-) -> tuple[dict[Question, bool], Graph, Overruled] | None:
-    """The plan in which a question is answered the other way; None when it comes to the same.
+) -> tuple[dict[Question, bool], Graph, Overruled, Difference] | None:
+    """The plan in which a question is answered the other way, and the calls that only `best` and
+    only it makes; None when it comes to the same.
 
     What stays apart at first may still be joined by a detour, which is then answered so too.
     """
@@ -107,8 +110,9 @@ def _other_way(
     way = {**given, question: answer}
     for _ in range(DETOURS):
         other, other_asked = _planned(plan, env, way)
-        if _only(best, other) or _only(other, best):
-            return way, other, other_asked
+        difference = _only(best, other), _only(other, best)
+        if any(difference):
+            return way, other, other_asked, difference
         new = (q for q in other_asked.open if q not in asked.answers)
         detour = next((q for q in new if other_asked.answers[q] is not answer), None)
         if detour is None:
@@ -126,10 +130,11 @@ def _next(asked: Overruled, tried: Collection[Question], worth: float) -> Questi
     return next((q for q, stake in asked.open.items() if stake > worth and q not in tried), None)
 
 
-def _gain(a: Graph, b: Graph, tools: Tools) -> tuple[float, float, str] | None:
-    """(seconds that `b` takes less, seconds of what only `a` does, a node that only `b` has); None
-    when something could not be measured."""
-    only_a, only_b = _only(a, b), _only(b, a)
+def _gain(
+    only_a: Sequence[Node], only_b: Sequence[Node], tools: Tools
+) -> tuple[float, float, str] | None:
+    """(seconds that the calls of the second plan alone take less, seconds of those of the first, a
+    node of the second); None when something could not be measured."""
     if not only_a or not only_b:
         return 0.0, 0.0, ""
     graphs = [alone(node) for node in (*only_a, *only_b)]

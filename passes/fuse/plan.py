@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
 from typing import Final
 
 from rewright.costmodel import Draft, Sketcher
@@ -43,7 +42,7 @@ class FusionPlan:
         why = obstacle(node, self.env.target)
         if why is None:
             self.domains[i], self.joins[i] = domain_of(node), []
-            self._drafts[i] = self._sketcher.draft([node], self._leaving([i]))
+            self._drafts[i] = self._sketcher.draft([node], self.maker.leaving([i]))
         elif node.op.name != "rw.constant":  # which nothing runs for
             self.env.log.refuse("fuse", node.name, why)
 
@@ -99,7 +98,7 @@ class FusionPlan:
 
     def _try_inside(self, group: int, reader: int) -> None:
         """Move a group, all of it, to where a unit of the only group that reads it reads it."""
-        into, values = self.groups.group_of[reader], list(self._leaving(self.groups.members[group]))
+        into, values = self.groups.group_of[reader], self.maker.leaving(self.groups.members[group])
         unit = self.groups.members[group][-1]
         if self.domains[group].join(self.domains[into]) is not None:
             self._try(unit, reader, values[-1])
@@ -173,7 +172,7 @@ class FusionPlan:
     def _only_reader(self, group: int) -> int | None:
         """A unit of the one group, of those that become kernels, that reads what leaves a group."""
         readers: dict[int, int] = {}
-        for value in self._leaving(self.groups.members[group]):
+        for value in self.maker.leaving(self.groups.members[group]):
             if value in self.units.leaving:
                 return None
             for unit in self.units.readers[value]:
@@ -181,13 +180,6 @@ class FusionPlan:
         readers.pop(group, None)
         (into, unit), *others = readers.items() or [(-1, -1)]
         return unit if not others and into in self.domains else None
-
-    def _leaving(self, members: Sequence[int]) -> Iterator[Value]:
-        inside = set(members)
-        for i in members:
-            for value in self.units.nodes[i].results:
-                if self.units.leaves(value, inside):
-                    yield value
 
 
 def _bytes(size: int) -> str:
