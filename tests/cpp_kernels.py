@@ -21,6 +21,14 @@ from rewright.ir.loops import Buffer, Nest, lower
 Function = Callable[..., Any]
 
 
+def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    if dtype == torch.bool:
+        return torch.rand(shape) < 0.5
+    if dtype.is_floating_point:
+        return torch.randn(shape).to(dtype)
+    return torch.randint(1 if dtype == torch.uint8 else -9, 9, shape).to(dtype)
+
+
 @dataclass(frozen=True)
 class Case:
     """A region, the inputs to try it on, and what its symbols are on them."""
@@ -84,6 +92,11 @@ def run_reference(case: Case) -> list[Tensor]:
     references: dict[str, Tensor] = {}
     _run(case, run)
     return [references[b.name] for b in case.nest.outputs]
+
+
+def same_bits(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    pairs = zip(one, other, strict=True)
+    return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pairs)
 
 
 def _run(case: Case, run: Callable[[Mapping[str, Tensor]], None]) -> list[Tensor]:

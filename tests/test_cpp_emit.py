@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import reduce
 from itertools import chain
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,9 +17,11 @@ from cpp_kernels import (
     Function,
     Kernel,
     compiled,
+    numbers,
     outputs_of,
     run_kernel,
     run_reference,
+    same_bits,
     traced,
 )
 from rewright.codegen.cpp import emit
@@ -36,14 +36,6 @@ pytestmark = pytest.mark.cpu
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 SIZES = (1, 3, 15, 16, 17, 63, 65, 1000)
-
-
-def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    if dtype == torch.bool:
-        return torch.rand(shape) < 0.5
-    if dtype.is_floating_point:
-        return torch.randn(shape).to(dtype)
-    return torch.randint(1 if dtype == torch.uint8 else -9, 9, shape).to(dtype)
 
 
 def partly(function: Function, *rest: object) -> Function:
@@ -292,11 +284,6 @@ def large() -> Iterator[Case]:
     yield traced("two_axes", lambda x: x.var((0, 2)), numbers(60, 7, 150))
 
 
-def same_bits(one: list[Tensor], other: list[Tensor]) -> bool:
-    pairs = zip(one, other, strict=True)
-    return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pairs)
-
-
 @pytest.fixture(scope="module")
 def large_kernels() -> list[Kernel]:
     torch.manual_seed(0)
@@ -363,21 +350,6 @@ def test_sums_add_up_in_the_order_that_the_node_says() -> None:
     first, second = compiled([along, down])
     assert same_bits(run_kernel(first), [torch.cat([lanes_sum(row) for row in rows])])
     assert same_bits(run_kernel(second), [columns_sum(columns)])
-
-
-def test_vector_width_changes_no_bit() -> None:
-    """Nothing but primitives built on fused multiply-adds may differ between instruction sets."""
-    if platform.machine() != "x86_64" or "avx2" not in Path("/proc/cpuinfo").read_text():
-        pytest.skip("needs an x86-64 CPU with AVX2")
-    cases = [
-        traced("norm", lambda x, w: F.layer_norm(x, (333,), w), numbers(20, 333), numbers(333)),
-        traced("mean", lambda x: x - x.mean(0), numbers(333, 20)),
-        traced("half", lambda x, y: x * y + 1, *(numbers(7, 50, dtype=torch.bfloat16),) * 2),
-        traced("max", lambda x: x.amax((0, 2)) / 3, numbers(6, 7, 50, dtype=torch.float64)),
-    ]
-    wide, narrow = (compiled(cases, march=m) for m in ("native", "x86-64-v3"))
-    for one, other in zip(wide, narrow, strict=True):
-        assert same_bits(run_kernel(one), run_kernel(other)), one.case.name
 
 
 def test_sizes_change_no_bit_of_an_element() -> None:
