@@ -50,7 +50,8 @@ def trained(target: Target, scale: Mapping[str, float] | None = None) -> CostMod
     from rewright.costmodel.model_file import read_model
 
     model = read_model(path)
-    return Learned(target, model.heads, model.screen, str(model.about["basis"]), scale)
+    basis = str(model.about["basis"])
+    return Learned(target, model.heads, model.screen, basis, scale, model.surroundings)
 
 
 def model_file(target: Target) -> Path:

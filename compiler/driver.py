@@ -58,6 +58,13 @@ class Plan:
         return self.stages.graph
 
     @property
+    def fused(self) -> Graph:
+        """The graph after fusion: its calls, before their memory is planned."""
+        kept = ((s.spec, s.snapshot) for s in reversed(self.stages.stages))
+        found = (graph for spec, graph in kept if spec.startswith("fuse") and graph is not None)
+        return next(found, self.graph)
+
+    @property
     def log(self) -> DecisionLog:
         return self.env.log
 
@@ -175,9 +182,13 @@ def _check_sizes(graph: Graph) -> None:
 
 
 def _passed(graph: Graph, options: Options, target: Target, note: str | None) -> Plan:
-    """The plan, without kernels when there is a `note` that says why."""
-    started = time.perf_counter()
     env = Env(cost=cost_model(target), target=target, tools=_tools(options, target))
+    return planned(graph, options, env, note)
+
+
+def planned(graph: Graph, options: Options, env: Env, note: str | None = None) -> Plan:
+    """The plan that passes make in `env`, without kernels when there is a `note` that says why."""
+    started = time.perf_counter()
     result = pipeline_of(options, kernels=note is None).run(graph, env, snapshots=EVERY_STAGE)
     if options.fallback == "error":
         refuse_fallback(graph, result.graph)

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch.utils._pytree import tree_leaves
 
-from rewright.costmodel import CostModel, Estimate, graph_estimate
+from rewright.costmodel import CostModel, Estimate, total
 from rewright.ir import (
     DTYPES,
     Graph,
@@ -27,6 +27,7 @@ from rewright.ir import (
     UnsupportedError,
     Value,
     evaluate,
+    is_call,
     op,
 )
 from rewright.ir.graph import map_leaves
@@ -39,7 +40,7 @@ _CALL: Final = re.compile(r"\s*([A-Za-z_][\w.]*)\s*\((.*)\)\s*", re.DOTALL)
 
 
 def estimate_line(text: str, cost: CostModel) -> Estimate:
-    """The time of the call that `text` spells, on the model's target.
+    """The time of the call that `text` spells, by itself, on the model's target.
 
     Raises TextError when it cannot be read, UnsupportedError when torch refuses the arguments.
     """
@@ -47,7 +48,8 @@ def estimate_line(text: str, cost: CostModel) -> Estimate:
 
     steps = Pipeline((*Pipeline(DEFAULT).at_aten(), Fuse()))
     graph = graph_of(text, cost.target.device)
-    return graph_estimate(cost, steps.run(graph, Env(cost, cost.target)).graph)
+    made = steps.run(graph, Env(cost, cost.target)).graph
+    return total(cost.estimate([node for node in made.nodes if is_call(node)]))
 
 
 def graph_of(text: str, device: str) -> Graph:

@@ -12,6 +12,7 @@ from rewright.costmodel.estimate import (
     total,
 )
 from rewright.costmodel.protocols import CostModel, Tools, graph_estimate, inputs_and_views
+from rewright.costmodel.reuse import Walk
 from rewright.costmodel.roofline import Roofline
 from rewright.costmodel.sketch import Draft, Kernels, Sketch, Sketcher, sketch_region
 from rewright.costmodel.timings import Timings
@@ -27,6 +28,7 @@ __all__ = [
     "Sketcher",
     "Timings",
     "Tools",
+    "Walk",
     "graph_estimate",
     "inputs_and_views",
     "show_bytes",

@@ -88,6 +88,7 @@ def features(node: Node, target: Target, cold: int = 0, held: int = 0) -> Featur
         math.log2(compute + 1e-9),
         math.log2(memory),
         math.log2(floor),
+        math.log2(vector_seconds(target)),
         *cache_fills(target, moved),
         *_type_flags(dtype),
     )
@@ -106,7 +107,7 @@ def features(node: Node, target: Target, cold: int = 0, held: int = 0) -> Featur
 COMMON: Final = (
     *("expected", "usual"),
     *("work", "moved", "cold", "compute_seconds", "memory_seconds", "floor"),
-    *("per_second_cache", "per_last_cache"),
+    *("vector", "per_first_cache", "per_last_cache"),
     *("f64", "bf16", "f16", "int8"),
 )
 KERNEL_PARTS: Final = ("launch", "wake", *COUNTED, "read", "written", "lines")
@@ -134,7 +135,7 @@ KERNEL: Final = (
     *("of_lanes", "of_columns", "threads", "imbalance", "tiled", "stages", "statement_count"),
     *("reads", "writes"),
     *("bytes_read", "bytes_written", "lines", "step", "doubles", "integers"),
-    *("every_seconds", "memory_seconds", "floor", "per_first_cache", "per_last_cache"),
+    *("every_seconds", "memory_seconds", "vector", "per_first_cache", "per_last_cache"),
     *(f"share_of_{name}" for name in SHARES),
 )
 FAMILIES: Final[dict[str, tuple[str, ...]]] = {
@@ -181,7 +182,7 @@ def kernel_features(region: Node, target: Target, held: int = 0) -> Features:
         f.lines / max(1, moved),
         log_size(f.step),
         *(n / max(1, moved) for n in (f.doubles, f.integers)),
-        *(math.log2(t) for t in (tick * every, memory, floor)),
+        *(math.log2(t) for t in (tick * every, memory, tick)),
         *cache_fills(target, held),
     )
     return Features("kernel", floor, numbers, parts)

@@ -18,10 +18,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rewright.costmodel.context import Surroundings
 from rewright.costmodel.estimate import NOTHING, Estimate, show_seconds, total
 from rewright.costmodel.features import Features, family_of, features
 from rewright.costmodel.forest import Floats, Forest
 from rewright.costmodel.gpu_features import gpu_features
+from rewright.costmodel.reuse import Walk
 from rewright.costmodel.roofline import Roofline, call_key
 from rewright.costmodel.screening import Screen, Screening, saving
 from rewright.costmodel.sketch import Kernels, Sketch
@@ -133,8 +135,9 @@ class Learned:
         screen: Screen | None,
         basis: str,
         scale: Mapping[str, float] | None = None,
+        surroundings: Surroundings | None = None,
     ) -> None:
-        self.target = target
+        self.target, self._surroundings = target, surroundings
         self._heads, self._basis = heads, basis
         self._scale = dict(scale or {})
         of_kernels = self._scale.get("kernel", 1.0)
@@ -226,6 +229,15 @@ class Learned:
     def _by_roofline(self, estimate: Estimate, calls: str) -> Estimate:
         why = f"unlike the {calls} that the model was trained on, so by the roofline"
         return replace(estimate, because=(*estimate.because, why))
+
+    def program(self, found: Walk, alone: Sequence[Estimate]) -> Estimate:
+        whole = total(alone)
+        if self._surroundings is None or not whole.seconds:
+            return whole
+        within = self._surroundings.seconds(found, [e.seconds for e in alone], self.target)
+        seconds = float(within.sum()) + self._surroundings.besides(found, self.target)
+        longer = seconds / whole.seconds
+        return replace(whole, seconds=seconds, low=longer * whole.low, high=longer * whole.high)
 
     def compare(self, a: Sequence[Node], b: Sequence[Node]) -> Estimate:
         first, second = total(self.estimate(a)), total(self.estimate(b))

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rewright.costmodel.context import CONTEXT, Surroundings
 from rewright.costmodel.features import FAMILIES, SHARED_PARTS
 from rewright.costmodel.forest import Forest
 from rewright.costmodel.gpu_features import GPU_FAMILIES
@@ -22,21 +23,27 @@ from rewright.ir import OptionError
 Arrays = dict[str, NDArray[np.generic]]
 
 FORESTS: Final = ("residual", "absolute", "low", "high")
-VERSION: Final = 1
+OTHERS: Final = {"sketch": SKETCH, "pair": PAIR, "program": CONTEXT}
+VERSION: Final = 2
 
 
 @dataclass(frozen=True)
 class Model:
-    """What one file holds: heads by family, what screens candidates, and what they were trained
-    on."""
+    """What one file holds: heads by family, what screens candidates, what becomes of calls in
+    programs, and what all that was trained on."""
 
     heads: Mapping[str, Head]
     screen: Screen | None
     about: Mapping[str, Any]
+    surroundings: Surroundings | None = None
 
 
 def write_model(path: Path, model: Model) -> None:
     arrays: Arrays = {} if model.screen is None else _screen_arrays(model.screen)
+    if model.surroundings is not None:
+        around = model.surroundings
+        arrays |= around.forest.arrays("program/forest")
+        arrays["program/besides"] = np.array([around.start, around.view])
     for family, head in model.heads.items():
         for part in FORESTS:
             arrays |= getattr(head, part).arrays(f"{family}/{part}")
@@ -47,7 +54,7 @@ def write_model(path: Path, model: Model) -> None:
         arrays[f"{family}/gate/reach"] = np.array(head.gate.reach)
     told = {
         "version": VERSION,
-        "features": {f: _names(f) for f in (*model.heads, "sketch", "pair")},
+        "features": {f: _names(f) for f in (*model.heads, *OTHERS)},
         "usual": {f: dict(head.usual) for f, head in model.heads.items()},
         "about": model.about,
     }
@@ -66,12 +73,12 @@ def read_model(path: Path) -> Model:
         raise OptionError(f"{path.name} was trained on other features", help="make costmodel")
     heads = {family: _head(arrays, family, usual) for family, usual in told["usual"].items()}
     screen = _screen(arrays) if "screen/doubts" in arrays else None
-    return Model(heads, screen, told["about"])
+    return Model(heads, screen, told["about"], _surroundings(arrays))
 
 
 def _names(family: str) -> tuple[str, ...] | None:
     """Of the features of a family."""
-    return (FAMILIES | GPU_FAMILIES | {"sketch": SKETCH, "pair": PAIR}).get(family)
+    return (FAMILIES | GPU_FAMILIES | OTHERS).get(family)
 
 
 def _screen_arrays(screen: Screen) -> Arrays:
@@ -92,6 +99,13 @@ def _screen(arrays: Mapping[str, NDArray[np.generic]]) -> Screen:
         pair_doubt,
         full_doubt,
     )
+
+
+def _surroundings(arrays: Mapping[str, NDArray[np.generic]]) -> Surroundings | None:
+    if "program/besides" not in arrays:
+        return None
+    start, view = np.asarray(arrays["program/besides"], np.float64).tolist()
+    return Surroundings(Forest.from_arrays(arrays, "program/forest"), start, view)
 
 
 def _head(

@@ -6,10 +6,10 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from rewright.costmodel.estimate import Estimate, show_seconds, total
+from rewright.costmodel.reuse import Walk, far_values, walk
 from rewright.costmodel.sketch import Kernels, Sketch
-from rewright.ir import Graph, Node, TensorType, Value, storage_roots
+from rewright.ir import Graph, Node, Value, storage_roots
 from rewright.ir.target import Target
-from rewright.ir.work import is_call
 
 # Calls that the explanation of a whole graph's time names.
 NAMED_CALLS = 3
@@ -38,6 +38,10 @@ class CostModel(Protocol):
         that wants to look closer."""
         ...
 
+    def program(self, found: Walk, alone: Sequence[Estimate]) -> Estimate:
+        """A run of calls one after the other, which take `alone` each by itself."""
+        ...
+
     def compare(self, a: Sequence[Node], b: Sequence[Node]) -> Estimate:
         """How much longer all of `a` takes than all of `b`."""
         ...
@@ -53,26 +57,19 @@ class Tools(Protocol):
 
 
 def graph_estimate(cost: CostModel, graph: Graph) -> Estimate:
-    """The time of a whole graph, its calls one after the other; the longest are named."""
-    calls = [node for node in graph.nodes if is_call(node)]
-    estimates = cost.estimate(calls, cold_values(graph, cost.target))
+    """The time of a run of a whole graph, one of many; the longest calls are named."""
+    found = walk(graph)
+    calls = [call.node for call in found.calls]
+    estimates = cost.estimate(calls, far_values(found, cost.target))
+    whole = cost.program(found, estimates)
     longest = sorted(range(len(calls)), key=lambda i: (-estimates[i].seconds, i))[:NAMED_CALLS]
     reasons = [f"{len(calls)} calls"]
+    if whole.seconds != total(estimates).seconds:
+        reasons += [f"{show_seconds(total(estimates).seconds)} if each ran alone"]
     for i in longest:
         why = "; ".join(estimates[i].because)
         reasons.append(f"%{calls[i].name} {show_seconds(estimates[i].seconds)}, {why}")
-    whole = total(estimates)
     return Estimate(whole.seconds, whole.low, whole.high, tuple(reasons))
-
-
-def cold_values(graph: Graph, target: Target) -> frozenset[Value]:
-    """Inputs of a graph, and views of them, when no cache holds all inputs until the next run."""
-    nbytes = sum(
-        i.value.tensor.nbytes_hint for i in graph.inputs if isinstance(i.value.type, TensorType)
-    )
-    if nbytes <= max((cache.nbytes for cache in target.caches), default=0):
-        return frozenset()
-    return inputs_and_views(graph)
 
 
 def inputs_and_views(graph: Graph) -> frozenset[Value]:

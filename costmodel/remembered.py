@@ -6,6 +6,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 
 from rewright.costmodel.estimate import Estimate, total
 from rewright.costmodel.protocols import CostModel
+from rewright.costmodel.reuse import Walk
 from rewright.costmodel.roofline import call_key
 from rewright.costmodel.sketch import Kernels, Sketch
 from rewright.ir import Node, Value
@@ -35,6 +36,9 @@ class Remembering:
         self, apart: Sequence[Sketch], together: Sketch, kernels: Kernels | None = None
     ) -> Estimate:
         return self._model.gain(apart, together, kernels)
+
+    def program(self, found: Walk, alone: Sequence[Estimate]) -> Estimate:
+        return self._model.program(found, alone)
 
     def compare(self, a: Sequence[Node], b: Sequence[Node]) -> Estimate:
         return total(self.estimate(a)) - total(self.estimate(b))

@@ -22,6 +22,7 @@ from rewright.costmodel.estimate import (
     show_seconds,
     total,
 )
+from rewright.costmodel.reuse import Walk
 from rewright.costmodel.sketch import Kernels, Sketch
 from rewright.ir import (
     DTYPE_NAMES,
@@ -101,6 +102,9 @@ class Roofline:
         seconds = saved / target.bandwidth + launches - again / rate
         why = f"{show_bytes(saved)} less, {show_flops(again)} more"
         return Estimate(seconds, seconds - launches, seconds + launches, (why,))
+
+    def program(self, found: Walk, alone: Sequence[Estimate]) -> Estimate:
+        return total(alone)
 
     def compare(self, a: Sequence[Node], b: Sequence[Node]) -> Estimate:
         first, second = total(self.estimate(a)), total(self.estimate(b))

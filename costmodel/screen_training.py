@@ -22,19 +22,21 @@ PAIRS: Final = Shape(trees=150, depth=5, rate=0.08)
 @dataclass(frozen=True)
 class Pair:
     """Kernels apart and the one that does their work, by sketch, and how much of the time that they
-    take it takes; `group` is the family of models they are from."""
+    take it takes; `group` is the family of models they are from, `target` the machine."""
 
     apart: Sequence[Sketch]
     together: Sketch
     ratio: float
     group: str
+    target: Target
 
 
 def sketch_rows(
-    sketches: Sequence[Sketch], seconds: Floats, groups: Sequence[str], target: Target
+    sketches: Sequence[tuple[Sketch, Target]], seconds: Floats, groups: Sequence[str]
 ) -> Rows:
-    numbers = np.array([sketch_numbers(s, target) for s in sketches])
-    parts = np.array([sketch_parts(s, target) for s in sketches])
+    """Of sketches, each on its machine."""
+    numbers = np.array([sketch_numbers(*each) for each in sketches])
+    parts = np.array([sketch_parts(*each) for each in sketches])
     return Rows(numbers, parts, seconds, groups, [""] * len(sketches))
 
 
@@ -55,14 +57,14 @@ class _Quick:
         expected = np.log(rows.parts @ self.weights)
         return expected, expected + self.forest.predict(rows.filled(self.weights, {}))
 
-    def pair_row(self, pair: Pair, target: Target) -> tuple[float, ...]:
-        sketches = [*pair.apart, pair.together]
-        rows = sketch_rows(sketches, np.ones(len(sketches)), [""] * len(sketches), target)
+    def pair_row(self, pair: Pair) -> tuple[float, ...]:
+        sketches = [(sketch, pair.target) for sketch in (*pair.apart, pair.together)]
+        rows = sketch_rows(sketches, np.ones(len(sketches)), [""] * len(sketches))
         expected, screened = (np.exp(logs).tolist() for logs in self.logs(rows))
-        return pair_features(pair.apart, pair.together, screened, expected, target)
+        return pair_features(pair.apart, pair.together, screened, expected, pair.target)
 
 
-def train_screen(rows: Rows, pairs: Sequence[Pair], target: Target, full_doubt: float) -> Screen:
+def train_screen(rows: Rows, pairs: Sequence[Pair], full_doubt: float) -> Screen:
     """Rows are of sketches. What the forest of pairs learns from are figures for families of models
     that the forest of sketches behind them has not seen; so are the errors that give its doubt."""
     fold = folds_of(rows.groups, FOLDS)
@@ -72,7 +74,7 @@ def train_screen(rows: Rows, pairs: Sequence[Pair], target: Target, full_doubt: 
     for f in range(FOLDS):
         quick = _Quick.of(rows.of(fold != f))
         for i in np.flatnonzero(pair_fold == f).tolist():
-            table[i] = quick.pair_row(pairs[i], target)
+            table[i] = quick.pair_row(pairs[i])
     x, y = np.array(table), np.log([pair.ratio for pair in pairs])
     pair_errors = np.empty(len(pairs))
     for f in range(FOLDS):

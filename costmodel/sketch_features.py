@@ -19,7 +19,7 @@ SKETCH: Final = (
     *("again", "work_per_element", "bytes_per_element", "reads", "writes"),
     *("read_contiguous", "read_small", "read_strided", "read_gathered", "written", "strided"),
     *("kept", "halves", "doubles", "integers", "guarded", "moved", "threads"),
-    *("compute_seconds", "memory_seconds", "floor", "per_first_cache", "per_last_cache"),
+    *("compute_seconds", "memory_seconds", "vector", "per_first_cache", "per_last_cache"),
 )
 
 
@@ -55,7 +55,6 @@ def sketch_numbers(s: Sketch, target: Target) -> tuple[float, ...]:
     threads = _threads(s, target)
     compute = total * vector_seconds(target) / LANES / threads + 1e-9
     memory = moved / target.memory(moved)[1] * target.cores / threads + 1e-9
-    floor = target.launch_seconds + max(compute / 2, memory)
     return (
         0.0,
         *map(log_size, (elements, s.rows, elements // s.rows if s.rows else 0, s.inner)),
@@ -72,7 +71,7 @@ def sketch_numbers(s: Sketch, target: Target) -> tuple[float, ...]:
         float(s.guarded),
         log_size(moved),
         float(threads),
-        *map(math.log2, (compute, memory, floor)),
+        *map(math.log2, (compute, memory, vector_seconds(target))),
         *cache_fills(target, moved),
     )
 
@@ -92,7 +91,7 @@ PAIR: Final = (
     *("moved_ratio", "work_ratio", "again", "together", "apart", "elements", "inner", "rows"),
     *("columns", "nodes", "reductions", "sweeps", "reads", "writes", "kept", "strided", "gathered"),
     *("halves", "doubles", "guarded", "threads", "per_first_cache", "per_last_cache"),
-    *("largest_sweeps", "largest_columns", "largest_inner", "largest_nodes"),
+    *("largest_sweeps", "largest_columns", "largest_inner", "largest_nodes", "vector"),
 )
 
 
@@ -133,4 +132,5 @@ def pair_features(
         *map(float, (largest.sweeps, largest.columns)),
         log_size(largest.inner),
         float(largest.nodes),
+        math.log2(vector_seconds(target)),
     )

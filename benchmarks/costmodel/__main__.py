@@ -20,6 +20,7 @@ from benchmarks.costmodel import (
     measure,
     oracle,
     pairs,
+    programs,
     regret,
     text_model,
     train,
@@ -34,13 +35,15 @@ LIBRARY_CALLS: Final = 2400
 def generate(folder: Path) -> None:
     """Draw, time and pack."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawn, timed, paired = (folder / f"{n}.jsonl" for n in ("calls", "samples", "pairs"))
+    names = ("calls", "pairs", "samples", "programs")
+    drawn, paired, timed, programmed = (folder / f"{name}.jsonl" for name in names)
     if not paired.exists():
         calls.main(drawn)
         library_calls.main(LIBRARY_CALLS, drawn)
         pairs.main(drawn, paired)
-    measure.main(drawn, timed)
-    dataset.pack(drawn, timed, paired)
+    measure.main(drawn, paired, timed)
+    programs.main(programmed)
+    dataset.pack(drawn, timed, paired, programmed)
 
 
 def judge(folder: Path) -> None:

@@ -13,14 +13,13 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from random import Random
 from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.costmodel.dataset import load
+from benchmarks.costmodel.dataset import load, this_machine
 from benchmarks.costmodel.judging import Judged, saved, show, show_savings
-from benchmarks.costmodel.measure import BATCH, measured
+from benchmarks.costmodel.measure import BATCH, Row, groups, measured
 from rewright.calibrate.bench import Bench
 from rewright.calibrate.host import cpu_model, host
 from rewright.cost_models import trained
@@ -31,20 +30,6 @@ from rewright.costmodel.sketch import Sketch, sketch_region
 from rewright.ir.parse import parse
 
 RESULTS: Final = Path(__file__).parents[1] / "results" / "costmodel.json"
-
-Row = Mapping[str, Any]
-
-
-def groups(rows: Mapping[str, Row], pairs: Sequence[Row]) -> list[list[str]]:
-    """Keys of calls to be timed, those of a pair next to each other."""
-    found, seen = [], set[str]()
-    for pair in pairs:
-        keys = [k for k in (pair["together"], *pair["apart"]) if k not in seen]
-        seen.update(keys)
-        found.append(keys)
-    found += [[key] for key in rows if key not in seen]
-    Random(1).shuffle(found)
-    return [keys for keys in found if keys]
 
 
 def timed(rows: Mapping[str, Row], keys: Sequence[str]) -> dict[str, float]:
@@ -108,8 +93,11 @@ def _sketch(row: Row) -> Sketch:
 def main(count: int | None) -> None:
     warnings.simplefilter("ignore")
     data = load()
-    rows = {row["key"]: row for row in data.calls if row["split"] == "judge"}
-    pairs = [p for p in data.pairs if all(k in rows for k in (p["together"], *p["apart"]))]
+    here = this_machine() if this_machine() in data.targets else next(iter(data.targets))
+    judge = (r for r in data.calls if r["split"] == "judge" and r["machine"] == here)
+    rows = {row["key"]: row for row in judge}
+    mine = (p for p in data.pairs if p["machine"] == here)
+    pairs = [p for p in mine if all(k in rows for k in (p["together"], *p["apart"]))]
     keys = [key for group in groups(rows, pairs) for key in group][:count]
     seconds = timed(rows, keys)
     cost, of_family = trained(host()), dict[str, list[Row]]()

@@ -53,9 +53,10 @@ def weighted_distance(x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return (d * w).sum(-1), torch.exp(-d)
 
 
-def momentum(p: Tensor, g: Tensor, m: Tensor) -> tuple[Tensor, ...]:
-    m = 0.9 * m + g + 0.01 * p
-    return p - 1e-3 * m, m, m * m
+def adam(p: Tensor, g: Tensor, m: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+    m = 0.9 * m + 0.1 * g
+    v = 0.99 * v + 0.01 * (g * g)
+    return p - m / (torch.sqrt(v) + 1e-6), m, v
 
 
 def branches(x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
@@ -109,7 +110,7 @@ PIECES: Final[Mapping[Piece, tuple[tuple[str, ...], ...]]] = {
     soft_attention: (_FULL, _ROW, _FULL),
     gated: (_FULL, _FULL, _FULL),
     weighted_distance: (_FULL, _FULL, _ROW),
-    momentum: (_FULL, _FULL, _FULL),
+    adam: (_FULL, _FULL, _FULL, _FULL),
     branches: (_FULL, _FULL),
     columns: (_FULL, _FULL),
     transposed: (_FULL, _FULL),

@@ -12,7 +12,7 @@ import argparse
 import collections
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,9 +21,12 @@ import numpy as np
 from benchmarks.costmodel.dataset import Dataset, load
 from benchmarks.costmodel.judging import Judged, judge, saved, show, show_savings, together
 from rewright.calibrate.chain import cold_bytes
+from rewright.costmodel.context import Surroundings
+from rewright.costmodel.context_training import TimedProgram, train_surroundings
 from rewright.costmodel.features import SHARED_PARTS, Features, features
-from rewright.costmodel.learned import Head
+from rewright.costmodel.learned import Head, Learned
 from rewright.costmodel.model_file import Model, write_model
+from rewright.costmodel.reuse import far_values, walk
 from rewright.costmodel.screen_training import Pair, sketch_rows, train_screen
 from rewright.costmodel.screening import Screen, Screening
 from rewright.costmodel.sketch import Sketch, sketch_region
@@ -37,23 +40,28 @@ MODELS: Final = Path(__file__).parents[2] / "costmodel" / "models"
 
 @dataclass(frozen=True)
 class Timed:
-    """A call of the data set: its row, its features and, of a kernel, its sketch."""
+    """A call of the data set: its row, the machine, its features and, of a kernel, its sketch."""
 
     row: Mapping[str, Any]
+    target: Target
     features: Features
     sketch: Sketch | None
 
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.row["machine"], self.row["key"]
 
-def timed_calls(rows: Sequence[Mapping[str, Any]], target: Target) -> list[Timed]:
+
+def timed_calls(data: Dataset) -> list[Timed]:
     found = []
-    for row in rows:
-        graph = parse(row["text"])
+    for row in data.calls:
+        graph, target = parse(row["text"]), data.targets[row["machine"]]
         (node,) = graph.nodes
         sketch = None
         if node.op.kind is Kind.REGION:
             sketch = sketch_region(node)
         cold = cold_bytes(graph, row["cold"])
-        found.append(Timed(row, features(node, target, cold), sketch))
+        found.append(Timed(row, target, features(node, target, cold), sketch))
     return found
 
 
@@ -83,18 +91,21 @@ class Choice:
         return 1 - float(self.whole.row["seconds"]) / apart
 
     def pair(self) -> Pair:
-        sketches = [_sketch(c) for c in self.apart]
-        return Pair(sketches, _sketch(self.whole), 1 - self.saving, self.whole.row["family"])
+        sketches, ratio = [_sketch(c) for c in self.apart], 1 - self.saving
+        whole = self.whole
+        return Pair(sketches, _sketch(whole), ratio, whole.row["family"], whole.target)
 
 
 def choices(data: Dataset, kernels: Sequence[Timed], split: str) -> list[Choice]:
     """Those all of whose kernels are of a split."""
-    by_key = {c.row["key"]: c for c in kernels if c.row["split"] == split}
-    return [
-        Choice([by_key[k] for k in pair["apart"]], by_key[pair["together"]])
-        for pair in data.pairs
-        if all(k in by_key for k in (pair["together"], *pair["apart"]))
-    ]
+    by_key = {c.key: c for c in kernels if c.row["split"] == split}
+    found = []
+    for pair in data.pairs:
+        keys = [(pair["machine"], key) for key in (pair["together"], *pair["apart"])]
+        if all(key in by_key for key in keys):
+            whole, *apart = (by_key[key] for key in keys)
+            found.append(Choice(apart, whole))
+    return found
 
 
 def _sketch(call: Timed) -> Sketch:
@@ -102,19 +113,21 @@ def _sketch(call: Timed) -> Sketch:
     return call.sketch
 
 
-def _sketch_rows(calls: Sequence[Timed], target: Target) -> Rows:
+def _sketch_rows(calls: Sequence[Timed]) -> Rows:
     seconds = np.array([c.row["seconds"] for c in calls])
     families = [c.row["family"] for c in calls]
-    return sketch_rows([_sketch(c) for c in calls], seconds, families, target)
+    return sketch_rows([(_sketch(c), c.target) for c in calls], seconds, families)
 
 
-def full_doubt(data: Dataset, kernels: Sequence[Timed], held_out: Mapping[str, float]) -> float:
+def full_doubt(
+    data: Dataset, kernels: Sequence[Timed], held_out: Mapping[tuple[str, str], float]
+) -> float:
     """What nine in ten savings are off by that full models say for families that they did not
     see; `held_out` are their seconds by key."""
     misses = []
     for choice in choices(data, kernels, "train"):
-        apart = sum(held_out[c.row["key"]] for c in choice.apart)
-        misses.append(1 - held_out[choice.whole.row["key"]] / apart - choice.saving)
+        apart = sum(held_out[c.key] for c in choice.apart)
+        misses.append(1 - held_out[choice.whole.key] / apart - choice.saving)
     return level(np.abs(misses))
 
 
@@ -122,18 +135,19 @@ def train_screening(data: Dataset, kernels: Sequence[Timed], doubt: float) -> Sc
     """Trained on one split; prints how far off it is on the other."""
     of_split = {s: [c for c in kernels if c.row["split"] == s] for s in ("train", "judge")}
     pairs = [c.pair() for c in choices(data, kernels, "train")]
-    screen = train_screen(_sketch_rows(of_split["train"], data.target), pairs, data.target, doubt)
-    rows = _sketch_rows(of_split["judge"], data.target)
+    screen = train_screen(_sketch_rows(of_split["train"]), pairs, doubt)
+    rows = _sketch_rows(of_split["judge"])
     expected = rows.parts @ screen.weights
     show("parts alone", Judged.of(expected, rows.seconds).summary())
     found = expected * np.exp(screen.forest.predict(rows.filled(screen.weights, {})))
     show("screening", Judged.of(found, rows.seconds).summary())
     held = choices(data, kernels, "judge")
-    measured, screening = np.array([c.saving for c in held]), Screening(data.target, screen)
+    on = {target: Screening(target, screen) for target in data.targets.values()}
     shares = []
     for pair in (c.pair() for c in held):
-        gain = screening.gain(pair.apart, pair.together)
-        shares.append(gain.seconds / sum(screening.seconds(pair.apart)))
+        gain = on[pair.target].gain(pair.apart, pair.together)
+        shares.append(gain.seconds / sum(on[pair.target].seconds(pair.apart)))
+    measured = np.array([c.saving for c in held])
     show_savings("screening", saved(np.array(shares), measured))
     return screen
 
@@ -149,20 +163,62 @@ def _full_savings(data: Dataset, kernels: Sequence[Timed], head: Head) -> None:
     show_savings("full model", saved(np.array(shares), np.array([h.saving for h in held])))
 
 
+def about(data: Dataset) -> Mapping[str, Any]:
+    basis = f"{len(data.calls)} calls timed on {len(data.targets)} machines"
+    return {"basis": basis, "source": [t.source for t in data.targets.values()]}
+
+
+def timed_programs(data: Dataset, model: Model, split: str) -> list[TimedProgram]:
+    """What the calls of programs take alone is asked of the model."""
+    on = {
+        name: Learned(target, model.heads, model.screen, "")
+        for name, target in data.targets.items()
+    }
+    found = []
+    for row in data.programs:
+        if row["split"] != split:
+            continue
+        cost, seconds = on[row["machine"]], np.array(row["seconds"])
+        run = walk(parse(row["text"]))
+        nodes = [call.node for call in run.calls]
+        alone = cost.estimate(nodes, far_values(run, cost.target))
+        kept = np.array([e.seconds for e in alone]), seconds, row["start"] + row["others"]
+        if nodes and seconds.min() > 0:
+            found.append(TimedProgram(run, *kept, cost.target, row["family"]))
+    return found
+
+
+def surroundings(data: Dataset, model: Model) -> Surroundings:
+    """Trained on one split; prints how far off programs are on the other, as a sum of calls alone
+    and with what was learned."""
+    trained = train_surroundings(timed_programs(data, model, "train"))
+    held = timed_programs(data, model, "judge")
+    whole = np.array([p.within.sum() + p.besides for p in held])
+    alone = np.array([p.alone.sum() for p in held])
+    within = [
+        trained.seconds(p.found, p.alone.tolist(), p.target).sum()
+        + trained.besides(p.found, p.target)
+        for p in held
+    ]
+    show("calls alone", Judged.of(alone, whole).summary())
+    show("in programs", Judged.of(np.array(within), whole).summary())
+    return trained
+
+
 def main(*, write: bool) -> None:
     started = time.monotonic()
     data = load()
-    calls = timed_calls(data.calls, data.target)
+    calls = timed_calls(data)
     by_family: dict[str, list[Timed]] = collections.defaultdict(list)
     for call in calls:
         by_family[call.features.family].append(call)
     print(f"{len(calls)} calls, {time.monotonic() - started:.0f} s to read", flush=True)
-    heads, judged, held_out = {}, [], dict[str, float]()
+    heads, judged, held_out = {}, [], dict[tuple[str, str], float]()
     for family, members in sorted(by_family.items()):
         train = [c for c in members if c.row["split"] == "train"]
         held = [c for c in members if c.row["split"] == "judge"]
         heads[family], logs = train_head(rows_of(train))
-        held_out |= zip((c.row["key"] for c in train), np.exp(logs).tolist(), strict=True)
+        held_out |= zip((c.key for c in train), np.exp(logs).tolist(), strict=True)
         judged.append(judge(heads[family], rows_of(held)))
         show(family, judged[-1].summary())
     show("all", together(judged).summary())
@@ -172,12 +228,12 @@ def main(*, write: bool) -> None:
         f"savings are off by {screen.pair_doubt:.0%} screened, by {doubt:.0%} with the full model"
     )
     _full_savings(data, by_family["kernel"], heads["kernel"])
+    model = Model(heads, screen, about(data))
+    model = replace(model, surroundings=surroundings(data, model))
     if write:
         path = MODELS / "cpu.npz"
         path.parent.mkdir(exist_ok=True)
-        basis = f"{len(calls)} calls timed on {data.target.name}"
-        about = {"basis": basis, "source": data.target.source}
-        write_model(path, Model(heads, screen, about))
+        write_model(path, model)
         print(f"{path.name}: {path.stat().st_size} bytes")
     print(f"{time.monotonic() - started:.0f} s")
 

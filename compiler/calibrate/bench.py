@@ -8,9 +8,10 @@ What slows the machine down for a while slows both down.
 from __future__ import annotations
 
 import gc
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
@@ -19,11 +20,13 @@ import torch
 
 from rewright.calibrate.chain import chain, cold_bytes
 from rewright.calibrate.corpus import Call
+from rewright.calibrate.host import VERSION, fingerprint
 from rewright.calibrate.programs import executables
 from rewright.codegen import Executable
 from rewright.costmodel import Roofline
 from rewright.costmodel.timings import Timings
-from rewright.ir import Graph, Kind
+from rewright.ir import Graph, Kind, Node
+from rewright.ir.cache import default_cache, digest
 from rewright.ir.parse import parse
 from rewright.ir.target import Target
 from rewright.passes import Env
@@ -42,7 +45,7 @@ MOST_COLD_COPIES: Final = 256
 ROUNDS: Final = 12
 MOST_ROUNDS: Final = 24
 # How the anchors' pace is found: bursts of samples, seconds apart.
-BURSTS, BURST, BETWEEN_BURSTS = 12, 12, 0.05
+BURSTS, BURST, BETWEEN_BURSTS = 40, 12, 0.05
 # Rounds go on until the interval is this narrow, or until a call, after the first
 # `FEW_ROUNDS`, has taken so many seconds.
 CONFIDENT: Final = 0.02
@@ -112,7 +115,19 @@ class Bench:
         self.anchors = {name: each.timed for name, each in zip(ANCHORS, built, strict=True)}
         for anchor in self.anchors.values():
             anchor.warm_up()
-        self.pace = {name: self._pace(anchor) for name, anchor in self.anchors.items()}
+        self.pace = self._usual_pace()
+
+    def _usual_pace(self) -> dict[str, float]:
+        """Measured once for a machine, then remembered: what is timed at different times must be
+        comparable, and a machine may be slower for minutes."""
+        name = digest("pace", VERSION, *ANCHORS.values(), *fingerprint(torch.get_num_threads()))
+        record = default_cache().read(f"{name}.pace")
+        if record is not None:
+            return {str(anchor): float(pace) for anchor, pace in json.loads(record).items()}
+        measured = {name: self._pace(anchor) for name, anchor in self.anchors.items()}
+        with suppress(OSError):  # measured anew by the next process
+            default_cache().write(f"{name}.pace", json.dumps(measured).encode())
+        return measured
 
     def _pace(self, anchor: Repeated) -> float:
         """What an anchor takes when nothing disturbs: a disturbance may last for a second."""
@@ -122,6 +137,10 @@ class Bench:
                 quiet.append(Timings(tuple((anchor.sample(),) for _ in range(BURST))).quiet(0))
             time.sleep(BETWEEN_BURSTS)
         return min(quiet)
+
+    def slowness(self) -> dict[str, float]:
+        """How many times as long as when nothing disturbs each anchor takes now."""
+        return {name: anchor.sample() / self.pace[name] for name, anchor in self.anchors.items()}
 
     def measure(self, calls: Sequence[Call]) -> Iterator[tuple[Call, Sample | Exception]]:
         """A sample of each call, or what kept it from running; give it a few dozen at once."""
@@ -197,9 +216,8 @@ class Bench:
 
     def _ready(self, call: Call, program: Executable) -> Ready:
         (node,) = call.graph.nodes
-        anchor = "product" if node.op.kind is Kind.CONTRACTION else "stream"
         copies = sum(n.op == node.op for n in program.graph.nodes)
-        return Ready(call, repeated(program, copies), anchor)
+        return Ready(call, repeated(program, copies), anchor_of(node))
 
 
 def measurable_cold(call: Call) -> bool:
@@ -226,6 +244,11 @@ graph call(%a0: f32[128, 192], %a1: f32[192, 160]) {
 }
 """,
 }
+
+
+def anchor_of(node: Node) -> str:
+    """Which anchor a call is slowed down with."""
+    return "product" if node.op.kind is Kind.CONTRACTION else "stream"
 
 
 def _timings(rounds: Sequence[dict[int | str, float]], place: int, anchor: str) -> Timings:

@@ -11,7 +11,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from rewright.costmodel import CostModel, Estimate, Kernels, Sketch, Tools, show_seconds, total
+from rewright.costmodel import (
+    CostModel,
+    Estimate,
+    Kernels,
+    Sketch,
+    Tools,
+    Walk,
+    show_seconds,
+    total,
+)
 from rewright.ir import Graph, Node, Value, is_call
 from rewright.ir.alone import alone, obstacle
 from rewright.ir.target import Target
@@ -51,6 +60,9 @@ class Overruled:
 
     def estimate(self, nodes: Sequence[Node], cold: Collection[Value] = ()) -> list[Estimate]:
         return self._cost.estimate(nodes, cold)
+
+    def program(self, found: Walk, alone: Sequence[Estimate]) -> Estimate:
+        return self._cost.program(found, alone)
 
     def compare(self, a: Sequence[Node], b: Sequence[Node]) -> Estimate:
         return self._cost.compare(a, b)
