@@ -1,0 +1,1 @@
+"""Rematerialization: schedules that hold fewer bytes and run some steps again."""
