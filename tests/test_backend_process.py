@@ -117,6 +117,9 @@ def test_an_error_in_the_backward_leaves_the_program_usable() -> None:
     torch.testing.assert_close(gradients(block, ours, x), gradients(block, block, x))
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.12", reason="after errors on threads it compiles nothing after a break"
+)
 def test_errors_on_some_threads_do_not_disturb_the_others() -> None:
     ours, good, bad = compiled(pick), torch.tensor([1, 3]), torch.tensor([9, 1])
     expected = pick(X, good)
