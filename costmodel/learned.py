@@ -48,17 +48,19 @@ class Gate:
     reach: float
 
     MARGIN = 0.1
+    # A feature that was the same for all calls may be off by rounding: files hold single floats.
+    NARROWEST = 1e-3
 
     def admits(self, rows: Floats) -> NDArray[np.bool_]:
         """[n, features] -> [n]."""
-        width = np.maximum(self.high - self.low, 1e-6)
+        width = np.maximum(self.high - self.low, self.NARROWEST)
         scaled = (rows - self.low) / width
         inside = ((scaled >= -self.MARGIN) & (scaled <= 1 + self.MARGIN)).all(1)
         return inside & (self.distance(rows) <= self.reach)
 
     def distance(self, rows: Floats) -> Floats:
         """To the nearest kept call, the mean over the features."""
-        width = np.maximum(self.high - self.low, 1e-6)
+        width = np.maximum(self.high - self.low, self.NARROWEST)
         scaled, kept = (rows - self.low) / width, (self.kept - self.low) / width
         apart: Floats = np.abs(scaled[:, None, :] - kept[None, :, :]).mean(2).min(1)
         return apart
