@@ -1,9 +1,9 @@
-"""Schedules for all budgets: a ladder of them, down by annealing and up again by relaxing.
+"""Schedules for all budgets: a ladder of them, each rung annealed by itself, then relaxed upwards.
 
-Down: from the order given, budget after budget, each annealed from the schedule of the one before,
-to the least peak that is reached. Up: from there each budget starts from the schedule below it,
-which fits it, so that a larger budget never takes longer. What a budget gets is the rung below it:
-the same in every process, whatever is asked first.
+A rung starts from the order given, which anneals better than the schedule of a larger budget does.
+Then, from the least peak up, each budget starts from the best schedule that fits it, the one below
+among them, so that a larger budget never takes longer. What a budget gets is the rung below it: the
+same in every process, whatever is asked first.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from .anneal import Annealer, Settings
 from .judge import Verdict, judge
 from .problem import Order, Problem, lower_bound
 
-# Budgets on the way down, as shares of the first peak, and moves for each step of the problem.
-DOWN: Final = (0.8, 0.65, 0.5, 0.4, 0.32, 0.25, 0.2, 0.16, 0.125, 0.1, 0.08, 0.06, 0.0)
-MOVES_DOWN: Final = 60
-# Rungs on the way up are so far apart, in shares of the first peak.
-APART: Final = 0.02
-MOVES_UP: Final = 20
-LEAST_MOVES: Final = 20_000
-# A budget that is missed is tried again with bytes worth so many times more.
-STIFFER: Final = 4.0
-TRIES: Final = 3
+# Budgets of the rungs, as shares of the first peak, and moves for each step of the problem.
+RUNGS: Final = (*(percent / 100 for percent in range(95, 9, -5)), 0.075, 0.05, 0.025, 0.0)
+MOVES: Final = 60
+FEWEST_MOVES, MOST_MOVES = 60_000, 200_000
+# A schedule that misses its budget by little is of no use; so it is asked for less.
+SPARE: Final = 0.998
+# Rungs on the way up are so far apart, in shares of the first peak; moves for each step there.
+APART: Final = 0.025
+MOVES_UP: Final = 15
+LEAST_MOVES_UP: Final = 15_000
+# The least peak is looked for with bytes worth so many times more, each from the one before.
+STIFFER: Final = (1.0, 4.0, 16.0)
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,12 @@ def solve(
     """The front of peak against time. The same problem gets the same front."""
     search = _Search(problem, seed)
     down = [search.first]
-    for share in DOWN:
-        budget = max(int(share * search.first.peak), search.bound)
-        down.append(search.fitting(down[-1], budget))
-        progress(down[-1])
+    for share in RUNGS:
+        budget = int(share * search.first.peak)
+        if budget > search.bound or share == 0:
+            down.append(search.fitting(max(budget, search.bound)))
+            progress(down[-1])
+    down.append(search.least(down))
     found = [min(down, key=lambda s: (s.peak, s.seconds))]
     for budget in _rungs(found[0].peak, search.first.peak):
         start = min((s for s in (*down, found[-1]) if s.peak <= budget), key=lambda s: s.seconds)
@@ -103,24 +107,26 @@ class _Search:
         assert isinstance(verdict, Verdict), str(verdict)
         return Schedule(needed, verdict.peak, verdict.seconds)
 
-    def moves(self, each: int) -> int:
-        return max(LEAST_MOVES, each * len(self.problem.steps))
+    def fitting(self, budget: int) -> Schedule:
+        """A schedule within the budget, or near it."""
+        moves = min(max(FEWEST_MOVES, MOVES * len(self.problem.steps)), MOST_MOVES)
+        settings = Settings(int(SPARE * budget), moves, self.seed)
+        return self.judged(self.annealer.anneal(self.first.order, settings))
 
-    def fitting(self, start: Schedule, budget: int) -> Schedule:
-        """A schedule within the budget, or the one of the least peak found."""
-        settings = Settings(budget, self.moves(MOVES_DOWN), self.seed)
-        best = start
-        for _ in range(TRIES):
-            found = self.judged(self.annealer.anneal(best.order, settings))
-            best = min(best, found, key=lambda s: (max(s.peak, budget), s.seconds))
-            if best.peak <= budget:
-                break
-            settings = replace(settings, stiff=STIFFER * settings.stiff)
+    def least(self, found: Sequence[Schedule]) -> Schedule:
+        """One of as small a peak as can be found."""
+        best = min(found, key=lambda s: (s.peak, s.seconds))
+        for stiffer in STIFFER:
+            settings = Settings(self.bound, FEWEST_MOVES, self.seed)
+            settings = replace(settings, stiff=stiffer * settings.stiff)
+            more = self.judged(self.annealer.anneal(best.order, settings))
+            best = min(best, more, key=lambda s: (s.peak, s.seconds))
         return best
 
     def relaxed(self, start: Schedule, budget: int) -> Schedule:
         """One within the budget that takes no longer than one that is."""
-        settings = Settings(budget, self.moves(MOVES_UP), self.seed, hot=2e-4)
+        moves = max(LEAST_MOVES_UP, MOVES_UP * len(self.problem.steps))
+        settings = Settings(budget, moves, self.seed, hot=2e-4)
         found = self.judged(self.annealer.anneal(start.order, settings))
         return found if found.peak <= budget and found.seconds < start.seconds else start
 
