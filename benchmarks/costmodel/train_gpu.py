@@ -18,8 +18,10 @@ from rewright.costmodel.model_file import Model, write_model
 from rewright.costmodel.training import Shape, train_head
 
 SHAPE: Final = Shape(trees=1600, depth=6, rate=0.12)
-# Of so many rows, few folds say enough about errors.
+# Of so many rows, few folds say enough about errors; of very many, fewer, and trees may be larger.
 FOLDS: Final = 3
+MANY: Final = 70_000
+LARGE, LARGE_FOLDS = Shape(trees=2000, depth=7, rate=0.12), 2
 SOURCE: Final = "aiconfigurator (NVIDIA, Apache-2.0)"
 
 
@@ -28,7 +30,8 @@ def main(*, write: bool) -> None:
         heads, rows = {}, 0
         for family in families:
             training, judged = rows_for(gpu, family)
-            heads[family] = train_head(training, SHAPE, folds=FOLDS).head
+            shape, folds = (SHAPE, FOLDS) if len(training) < MANY else (LARGE, LARGE_FOLDS)
+            heads[family] = train_head(training, shape, folds=folds).head
             rows += len(training)
             show(f"{gpu} {family.removeprefix('gpu_')}", judge(heads[family], judged).summary())
         if write:
