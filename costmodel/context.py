@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from rewright.costmodel.features import cache_fills, family_of
+from rewright.costmodel.features import FAMILIES, cache_fills, family_of
 from rewright.costmodel.forest import Floats, Forest
 from rewright.costmodel.library_features import main_type
 from rewright.costmodel.reuse import Reuse, Walk
@@ -21,7 +21,6 @@ from rewright.ir import hint
 from rewright.ir.target import Target
 from rewright.ir.work import flops
 
-FAMILIES: Final = ("kernel", "product", "convolution", "attention", "operator")
 CONTEXT: Final = (
     "alone",
     *FAMILIES,

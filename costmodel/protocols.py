@@ -61,11 +61,11 @@ def graph_estimate(cost: CostModel, graph: Graph) -> Estimate:
     found = walk(graph)
     calls = [call.node for call in found.calls]
     estimates = cost.estimate(calls, far_values(found, cost.target))
-    whole = cost.program(found, estimates)
+    alone, whole = total(estimates), cost.program(found, estimates)
     longest = sorted(range(len(calls)), key=lambda i: (-estimates[i].seconds, i))[:NAMED_CALLS]
     reasons = [f"{len(calls)} calls"]
-    if whole.seconds != total(estimates).seconds:
-        reasons += [f"{show_seconds(total(estimates).seconds)} if each ran alone"]
+    if whole.seconds != alone.seconds:
+        reasons += [f"{show_seconds(alone.seconds)} if each ran alone"]
     for i in longest:
         why = "; ".join(estimates[i].because)
         reasons.append(f"%{calls[i].name} {show_seconds(estimates[i].seconds)}, {why}")

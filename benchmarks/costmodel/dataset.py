@@ -21,7 +21,7 @@ import pyarrow
 import torch
 from pyarrow import parquet
 
-from benchmarks.costmodel.lines import read_lines
+from benchmarks.costmodel.lines import Row, read_lines
 from rewright.calibrate.host import cpu_model, from_record, host, to_record
 from rewright.ir.alone import call_name
 from rewright.ir.target import Target
@@ -30,8 +30,6 @@ FOLDER: Final = Path(__file__).parents[2] / "costmodel" / "data"
 CALLS: Final = FOLDER / "cpu_calls.parquet"
 PAIRS: Final = FOLDER / "cpu_pairs.parquet"
 PROGRAMS: Final = FOLDER / "cpu_programs.parquet"
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ import numpy as np
 
 from benchmarks.costmodel.dataset import load, this_machine
 from benchmarks.costmodel.judging import Judged, saved, show, show_savings
-from benchmarks.costmodel.measure import BATCH, Row, groups, measured
+from benchmarks.costmodel.lines import Row
+from benchmarks.costmodel.measure import BATCH, groups, measured
 from rewright.calibrate.bench import Bench
 from rewright.calibrate.host import cpu_model, host
 from rewright.cost_models import trained

@@ -18,7 +18,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from benchmarks.costmodel.lines import append_lines, read_lines
+from benchmarks.costmodel.lines import Row, append_lines, read_lines
 from rewright.calibrate.bench import Bench, Sample
 from rewright.calibrate.corpus import Call
 from rewright.calibrate.host import host
@@ -29,8 +29,6 @@ from rewright.ir.parse import parse
 BATCH: Final = 24
 # A call that is expected to take longer takes too long to time.
 LONGEST: Final = 0.05
-
-Row = Mapping[str, Any]
 
 
 def groups(rows: Mapping[str, Row], pairs: Sequence[Row]) -> list[list[str]]:
@@ -54,10 +52,9 @@ def main(calls: Path, pairs: Path, samples: Path, seconds: float = math.inf) -> 
     warnings.simplefilter("ignore")
     rows = {call_name(row["text"], row["cold"]): row for row in read_lines(calls)}
     done = {line["key"] for line in read_lines(samples)}
-    keys_in_turn = [key for keys in groups(rows, read_lines(pairs)) for key in keys]
-    todo = [
-        key for key in keys_in_turn if key not in done and is_short(rows[key], Roofline(host()))
-    ]
+    in_turn = [key for keys in groups(rows, read_lines(pairs)) for key in keys if key not in done]
+    roofline = Roofline(host())
+    todo = [key for key in in_turn if is_short(rows[key], roofline)]
     bench, started = Bench(host()), time.monotonic()
     for first in range(0, len(todo), BATCH):
         if time.monotonic() - started > seconds:

@@ -25,7 +25,7 @@ from rewright.calibrate.bench import Bench
 from rewright.calibrate.host import cpu_model, host
 from rewright.calibrate.profile import profile
 from rewright.cost_models import cost_model
-from rewright.costmodel import CostModel, graph_estimate, total
+from rewright.costmodel import CostModel, total
 from rewright.costmodel.reuse import far_values, walk
 
 RESULTS: Final = Path(__file__).parents[1] / "results" / "whole_models.json"
@@ -86,7 +86,7 @@ def predict(make: Callable[[], Case], cost: CostModel, bench: Bench) -> tuple[fl
     found = walk(program.plan.fused)
     nodes = [call.node for call in found.calls]
     alone = cost.estimate(nodes, far_values(found, cost.target))
-    predicted = graph_estimate(cost, program.plan.fused)
+    predicted = cost.program(found, alone)
     inputs = compiled.bindings.flatten(args, {})
     with torch.no_grad():
         took = profile(bench, program.recipe, inputs).whole

@@ -63,7 +63,7 @@ def profile(bench: Bench, recipe: Recipe, inputs: Sequence[Any], rounds: int = R
             whole = _seconds(plain, list(inputs))
             clock.clear()
             started = time.perf_counter()
-            _seconds(clocked, list(inputs))
+            clocked(list(inputs))
             names, ticks = ["", *(name for _, name in clock)], [started, *clock.ticks]
             took = [b - a for a, b in itertools.pairwise([*ticks, time.perf_counter()])]
             usual = [t / slow[anchors.get(n, "stream")] for t, n in zip(took, names, strict=True)]

@@ -1,4 +1,4 @@
-// Annealing of schedules with recomputation; `passes/remat/anneal.py` is the same in Python.
+// Annealing of schedules with recomputation; `passes/remat/twin.py` is the same in Python.
 //
 // Steps stand in slots, most of which are empty. A value lives from the slot that makes it to the
 // last one that reads it before it is made again. A tree over the slots holds how many bytes live
@@ -36,7 +36,7 @@ typedef struct {
 } Events;
 
 typedef struct {
-  int32_t value, slot, made, put;  // an event that was put in, or taken out
+  int32_t step, slot, put;  // a step that was put into a slot, or taken out of it
 } Change;
 
 enum { BLOCKS = 64, DEPTH = 24, MOST_ADDED = 96, TRIES = 24, NEAR = 96 };
@@ -51,10 +51,8 @@ typedef struct {
   int32_t *filled, *place, filled_count;  // slots that are not empty, and where each stands there
   int64_t *most, *add;
   double seconds, limit;  // those of the schedule, and the most that the move at hand may lead to
-  Change *changes;
+  Change *changes;     // of the move at hand
   int32_t changed, changes_room;
-  int32_t *moved;      // slots put in (slot + 1) or taken out (-slot - 1), with their steps
-  int32_t moved_count, moved_room;
   int32_t added;
 } State;
 
@@ -158,9 +156,9 @@ static void put_event(State *s, int32_t v, int32_t slot, int32_t made) {
   if (made) add_bytes(s, slot, until(s, v, at), s->p->bytes[v]);
 }
 
-static void take_event(State *s, int32_t v, int32_t slot) {
+static void take_event(State *s, int32_t v, int32_t slot, int32_t made) {
   Events *e = &s->events[v];
-  const int32_t at = find_event(e, slot), made = e->at[at] & 1, group = group_of(e, at - made);
+  const int32_t at = find_event(e, slot), group = group_of(e, at - made);
   const int32_t before = group < 0 ? -1 : until(s, v, group);
   if (made) add_bytes(s, slot, until(s, v, at), -s->p->bytes[v]);
   memmove(e->at + at, e->at + at + 1, (size_t)(e->count - at - 1) * sizeof *e->at);
@@ -169,15 +167,6 @@ static void take_event(State *s, int32_t v, int32_t slot) {
   const int32_t after = until(s, v, group);
   add_bytes(s, before + 1, after, s->p->bytes[v]);
   add_bytes(s, after + 1, before, -s->p->bytes[v]);
-}
-
-static void change(State *s, int32_t v, int32_t slot, int32_t made, int32_t put) {
-  if (put) put_event(s, v, slot, made); else take_event(s, v, slot);
-  if (s->changed == s->changes_room) {
-    s->changes_room = s->changes_room ? 2 * s->changes_room : 256;
-    s->changes = realloc(s->changes, (size_t)s->changes_room * sizeof *s->changes);
-  }
-  s->changes[s->changed++] = (Change){v, slot, made, put};
 }
 
 // --- steps in slots ------------------------------------------------------------------------------
@@ -201,56 +190,36 @@ static void empty(State *s, int32_t slot) {
   add_bytes(s, slot, slot, -s->p->workspace[step]);
 }
 
-static void note_moved(State *s, int32_t step, int32_t slot, int32_t put) {
-  if (s->moved_count + 2 > s->moved_room) {
-    s->moved_room = s->moved_room ? 2 * s->moved_room : 256;
-    s->moved = realloc(s->moved, (size_t)s->moved_room * sizeof *s->moved);
-  }
-  s->moved[s->moved_count++] = step;
-  s->moved[s->moved_count++] = put ? slot + 1 : -slot - 1;
-}
-
-// All events of a step in a slot, put in or taken out.
-static void change_all(State *s, int32_t step, int32_t slot, int32_t put) {
+// A step into an empty slot, or out of it, with all its events.
+static void touch(State *s, int32_t step, int32_t slot, int32_t put) {
   const Problem *p = s->p;
+  void (*const event)(State *, int32_t, int32_t, int32_t) = put ? put_event : take_event;
   for (int32_t i = p->reads_at[step]; i < p->reads_at[step + 1]; ++i)
-    change(s, p->reads[i], slot, 0, put);
+    event(s, p->reads[i], slot, 0);
   for (int32_t i = p->makes_at[step]; i < p->makes_at[step + 1]; ++i)
-    change(s, p->makes[i], slot, 1, put);
+    event(s, p->makes[i], slot, 1);
+  if (put) fill(s, step, slot); else empty(s, slot);
 }
 
-static void put_step(State *s, int32_t step, int32_t slot) {
-  change_all(s, step, slot, 1);
-  fill(s, step, slot);
-  note_moved(s, step, slot, 1);
-}
-
-static void take_step(State *s, int32_t slot) {
-  const int32_t step = s->slot[slot];
-  change_all(s, step, slot, 0);
-  empty(s, slot);
-  note_moved(s, step, slot, 0);
-}
-
-// True when all values that were changed are made before they are read.
-static int is_sound(const State *s) {
-  for (int32_t i = 0; i < s->changed; ++i) {
-    const Events *e = &s->events[s->changes[i].value];
-    if (e->count && !(e->at[0] & 1)) return 0;
+static void change(State *s, int32_t step, int32_t slot, int32_t put) {
+  touch(s, step, slot, put);
+  if (s->changed == s->changes_room) {
+    s->changes_room = s->changes_room ? 2 * s->changes_room : 256;
+    s->changes = realloc(s->changes, (size_t)s->changes_room * sizeof *s->changes);
   }
-  return 1;
+  s->changes[s->changed++] = (Change){step, slot, put};
 }
 
-static void begin(State *s) { s->changed = s->moved_count = s->added = 0; }
+static void put_step(State *s, int32_t step, int32_t slot) { change(s, step, slot, 1); }
+
+static void take_step(State *s, int32_t slot) { change(s, s->slot[slot], slot, 0); }
+
+static void begin(State *s) { s->changed = s->added = 0; }
 
 static void undo(State *s) {
-  while (s->moved_count) {
-    const int32_t slot = s->moved[--s->moved_count], step = s->moved[--s->moved_count];
-    if (slot > 0) empty(s, slot - 1); else fill(s, step, -slot - 1);
-  }
   while (s->changed) {
     const Change c = s->changes[--s->changed];
-    if (c.put) take_event(s, c.value, c.slot); else put_event(s, c.value, c.slot, c.made);
+    touch(s, c.step, c.slot, !c.put);
   }
 }
 
@@ -443,7 +412,7 @@ int32_t rw_anneal(const Problem *problem, const Settings *settings, const int32_
     const double heat = s.set.hot * exp(cooling * (double)n / (double)s.set.moves);
     const double limit = now - heat * log(uniform(&s) + 1e-300);
     s.limit = exp(limit);
-    if (!some_move(&s) || !is_sound(&s)) { undo(&s); continue; }
+    if (!some_move(&s)) { undo(&s); continue; }
     const double then = worth(&s);
     if (then > limit) { undo(&s); continue; }
     now = then;
@@ -455,6 +424,6 @@ int32_t rw_anneal(const Problem *problem, const Settings *settings, const int32_
   if (now < least) best_count = finish(&s, best);
   for (int32_t v = 0; v < problem->values; ++v) free(s.events[v].at);
   free(s.slot), free(s.place), free(s.filled), free(s.events), free(s.runs);
-  free(s.most), free(s.add), free(s.changes), free(s.moved);
+  free(s.most), free(s.add), free(s.changes);
   return best_count;
 }

@@ -82,7 +82,6 @@ class Scheduled:
         """What must live where a value is read: its own memory and that of what it may be a view
         of."""
         found = []
-        maker: Node | None = None
         while True:
             if value in self.values:
                 found.append(self.values[value])

@@ -121,12 +121,6 @@ class _State:
             change = self.changes.pop()
             self.touch(change.step, change.slot, not change.put)
 
-    def is_sound(self) -> bool:
-        """Every value that a change touched is made before it is read."""
-        steps = {change.step for change in self.changes}
-        values = (v for s in steps for v in (*self.steps[s].reads, *self.steps[s].makes))
-        return all(not self.events[v] or self.events[v][0] & 1 for v in values)
-
     # --- moves ------------------------------------------------------------------------------
 
     def is_last(self, value: int, place: int) -> bool:
@@ -281,7 +275,7 @@ def anneal_slowly(problem: Problem, order: Order, settings: Settings, slots: int
         heat = settings.hot * math.exp(cooling * n / moves)
         limit = now - heat * math.log(state.chance.uniform() + 1e-300)
         state.limit = math.exp(limit)
-        if not state.move() or not state.is_sound():
+        if not state.move():
             state.undo()
             continue
         then = state.worth()
