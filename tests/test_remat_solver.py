@@ -13,7 +13,7 @@ import pytest
 from rewright.passes.remat.anneal import Annealer, Settings
 from rewright.passes.remat.judge import FaultKind, Verdict, first_fault, judge, live_bytes
 from rewright.passes.remat.problem import Order, Problem, Step, lower_bound
-from rewright.passes.remat.solve import Front, solve, without_useless
+from rewright.passes.remat.solve import Front, Schedule, fit, solve, without_useless
 from rewright.passes.remat.twin import anneal_slowly
 
 
@@ -176,6 +176,26 @@ def test_a_chain_is_recomputed_once_where_half_of_it_fits() -> None:
     half = front.within(first.peak // 2)
     assert half is not None and half.seconds <= 1.28 * first.seconds
     assert front.within(front.least.peak - 1) is None
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.25])
+def test_one_budget_can_be_asked_for(share: float) -> None:
+    problem = chain(40)
+    first = judge(problem, problem.given_order)
+    assert isinstance(first, Verdict)
+    seen: list[Schedule] = []
+    found = fit(problem, int(share * first.peak), progress=seen.append)
+    assert found.peak <= share * first.peak and seen
+    verdict = judge(problem, found.order)
+    assert isinstance(verdict, Verdict)
+    assert (verdict.peak, verdict.seconds) == (found.peak, found.seconds)
+
+
+def test_what_cannot_be_met_gets_the_least_peak() -> None:
+    problem = chain(40)
+    least = fit(problem, None)
+    assert fit(problem, lower_bound(problem) - 1).peak == least.peak
+    assert least.peak < 0.35 * fit(problem, 10**9).peak
 
 
 def test_the_same_problem_gets_the_same_front() -> None:

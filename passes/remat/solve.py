@@ -76,6 +76,31 @@ def solve(
     return Front(tuple(_front([*down, *found])), search.bound)
 
 
+def fit(
+    problem: Problem,
+    budget: int | None,
+    seed: int = 0,
+    progress: Callable[[Schedule], None] = lambda found: None,
+) -> Schedule:
+    """The schedule of least time within so many bytes, or of the least peak where none is found or
+    no budget is given."""
+    search = _Search(problem, seed)
+    if budget is not None and search.first.peak <= budget:
+        return search.first
+    found = [search.first]
+    if budget is not None and budget >= search.bound:
+        found.append(search.fitting(budget))
+        progress(found[-1])
+        if found[-1].peak <= budget:
+            return search.relaxed(found[-1], budget)
+    found.append(search.least(found))
+    progress(found[-1])
+    fitting = [schedule for schedule in found if budget is not None and schedule.peak <= budget]
+    if budget is not None and fitting:
+        return search.relaxed(min(fitting, key=lambda s: s.seconds), budget)
+    return min(found, key=lambda s: (s.peak, s.seconds))
+
+
 def _rungs(least: int, most: int) -> Iterator[int]:
     step = max(1, int(APART * most))
     yield from range(least, most, step)
