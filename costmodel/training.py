@@ -33,7 +33,7 @@ class Shape:
     l2: float = 3.0
 
 
-FULL: Final = Shape(trees=1200, depth=7, rate=0.045)
+FULL: Final = Shape(trees=1500, depth=7, rate=0.045)
 SPREAD: Final = Shape(trees=150, depth=4, rate=0.08)
 FOLDS: Final = 8
 COVERAGE: Final = 0.9
