@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rewright.codegen.call_sequence import CallSequence, write_calls
+from rewright.codegen.input_sizes import input_sizes
 from rewright.codegen.runtime import Frame, Frames, laid_out, new, own, place_again
 from rewright.ir import Graph, Node, TensorType, op
 
@@ -46,6 +47,10 @@ class Executable:
     def source(self) -> str:
         """The call sequence as Python text."""
         return self.calls.source
+
+    def sizes(self, args: Sequence[Any]) -> Mapping[str, int]:
+        """What each symbol that the inputs decide is in a call with these arguments."""
+        return dict(zip(input_sizes(self.graph), self._sizes_of(args), strict=True))
 
     def __call__(self, args: list[Any]) -> list[Any]:
         sizes = self._sizes_of(args)

@@ -43,6 +43,8 @@ def rewright(gm: fx.GraphModule, example_inputs: Sequence[Any], **given: Any) ->
     given.pop("name", None)
     if given:
         raise OptionError(f"the backend takes options=, not {', '.join(sorted(given))}=")
+    if options.memory_budget and options.memory_budget_scope == "step":
+        _refuse_part(gm)
     compile_with = aot_backend(
         fw_compiler=_compiler(options, "forward"),
         bw_compiler=_compiler(options, "backward"),
@@ -54,6 +56,21 @@ def rewright(gm: fx.GraphModule, example_inputs: Sequence[Any], **given: Any) ->
     # What Dynamo has made by now takes the collector 0.3 s each time, and hardly any is garbage.
     with caching(tag(options)) if pays(gm) else without_caching(), without_collection():
         return compile_with(gm, example_inputs)  # type: ignore[no-any-return]
+
+
+def _refuse_part(gm: fx.GraphModule) -> None:
+    """Raises BudgetError for a part of a step, which cannot know what the others hold."""
+    from rewright.ir import BudgetError
+    from rewright.torch_compat import parted_step
+
+    found = parted_step(gm)
+    if found is not None:
+        why, advice = found
+        raise BudgetError(
+            f"a budget needs the step in one graph, and it is parted by {why}",
+            who="memory_budget",
+            help=f'{advice}; memory_budget_scope="graph" gives each graph the budget',
+        )
 
 
 def reset() -> None:
@@ -82,7 +99,7 @@ def _plain(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return {} if options is None else options
 
 
-def _roles(gm: fx.GraphModule) -> list[str]:
+def roles_of(gm: fx.GraphModule) -> list[str]:
     """Of a backward graph's inputs: gradients of outputs, and what the forward saved."""
     inputs = (node.name for node in gm.graph.nodes if node.op == "placeholder")
     return ["tangent" if name.startswith("tangents_") else "saved" for name in inputs]
@@ -96,7 +113,7 @@ def graph_of(gm: fx.GraphModule, phase: str) -> Graph:
 
     # AOTAutograd calls under its FakeTensorMode; constants here are real tensors.
     with unset_fake_temporarily():
-        return from_fx(gm, name=phase, roles=_roles(gm) if phase == "backward" else None)
+        return from_fx(gm, name=phase, roles=roles_of(gm) if phase == "backward" else None)
 
 
 def _compiler(options: Options, phase: str) -> Callable[..., Any]:
@@ -108,13 +125,21 @@ def _compiler(options: Options, phase: str) -> Callable[..., Any]:
         from torch._subclasses.fake_tensor import unset_fake_temporarily
 
         from rewright.driver import compile_graph
+        from rewright.step_budget import scheduled_half
+        from rewright.step_memory import MEMORY
 
         if phase == "backward":
             donate_nothing()
-        graph = graph_of(gm, phase)
+        half = scheduled_half(gm)
         with unset_fake_temporarily():
-            program = compile_graph(graph, options, retain=phase == "inference")
-        compiled = CompiledProgram(program)
+            if half is None:
+                graph, retain = graph_of(gm, phase), phase == "inference"
+                compiled = CompiledProgram(compile_graph(graph, options, retain=retain))
+            else:
+                program = compile_graph(
+                    half.graph, options, retain=False, passes=str(MEMORY), fitted=half.fitted
+                )
+                compiled = CompiledProgram(program, str(MEMORY), half.promise)
         remember(compiled)
         return compiled
 

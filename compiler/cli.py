@@ -1,4 +1,5 @@
-"""The command line: rewright optimize | run | show | why | rules | estimate | calibrate | doctor.
+"""The command line: rewright optimize | run | show | why | rules | estimate | calibrate |
+pareto | doctor.
 
 Exit codes: 0 done, 1 a check did not hold, 2 a mistake in what was asked.
 """
@@ -174,6 +175,14 @@ def _calibrate(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _pareto(parser: argparse.ArgumentParser) -> None:
+    _compile_options(parser, "pkg.mod:factory giving (module, inputs)")
+    parser.add_argument("--plot", metavar="FILE", help="draw the curves, as .svg or .png")
+    parser.add_argument(
+        "--timeline", metavar="FILE", help="draw memory over the step, as .svg or .png"
+    )
+
+
 def _doctor(parser: argparse.ArgumentParser) -> None:
     """Takes nothing more."""
 
@@ -186,6 +195,7 @@ COMMANDS: Final[dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]]
     "rules": ("check rewrite rules, list them, see which fire", _rules),
     "estimate": ("how long a call takes, between which bounds, and why", _estimate),
     "calibrate": ("measure this machine for the cost model, once", _calibrate),
+    "pareto": ("time against memory of a training step, beside PyTorch's partitioner", _pareto),
     "doctor": ("what works on this machine, and what to do", _doctor),
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 from rewright.driver import Plan, compile_graph, plan_graph
 from rewright.ir import Graph, Input, OptionError, did_you_mean
 from rewright.options import Options, option_docs
-from rewright.sources import MLIR_SUFFIXES, Source, load_source
+from rewright.sources import MLIR_SUFFIXES, Source, load_source, made_by
 
 
 def optimize(arguments: argparse.Namespace) -> int:
@@ -158,6 +158,23 @@ def doctor(arguments: argparse.Namespace) -> int:
         for finding in findings:
             print(finding)
     return 0 if all(f.works or f.optional for f in findings) else 1
+
+
+def pareto(arguments: argparse.Namespace) -> int:
+    """Print what memory costs in time."""
+    from rewright.pareto import draw, draw_steps, study
+
+    options = _options(arguments)
+    with _progress(f"importing {arguments.model}"):
+        module, inputs = made_by(arguments.model)
+    with _progress("partitioning and scheduling"):
+        found = study(module, inputs, options)
+    if arguments.plot is not None:
+        draw(found, Path(arguments.plot))
+    if arguments.timeline is not None:
+        draw_steps(found, Path(arguments.timeline))
+    print(json.dumps(found.as_json()) if arguments.json else found)
+    return 0
 
 
 # --- shared -------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from rewright.building import Built, Recipe, build_program
 from rewright.driver import Plan, Program, plan_graph
 from rewright.ir import Graph
 from rewright.options import Options
+from rewright.passes.remat import Fitted
+from rewright.step_memory import Promise
 from rewright.torch_compat import is_custom, without_operator_checks
 
 
@@ -28,8 +30,11 @@ class CompiledProgram(OutputCode):
 
     source: Graph
     options: Options
+    passes: str
     recipe: Recipe
     built: Built
+    fitted: Fitted | None
+    promise: Promise | None
     _plan: Plan | None
     _is_builtin: bool
 
@@ -37,9 +42,12 @@ class CompiledProgram(OutputCode):
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
-    def __init__(self, program: Program) -> None:
-        self.source, self.options = program.source, program.plan.options
-        self.recipe, self.built = program.recipe, program.built
+    def __init__(self, program: Program, passes: str = "", promise: Promise | None = None) -> None:
+        """`passes` are those that `program` was compiled with, if not all; `promise` is checked
+        before each run."""
+        self.source, self.options, self.passes = program.source, program.plan.options, passes
+        self.promise = promise
+        self.recipe, self.built, self.fitted = program.recipe, program.built, program.fitted
         self._plan = program.plan
         self._start()
 
@@ -50,6 +58,8 @@ class CompiledProgram(OutputCode):
         self._is_builtin = not any(is_custom(node.op) for node in self.source.nodes)
 
     def __call__(self, inputs: list[Any]) -> list[Any]:  # type: ignore[override]
+        if self.promise is not None:
+            self.promise.check(self.built.executable.sizes(inputs))
         if self._is_builtin and torch._C._len_torch_dispatch_stack():
             with without_operator_checks():
                 return self.built.executable(inputs)
@@ -59,8 +69,8 @@ class CompiledProgram(OutputCode):
     def program(self) -> Program:
         """All there is of the program. One that was loaded is planned anew when this is asked."""
         if self._plan is None:
-            self._plan = plan_graph(self.source, self.options)
-        return Program(self._plan, self.recipe, self.built)
+            self._plan = plan_graph(self.source, self.options, self.passes)
+        return Program(self._plan, self.recipe, self.built, self.fitted)
 
     # --- what torch calls to store and to load ---------------------------------------------------
 
@@ -75,7 +85,8 @@ class CompiledProgram(OutputCode):
             raise BypassAOTAutogradCache("a trace is written whenever the program is compiled")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"source": self.source, "options": self.options, "recipe": self.recipe}
+        stored = ("source", "options", "passes", "recipe", "fitted", "promise")
+        return {name: getattr(self, name) for name in stored}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._plan = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -26,10 +26,22 @@ from rewright.ir import (
     UnsupportedError,
     symbols_of,
 )
+from rewright.ir.expand import expand
 from rewright.ir.graph import sizes_of
 from rewright.ir.target import Target
 from rewright.options import Options
-from rewright.passes import DEFAULT, Env, Fuse, Pass, Pipeline, PipelineResult, Rules
+from rewright.passes import (
+    DEFAULT,
+    Bytes,
+    Env,
+    Fuse,
+    Pass,
+    Pipeline,
+    PipelineResult,
+    PlanMemory,
+    Rules,
+)
+from rewright.passes.remat import LEAST, SMALL, Fitted, Remat
 from rewright.report import Report, refuse_fallback, report_of
 
 if TYPE_CHECKING:
@@ -96,11 +108,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Program:
-    """A plan, built: call its `executable` with a list of arguments (boxed), or look into it."""
+    """A plan, built: call its `executable` with a list of arguments (boxed), or look into it.
+
+    `fitted` is the schedule of the whole training step, when it keeps a budget."""
 
     plan: Plan
     recipe: Recipe
     built: Built
+    fitted: Fitted | None = None
 
     @property
     def executable(self) -> Executable:
@@ -122,7 +137,8 @@ class Program:
 
     @property
     def report(self) -> Report:
-        return self.plan.report.built(self.built.seconds)
+        found = self.plan.report.built(self.built.seconds)
+        return found if self.fitted is None else found.noting(f"the step: {self.fitted}")
 
     def errors(self, inputs: Sequence[Any] | None = None) -> Errors:
         """How far this and eager are from float64, on `inputs` of the graph or on random ones."""
@@ -137,23 +153,30 @@ def compile_graph(
     options: Options,
     *,
     retain: bool = True,
+    passes: str = "",
+    fitted: Fitted | None = None,
     trace: list[tuple[str, str]] | None = None,
 ) -> Program:
     """Optimize `graph` for the target and build it.
 
-    `retain` keeps the arena's memory between calls. `trace` receives a record of every step that
-    runs. Where kernels cannot be built everything runs as ATen, with one warning; under
-    `fallback="error"` that is an error, as is an operator that has no kernel of ours.
+    `retain` keeps the arena's memory between calls. `passes` are those that a graph still needs
+    which has been through others, instead of all; `fitted` is what they did for its step. `trace`
+    receives a record of every step that runs. Where kernels cannot be built everything runs as
+    ATen, with one warning; under `fallback="error"` that is an error, as is an operator that has no
+    kernel of ours.
     """
-    plan = plan_graph(graph, options)
+    plan = plan_graph(graph, options, passes)
     recipe = plan.recipe(retain=retain)
     try:
         built = build_program(recipe, trace=trace)
     except ToolchainError as error:
-        plan = _passed(graph, options, plan.env.target, _without_kernels(error, options))
+        note = _without_kernels(error, options)
+        plan = planned(expand(graph), options, environment(graph, options)[0], note, passes)
         recipe = plan.recipe(retain=retain)
         built = build_program(recipe, trace=trace)
-    program = Program(plan, recipe, built)
+    if fitted is not None:
+        plan.log.decide("remat", graph.name, str(fitted))
+    program = Program(plan, recipe, built, fitted)
     if options.trace:
         from rewright.trace import write_trace
 
@@ -161,11 +184,18 @@ def compile_graph(
     return program
 
 
-def plan_graph(graph: Graph, options: Options) -> Plan:
+def plan_graph(graph: Graph, options: Options, passes: str = "") -> Plan:
     """All of `compile_graph` but building the kernels, which takes most of its time."""
     _check_sizes(graph)
+    env, note = environment(graph, options)
+    return planned(graph, options, env, note, passes)
+
+
+def environment(graph: Graph, options: Options) -> tuple[Env, str | None]:
+    """What passes over `graph` may use, and why it gets no kernels, if so."""
     target = _target_for(graph, options)
-    return _passed(graph, options, target, _device_note(graph) or _compiler_note(target, options))
+    env = Env(cost=cost_model(target), target=target, tools=_tools(options, target))
+    return env, _device_note(graph) or _compiler_note(target, options)
 
 
 def _check_sizes(graph: Graph) -> None:
@@ -181,15 +211,13 @@ def _check_sizes(graph: Graph) -> None:
         )
 
 
-def _passed(graph: Graph, options: Options, target: Target, note: str | None) -> Plan:
-    env = Env(cost=cost_model(target), target=target, tools=_tools(options, target))
-    return planned(graph, options, env, note)
-
-
-def planned(graph: Graph, options: Options, env: Env, note: str | None = None) -> Plan:
+def planned(
+    graph: Graph, options: Options, env: Env, note: str | None = None, passes: str = ""
+) -> Plan:
     """The plan that passes make in `env`, without kernels when there is a `note` that says why."""
     started = time.perf_counter()
-    result = pipeline_of(options, kernels=note is None).run(graph, env, snapshots=EVERY_STAGE)
+    chosen = Pipeline.parse(passes) if passes else pipeline_of(options, kernels=note is None)
+    result = chosen.run(graph, env, snapshots=EVERY_STAGE)
     if options.fallback == "error":
         refuse_fallback(graph, result.graph)
     kernels = kernels_of(result.graph)
@@ -291,6 +319,8 @@ def pipeline_of(options: Options, *, kernels: bool = True) -> Pipeline:
             who="passes",
             help="end it with fuse,memory; fuse{max-ops=0} makes no kernels",
         )
+    if options.memory_budget:
+        chosen = Pipeline(tuple(_within_budget(chosen, Bytes(options.budget or LEAST))))
     if options.rules:
         chosen = Pipeline(tuple(_with_rules(p, options.rules) for p in chosen))
     if options.numerics != "eager":
@@ -304,6 +334,19 @@ def _with_rules(step: Pass, rules: tuple[str, ...]) -> Pass:
     if not isinstance(step, Rules):
         return step
     return replace(step, sets=tuple(dict.fromkeys((*step.sets, *rules))))
+
+
+def _within_budget(passes: Iterable[Pass], budget: Bytes) -> Iterator[Pass]:
+    """Remat, once, before memory is planned, which then gives large tensors their own."""
+    asked = Remat(budget)
+    for step in passes:
+        if isinstance(step, Remat):
+            asked = replace(step, budget=budget)
+            continue
+        if isinstance(step, PlanMemory):
+            yield asked
+            step = replace(step, most=SMALL)
+        yield step
 
 
 def _without_regions(step: Pass) -> Pass:

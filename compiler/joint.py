@@ -16,15 +16,33 @@ from rewright.options import Options
 
 
 def partition(options: Options) -> Callable[..., tuple[fx.GraphModule, fx.GraphModule]]:
-    """PyTorch's min-cut partitioner, after our passes over the joint graph."""
-    from rewright.torch_compat import min_cut_partition
+    """PyTorch's min-cut partitioner, after our passes over the joint graph; with a memory budget
+    only the start of a schedule of our own."""
+    from rewright.torch_compat import forget_checkpoints, min_cut_partition
 
     part = min_cut_partition()
 
-    def parted(joint: fx.GraphModule, inputs: Any, **given: Any) -> Any:
-        return part(rewritten(joint, inputs, options), inputs, **given)
+    def parted(joint: fx.GraphModule, inputs: Any, *, num_fwd_outputs: int, **given: Any) -> Any:
+        if options.memory_budget and overrides_tags(options):
+            forget_checkpoints(joint)
+        found = part(
+            rewritten(joint, inputs, options), inputs, num_fwd_outputs=num_fwd_outputs, **given
+        )
+        if not options.memory_budget:
+            return found
+        from rewright.step_budget import partition_within
+
+        return partition_within(found, num_fwd_outputs, options)
 
     return parted
+
+
+def overrides_tags(options: Options) -> bool:
+    """True when the remat pass is asked to decide what the user's checkpoints have decided."""
+    from rewright.driver import pipeline_of
+    from rewright.passes.remat import Remat
+
+    return any(isinstance(step, Remat) and step.override_tags for step in pipeline_of(options))
 
 
 def rewritten(joint: fx.GraphModule, inputs: Any, options: Options) -> fx.GraphModule:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rewright.ir import OptionError, did_you_mean
+from rewright.passes.specs import Bytes
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,22 @@ class Options:
             "open; what was timed is remembered"
         },
     )
+    memory_budget: str = field(
+        default="",
+        metadata={
+            "doc": "the most bytes that a training step may allocate, as 6GiB or a plain number, "
+            "or min for as few as can be reached; parameters, inputs and what existed before do "
+            "not count"
+        },
+    )
+    memory_budget_scope: str = field(
+        default="step",
+        metadata={
+            "choices": ("step", "graph"),
+            "doc": "what keeps the memory budget: a whole training step, which must be one graph, "
+            "or each graph by itself",
+        },
+    )
     trace: str = field(
         default="",
         metadata={"doc": "a folder that gets the graph after every pass, kernels and report"},
@@ -69,7 +86,7 @@ class Options:
                     f"no option '{name}'{did_you_mean(name, known) or f'; it takes {listed}'}",
                     who="options",
                 )
-            if name == "rules":
+            if name == "rules" or (name == "memory_budget" and type(value) is int):
                 continue
             if not isinstance(value, str):
                 raise OptionError(f"{name} takes a string, not {value!r}", who="options")
@@ -82,12 +99,29 @@ class Options:
                 f"measure is a number of seconds, not '{given['measure']}'", who="options"
             )
         rules = _rules(given.get("rules", ()))
-        return Options(**{**given, "rules": rules})
+        budget = _budget(str(given.get("memory_budget", "")))
+        return Options(**{**given, "rules": rules, "memory_budget": budget})
+
+    @property
+    def budget(self) -> int | None:
+        """Bytes that a step may allocate; None where as few as can be are asked for. Only with a
+        `memory_budget`."""
+        return None if self.memory_budget == "min" else Bytes.parse(self.memory_budget)
 
 
 def _is_count(text: str) -> bool:
     whole, _, part = text.partition(".")
     return (whole + part).isdecimal()
+
+
+def _budget(text: str) -> str:
+    """An amount, or `min`, in one spelling."""
+    if text in ("", "min"):
+        return text
+    amount = Bytes.parse(text)
+    if amount == 0:
+        raise OptionError("memory_budget is over 0 bytes, or min", who="options")
+    return str(amount)
 
 
 def _rules(given: object) -> tuple[str, ...]:

@@ -129,6 +129,19 @@ def from_factory(spec: str) -> Source:
     from rewright.api import export
     from rewright.ir.pt2 import load
 
+    module, inputs = made_by(spec)
+    with torch_kept_quiet():
+        program = export(module, inputs)
+    graph, bindings = load(program, name=spec.rpartition(":")[2])
+    return Source(graph, bindings, module, inputs)
+
+
+def made_by(spec: str) -> tuple[nn.Module, tuple[Any, ...]]:
+    """The module and the inputs that a factory gives. Raises ImportFailure."""
+    if ":" not in spec:
+        raise ImportFailure(
+            f"'{spec}' names no factory", help="write pkg.mod:factory, giving (module, inputs)"
+        )
     made = _call_factory(spec)
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
         raise ImportFailure(
@@ -136,10 +149,7 @@ def from_factory(spec: str) -> Source:
             help="return (module, (input, ...))",
         )
     module, inputs = made
-    with torch_kept_quiet():
-        program = export(module, tuple(inputs))
-    graph, bindings = load(program, name=spec.rpartition(":")[2])
-    return Source(graph, bindings, module, tuple(inputs))
+    return module, tuple(inputs)
 
 
 @contextmanager

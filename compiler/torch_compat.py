@@ -115,6 +115,40 @@ def donate_nothing() -> None:
         context.fw_metadata.bw_donated_idxs = []
 
 
+def parted_step(gm: fx.GraphModule) -> tuple[str, str] | None:
+    """Why Dynamo hands over only a part of a function, and what to do about it; None for a whole
+    one, or where nothing says so."""
+    reason = getattr(gm, "compile_subgraph_reason", None)
+    if reason is not None and reason.graph_break:
+        where = f" at {reason.user_stack[-1]}" if reason.user_stack else ""
+        return f"a graph break{where}: {reason.reason}", "fullgraph=True finds the others"
+    distributed = torch.distributed
+    if reason is None and distributed.is_available() and distributed.is_initialized():
+        from torch.nn.parallel import DistributedDataParallel
+
+        if DistributedDataParallel._get_active_ddp_module() is not None:
+            return "DDP, by buckets of gradients", "torch._dynamo.config.optimize_ddp = False"
+    return None
+
+
+def pinned_outputs(forward: fx.GraphModule) -> Iterator[int]:
+    """Places of outputs that a policy of selective checkpointing wants saved."""
+    from torch.utils.checkpoint import CheckpointPolicy
+
+    saved = (CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_SAVE)
+    outputs: Any = forward.graph.output_node().args[0]
+    for place, node in enumerate(outputs):
+        if isinstance(node, fx.Node) and node.meta.get("recompute") in saved:
+            yield place
+
+
+def forget_checkpoints(joint: fx.GraphModule) -> None:
+    """Let a partitioner decide what the user's checkpoints have decided."""
+    for node in joint.graph.nodes:
+        node.meta.pop("recompute", None)
+        node.meta.pop("ac_graph_id", None)
+
+
 def boxed(run: Callable[..., Any]) -> Callable[..., Any]:
     """`run` as AOTAutograd calls what it compiled: with its arguments in a list."""
     from torch._functorch._aot_autograd.utils import make_boxed_func

@@ -11,7 +11,13 @@ from rewright.costmodel.estimate import (
     show_seconds,
     total,
 )
-from rewright.costmodel.protocols import CostModel, Tools, graph_estimate, inputs_and_views
+from rewright.costmodel.protocols import (
+    CostModel,
+    Tools,
+    call_seconds,
+    graph_estimate,
+    inputs_and_views,
+)
 from rewright.costmodel.reuse import Walk
 from rewright.costmodel.roofline import Roofline
 from rewright.costmodel.sketch import Draft, Kernels, Sketch, Sketcher, sketch_region
@@ -29,6 +35,7 @@ __all__ = [
     "Timings",
     "Tools",
     "Walk",
+    "call_seconds",
     "graph_estimate",
     "inputs_and_views",
     "show_bytes",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from rewright.costmodel.estimate import Estimate, show_seconds, total
@@ -58,9 +58,8 @@ class Tools(Protocol):
 
 def graph_estimate(cost: CostModel, graph: Graph) -> Estimate:
     """The time of a run of a whole graph, one of many; the longest calls are named."""
-    found = walk(graph)
+    found, estimates = _each(cost, graph)
     calls = [call.node for call in found.calls]
-    estimates = cost.estimate(calls, far_values(found, cost.target))
     alone, whole = total(estimates), cost.program(found, estimates)
     longest = sorted(range(len(calls)), key=lambda i: (-estimates[i].seconds, i))[:NAMED_CALLS]
     reasons = [f"{len(calls)} calls"]
@@ -70,6 +69,19 @@ def graph_estimate(cost: CostModel, graph: Graph) -> Estimate:
         why = "; ".join(estimates[i].because)
         reasons.append(f"%{calls[i].name} {show_seconds(estimates[i].seconds)}, {why}")
     return Estimate(whole.seconds, whole.low, whole.high, tuple(reasons))
+
+
+def call_seconds(cost: CostModel, graph: Graph) -> Mapping[str, float]:
+    """The time of each call of a run, by the name of its node."""
+    found, estimates = _each(cost, graph)
+    names = (call.node.name for call in found.calls)
+    return {name: e.seconds for name, e in zip(names, estimates, strict=True)}
+
+
+def _each(cost: CostModel, graph: Graph) -> tuple[Walk, Sequence[Estimate]]:
+    found = walk(graph)
+    calls = [call.node for call in found.calls]
+    return found, cost.estimate(calls, far_values(found, cost.target))
 
 
 def inputs_and_views(graph: Graph) -> frozenset[Value]:

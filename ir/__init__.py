@@ -27,6 +27,7 @@ from rewright.ir.effects import (
 )
 from rewright.ir.errors import (
     ArtefactError,
+    BudgetError,
     CheckError,
     Excerpt,
     ImportFailure,
@@ -81,6 +82,7 @@ __all__ = [
     "ROLES",
     "Arg",
     "ArtefactError",
+    "BudgetError",
     "Cache",
     "CheckError",
     "Constant",

@@ -85,6 +85,10 @@ class OptionError(RewrightError):
     """An option, pass or target name is unknown, or its value has the wrong form."""
 
 
+class BudgetError(RewrightError):
+    """A stated budget cannot be met."""
+
+
 class InputError(RewrightError):
     """A compiled program was called with arguments that do not fit its signature."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import inf
 
 import torch
 
@@ -25,8 +26,9 @@ class Lifetime:
     placed: bool
 
 
-def lifetimes(graph: Graph) -> tuple[Lifetime, ...]:
-    """Lifetimes of everything the schedule allocates, in order of allocation."""
+def lifetimes(graph: Graph, most: float = inf) -> tuple[Lifetime, ...]:
+    """Lifetimes of everything the schedule allocates, in order of allocation; what has over `most`
+    bytes is not placed."""
     roots = storage_roots(graph)
     last: dict[Value, int] = {}
     for step, node in enumerate(graph.nodes):
@@ -39,6 +41,7 @@ def lifetimes(graph: Graph) -> tuple[Lifetime, ...]:
             if roots[value] != value or not _allocates(node, value):
                 continue
             placed = value not in leaving and takes_destination(node) and _is_sized(value)
+            placed = placed and value.tensor.nbytes_hint <= most
             end = len(graph.nodes) if value in leaving else last[value]
             found.append(Lifetime(value, step, end, placed))
     home = _home(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from rewright.ir import (
     CheckError,
@@ -29,6 +30,9 @@ from rewright.passes.memory.problem import (
     peak_load,
 )
 from rewright.passes.memory.solve import solve
+from rewright.passes.specs import Bytes
+
+ANY_SIZE: Final = Bytes(1 << 62)
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,16 @@ class PlanMemory(Pass, name="memory", takes="fused", gives="kernel"):
           return %d
         }
 
-    What leaves the graph, and what ATen can only allocate by itself, is a tensor of its own. With
-    symbolic sizes the offsets are those at the hints; the runtime places again at other sizes.
+    What leaves the graph, what ATen can only allocate by itself, and what has over `most` bytes, is
+    a tensor of its own. With symbolic sizes the offsets are those at the hints; the runtime places
+    again at other sizes.
     """
 
     alignment: int = 64
+    most: Bytes = ANY_SIZE
 
     def run(self, graph: Graph, env: Env) -> Graph:
-        found = lifetimes(graph)
+        found = lifetimes(graph, self.most)
         problem = problem_of(found, self.alignment)
         plan = solve(problem)
         fault = judge(problem, plan)

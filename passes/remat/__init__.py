@@ -1,1 +1,24 @@
 """Rematerialization: schedules that hold fewer bytes and run some steps again."""
+
+from rewright.passes.remat.budget import Fitted, fitted
+from rewright.passes.remat.graphs import Boundary, Scheduled
+from rewright.passes.remat.problem import Order
+from rewright.passes.remat.remat import LEAST, SMALL, Remat
+from rewright.passes.remat.solve import Front, Schedule, solve
+from rewright.passes.remat.step import Halves, TrainingStep
+
+__all__ = [
+    "LEAST",
+    "SMALL",
+    "Boundary",
+    "Fitted",
+    "Front",
+    "Halves",
+    "Order",
+    "Remat",
+    "Schedule",
+    "Scheduled",
+    "TrainingStep",
+    "fitted",
+    "solve",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -38,10 +38,21 @@ class Scheduled:
     forward comes one more, the boundary."""
 
     def __init__(
-        self, graph: Graph, seconds: Mapping[str, float], boundary: Boundary | None = None
+        self,
+        graph: Graph,
+        seconds: Mapping[str, float],
+        boundary: Boundary | None = None,
+        workspace: Mapping[str, int] | None = None,
+        once: Collection[Value] = (),
     ) -> None:
+        """`seconds` of each call by its name; `workspace` bytes of those that hold some while they
+        run; `once` are values that nobody may compute again."""
         self.graph, self.seconds, self.boundary = graph, seconds, boundary
+        self.once = frozenset(once)
+        self.workspace = {} if workspace is None else workspace
         self.roots = storage_roots(graph)
+        # What is written back when the forward ends: who reads it again reads something else.
+        self.written = {target for target, _ in graph.updates}
 
     @cached_property
     def nodes(self) -> tuple[Node | None, ...]:
@@ -93,6 +104,8 @@ class Scheduled:
     @cached_property
     def problem(self) -> Problem:
         kept = {n for value in self.graph.returned for n in self.needed(value)}
+        if self.boundary is not None:  # gradients are their caller's
+            kept |= {self.values[value] for value in self.boundary.tangents}
         sizes = [_nbytes(value) for value in self.values]
         steps: list[Step] = []
         tokens: dict[object, int] = {}
@@ -115,10 +128,15 @@ class Scheduled:
             reads = (n for value in self.boundary.returned for n in self.needed(value))
             return Step("the boundary", 0.0, tuple(dict.fromkeys(reads)), makes, again=False)
         reads = (n for value in node.operands for n in self.needed(value))
-        again = may_repeat(node) and not keeps_operands(node) and kept.isdisjoint(makes)
-        return Step(
-            node.name, self.seconds[node.name], tuple(dict.fromkeys(reads)), makes, 0, again
-        )
+        again = kept.isdisjoint(makes) and self._may_repeat(node)
+        held = self.workspace.get(node.name, 0)
+        seconds = self.seconds[node.name]
+        return Step(node.name, seconds, tuple(dict.fromkeys(reads)), makes, held, again)
+
+    def _may_repeat(self, node: Node) -> bool:
+        reads_written = any(self.roots[value] in self.written for value in node.operands)
+        free = self.once.isdisjoint(node.results) and not reads_written
+        return free and may_repeat(node) and not keeps_operands(node)
 
     # --- and back ---------------------------------------------------------------------------
 

@@ -1,0 +1,169 @@
+"""What a training step takes in time for the memory it is given: `rewright pareto`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, fx, nn
+
+from rewright.costmodel import call_seconds, show_seconds
+from rewright.ir import ImportFailure
+from rewright.options import Options
+from rewright.passes import Env
+from rewright.passes.remat import TrainingStep, solve
+from rewright.step_budget import fused_step
+from rewright.step_memory import step_memory
+from rewright.step_signatures import Parts
+from rewright.tables import bytes_text, table
+
+# What PyTorch's partitioner is asked for, as its `activation_memory_budget`.
+SHARES: Final = tuple(round(0.1 * i, 1) for i in range(10, -1, -1))
+
+
+@dataclass(frozen=True)
+class Point:
+    """A schedule: the most bytes that the step allocates, and its seconds by the cost model."""
+
+    name: str
+    peak: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Study:
+    """Our schedules and PyTorch's, both from the largest peak down; no schedule of the step as
+    PyTorch parts it is below `bound`. `steps` are the bytes at each node, of the first of ours and
+    the last."""
+
+    ours: tuple[Point, ...]
+    torch: tuple[Point, ...]
+    bound: int
+    steps: tuple[tuple[int, ...], tuple[int, ...]]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        first = self.ours[0]
+        rows = [
+            (
+                p.name,
+                bytes_text(p.peak),
+                show_seconds(p.seconds),
+                f"{p.seconds / first.seconds:.3f}",
+            )
+            for p in (*self.ours, *self.torch)
+        ]
+        shown = table(("schedule", "peak", "predicted", "of the first"), rows)
+        return f"{shown}\nno schedule of this step is below {bytes_text(self.bound)}"
+
+
+class _Captured(Exception):
+    """Ends a compilation whose parts are known."""
+
+
+def study(module: nn.Module, inputs: Sequence[Any], options: Options) -> Study:
+    """Of a training step of `module`: its gradient is that of the number that it returns, or of the
+    mean of the squares of all numbers that it returns."""
+    found: dict[float, tuple[TrainingStep, Env]] = {}
+    for share, parts, returned in _parts(module, inputs, options):
+        found[share] = fused_step(parts, returned, options)
+    points = []
+    for share, (step, env) in found.items():
+        points.append(_point(f"torch {share}", step, env))
+    step, env = found[1.0]
+    return _ours(step, env, tuple(points))
+
+
+def _point(name: str, step: TrainingStep, env: Env) -> Point:
+    scheduled = step.scheduled(call_seconds(env.cost, step.joined))
+    order = scheduled.problem.given_order
+    peak = max(step_memory(step.halves(scheduled, order)).bytes())
+    return Point(name, peak, scheduled.problem.seconds)
+
+
+def _ours(step: TrainingStep, env: Env, others: tuple[Point, ...]) -> Study:
+    scheduled = step.scheduled(call_seconds(env.cost, step.joined))
+    front = solve(scheduled.problem, env.seed)
+    points, steps = [], []
+    for i, schedule in enumerate(front.schedules):
+        steps.append(tuple(step_memory(step.halves(scheduled, schedule.order)).bytes()))
+        points.append(Point(f"ours {i + 1}", max(steps[-1]), schedule.seconds))
+    return Study(tuple(points), others, front.bound, (steps[0], steps[-1]))
+
+
+def _parts(
+    module: nn.Module, inputs: Sequence[Any], options: Options
+) -> list[tuple[float, Parts, int]]:
+    """PyTorch's partitions of the step at every share."""
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    from rewright.ir.decompositions import autograd_table
+    from rewright.joint import rewritten
+    from rewright.torch_compat import aot_backend, min_cut_partition, without_caching
+
+    found: list[tuple[float, Parts, int]] = []
+    part = min_cut_partition()
+
+    def capture(joint: fx.GraphModule, given: Any, *, num_fwd_outputs: int, **more: Any) -> Any:
+        joint = rewritten(joint, given, options)
+        for share in SHARES:
+            with torch._functorch.config.patch(activation_memory_budget=share):
+                parts = part(copy.deepcopy(joint), given, num_fwd_outputs=num_fwd_outputs, **more)
+            found.append((share, parts, num_fwd_outputs))
+        raise _Captured
+
+    backend = aot_backend(
+        fw_compiler=None, bw_compiler=None, partition_fn=capture, decompositions=autograd_table()
+    )
+    torch._dynamo.reset()
+    step = torch.compile(_loss(module), backend=backend, fullgraph=True, dynamic=False)
+    try:
+        with without_caching():
+            step(*inputs)
+    except BackendCompilerFailed as error:
+        if not found:
+            raise ImportFailure(f"there is no training step: {error}") from error
+    finally:
+        torch._dynamo.reset()
+    if not found:
+        raise ImportFailure(
+            "the model has nothing to differentiate",
+            help="a parameter or an input must require its gradient",
+        )
+    return found
+
+
+def _loss(module: nn.Module) -> Callable[..., Tensor]:
+    def loss(*inputs: Any) -> Tensor:
+        answer = module(*inputs)
+        tensors = [t for t in torch.utils._pytree.tree_leaves(answer) if isinstance(t, Tensor)]
+        real = [t for t in tensors if t.is_floating_point()]
+        if len(real) == 1 and real[0].ndim == 0:
+            return real[0]
+        return torch.stack([t.square().mean() for t in real]).sum()
+
+    return loss
+
+
+def draw(found: Study, path: Path) -> None:
+    """The curves. Raises OptionError."""
+    from rewright.pictures import draw_fronts
+
+    fronts = {
+        "Rewright": [(p.peak, p.seconds) for p in found.ours],
+        "PyTorch's partitioner": [(p.peak, p.seconds) for p in found.torch],
+    }
+    draw_fronts(fronts, path, found.bound)
+
+
+def draw_steps(found: Study, path: Path) -> None:
+    """Memory over the step, as it stands and at the least peak. Raises OptionError."""
+    from rewright.pictures import draw_memory
+
+    draw_memory(dict(zip(("as it stands", "least peak"), found.steps, strict=True)), path)

@@ -1,0 +1,95 @@
+"""A schedule that keeps a budget once its memory is planned, and the error when there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from rewright.costmodel import show_bytes
+from rewright.ir import BudgetError
+
+from .graphs import Scheduled
+from .judge import lifetimes
+from .problem import Order, lower_bound
+from .solve import Schedule, fit
+
+# How often a schedule may be asked for with less, after its plan took more than it promised.
+TRIES: Final = 4
+NAMED: Final = 8
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A schedule whose plan holds at most `peak` bytes, where as it stands the graph takes
+    `first`; no schedule gets below `bound`."""
+
+    schedule: Schedule
+    peak: int
+    first: Schedule
+    bound: int
+
+    def __str__(self) -> str:
+        slower = self.schedule.seconds / self.first.seconds - 1 if self.first.seconds else 0.0
+        again = len(self.schedule.order) - len(set(self.schedule.order))
+        return (
+            f"peak {show_bytes(self.first.peak)} -> {show_bytes(self.peak)} "
+            f"(no schedule is below {show_bytes(self.bound)}), {again} calls run again, "
+            f"{slower:+.1%} time"
+        )
+
+
+def fitted(
+    scheduled: Scheduled,
+    budget: int | None,
+    planned: Callable[[Order], int],
+    seed: int = 0,
+    progress: Callable[[Schedule], None] = lambda found: None,
+) -> Fitted:
+    """The fastest schedule found whose plan, of `planned` bytes, keeps the budget, or, without one,
+    that of the least peak. Raises BudgetError."""
+    problem = scheduled.problem
+    first, bound = fit(problem, 1 << 62, seed), lower_bound(problem)
+    asked = budget
+    for _ in range(TRIES):
+        found = fit(problem, asked, seed, progress)
+        peak = planned(found.order)
+        if budget is None or peak <= budget:
+            return Fitted(found, peak, first, bound)
+        if asked is None:
+            break
+        # With less, so that the plan has room; what was found misses that, the least is left.
+        asked = None if found.peak > asked else asked - (peak - budget)
+    else:
+        found = fit(problem, None, seed, progress)
+        peak = planned(found.order)
+        if peak <= budget:
+            return Fitted(found, peak, first, bound)
+    raise BudgetError(
+        f"{show_bytes(budget)} are not enough: the least that was found is {show_bytes(peak)}, "
+        f"and no schedule is below {show_bytes(bound)}\n{_live(scheduled, found.order)}",
+        who="memory_budget",
+        help=f"give it {peak} bytes, or a smaller batch",
+    )
+
+
+def _live(scheduled: Scheduled, order: Order) -> str:
+    """What is alive where a schedule holds most, a line for each of the largest."""
+    problem = scheduled.problem
+    alive: list[list[int]] = [[] for _ in order]
+    for value, start, last in lifetimes(problem, order):
+        for place in range(start, last + 1):
+            alive[place].append(value)
+    sizes = [sum(problem.sizes[v] for v in values) for values in alive]
+    most = max(range(len(order)), key=lambda place: sizes[place])
+    step = problem.steps[order[most]]
+    names = {number: f"%{value.name}" for value, number in scheduled.values.items()}
+    largest = sorted(alive[most], key=lambda v: (-problem.sizes[v], v))
+    lines = [f"alive at %{step.name}, {show_bytes(sizes[most])}:"]
+    for number in largest[:NAMED]:
+        made = problem.steps[problem.maker[number]].name
+        lines.append(f"  {show_bytes(problem.sizes[number])}  {names.get(number, '')} of %{made}")
+    if len(largest) > NAMED:
+        rest = sum(problem.sizes[v] for v in largest[NAMED:])
+        lines.append(f"  {show_bytes(rest)}  in {len(largest) - NAMED} more")
+    return "\n".join(lines)

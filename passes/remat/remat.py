@@ -1,0 +1,56 @@
+"""The remat pass: one graph, scheduled anew within so many bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from rewright.costmodel import call_seconds
+from rewright.ir import Graph
+from rewright.passes.base import Env, Pass
+from rewright.passes.memory import PlanMemory, peak_bytes
+from rewright.passes.specs import Bytes
+
+from .budget import fitted
+from .graphs import Scheduled
+from .problem import Order
+
+LEAST: Final = Bytes(0)
+# Tensors of fewer bytes share one arena, which is there from beginning to end; others come and go,
+# so that gradients can take the place of what they were computed from.
+SMALL: Final = Bytes(32 << 10)
+
+
+@dataclass(frozen=True)
+class Remat(Pass, name="remat", takes="fused", gives="fused"):
+    """Run some calls again, and all in another order, so that a run allocates at most `budget`
+    bytes; 0 asks for as few as can be reached. In a training step, what the user's checkpoints save
+    and compute again stays so, unless `override-tags`. Raises BudgetError.
+
+    before:
+        graph f(%x: f32[1024]) {
+          %a = aten.exp.default(%x) : f32[1024]
+          %b = aten.sin.default(%x) : f32[1024]
+          %c = aten.cos.default(%b) : f32[1024]
+          %d = aten.sort.default(%c) : f32[1024], i64[1024]
+          return %a, %d
+        }
+    """
+
+    budget: Bytes = LEAST
+    override_tags: bool = False
+
+    def run(self, graph: Graph, env: Env) -> Graph:
+        scheduled = Scheduled(graph, call_seconds(env.cost, graph))
+        memory = PlanMemory(most=SMALL)
+
+        def planned(order: Order) -> int:
+            found, _ = scheduled.rescheduled(order)
+            return peak_bytes(memory.run(found, Env(env.cost, env.target)))
+
+        found = fitted(scheduled, self.budget or None, planned, env.seed)
+        env.log.decide("remat", graph.name, str(found))
+        if list(found.schedule.order) == list(range(len(scheduled.nodes))):
+            return graph
+        rescheduled, _ = scheduled.rescheduled(found.schedule.order)
+        return self.gave(rescheduled, {})
