@@ -14,8 +14,6 @@ from .judge import lifetimes
 from .problem import Order, lower_bound
 from .solve import Schedule, fit
 
-# How often a schedule may be asked for with less, after its plan took more than it promised.
-TRIES: Final = 4
 NAMED: Final = 8
 
 
@@ -51,23 +49,20 @@ def fitted(
     problem = scheduled.problem
     first, bound = fit(problem, 1 << 62, seed), lower_bound(problem)
     asked = budget
-    for _ in range(TRIES):
+    while budget is not None and asked is not None:
         found = fit(problem, asked, seed, progress)
-        peak = planned(found.order)
-        if budget is None or peak <= budget:
-            return Fitted(found, peak, first, bound)
-        if asked is None:
-            break
-        # With less, so that the plan has room; what was found misses that, the least is left.
-        asked = None if found.peak > asked else asked - (peak - budget)
-    else:
-        found = fit(problem, None, seed, progress)
         peak = planned(found.order)
         if peak <= budget:
             return Fitted(found, peak, first, bound)
+        # With less, so that the plan has room; when that cannot be had, the least is left.
+        asked = asked - (peak - budget) if found.peak <= asked else None
+    least = fit(problem, None, seed, progress)
+    peak = planned(least.order)
+    if budget is None or peak <= budget:
+        return Fitted(least, peak, first, bound)
     raise BudgetError(
         f"{show_bytes(budget)} are not enough: the least that was found is {show_bytes(peak)}, "
-        f"and no schedule is below {show_bytes(bound)}\n{_live(scheduled, found.order)}",
+        f"and no schedule is below {show_bytes(bound)}\n{_live(scheduled, least.order)}",
         who="memory_budget",
         help=f"give it {peak} bytes, or a smaller batch",
     )
