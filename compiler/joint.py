@@ -6,6 +6,7 @@ other.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -25,16 +26,26 @@ def partition(options: Options) -> Callable[..., tuple[fx.GraphModule, fx.GraphM
     def parted(joint: fx.GraphModule, inputs: Any, *, num_fwd_outputs: int, **given: Any) -> Any:
         if options.memory_budget and overrides_tags(options):
             forget_checkpoints(joint)
-        found = part(
-            rewritten(joint, inputs, options), inputs, num_fwd_outputs=num_fwd_outputs, **given
-        )
+        joint = rewritten(joint, inputs, options)
+        given["num_fwd_outputs"] = num_fwd_outputs
         if not options.memory_budget:
-            return found
+            return part(joint, inputs, **given)
         from rewright.step_budget import partition_within
 
-        return partition_within(found, num_fwd_outputs, options)
+        def cut(share: float) -> Any:
+            return cut_at(part, joint, inputs, share, **given)
+
+        return partition_within(cut, num_fwd_outputs, options)
 
     return parted
+
+
+def cut_at(
+    part: Callable[..., Any], joint: fx.GraphModule, inputs: Any, share: float, **given: Any
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """PyTorch's partition of a copy of the joint graph, keeping a share of the activations."""
+    with torch._functorch.config.patch(activation_memory_budget=share):
+        return part(copy.deepcopy(joint), inputs, **given)  # type: ignore[no-any-return]
 
 
 def overrides_tags(options: Options) -> bool:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor, fx, nn
 
-from rewright.costmodel import call_seconds, show_seconds
+from rewright.costmodel import show_seconds
 from rewright.ir import ImportFailure
 from rewright.options import Options
-from rewright.passes import Env
-from rewright.passes.remat import TrainingStep, solve
-from rewright.step_budget import fused_step
+from rewright.passes.remat import Order, Scheduled, TrainingStep, solve
+from rewright.step_budget import fused_step, scheduled_step
 from rewright.step_memory import step_memory
 from rewright.step_signatures import Parts
 from rewright.tables import bytes_text, table
@@ -36,8 +34,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Study:
-    """Our schedules and PyTorch's, both from the largest peak down; no schedule of the step as
-    PyTorch parts it is below `bound`. `steps` are the bytes at each node, of the first of ours and
+    """Our schedules, the fastest first, each from one of PyTorch's partitions, and those; no
+    schedule of any is below `bound`. `steps` are the bytes at each node, of the first of ours and
     the last."""
 
     ours: tuple[Point, ...]
@@ -70,31 +68,38 @@ class _Captured(Exception):
 def study(module: nn.Module, inputs: Sequence[Any], options: Options) -> Study:
     """Of a training step of `module`: its gradient is that of the number that it returns, or of the
     mean of the squares of all numbers that it returns."""
-    found: dict[float, tuple[TrainingStep, Env]] = {}
+    ours: list[tuple[Point, tuple[int, ...]]] = []
+    others, bounds = [], []
     for share, parts, returned in _parts(module, inputs, options):
-        found[share] = fused_step(parts, returned, options)
-    points = []
-    for share, (step, env) in found.items():
-        points.append(_point(f"torch {share}", step, env))
-    step, env = found[1.0]
-    return _ours(step, env, tuple(points))
+        step, env = fused_step(parts, returned, options)
+        scheduled = scheduled_step(step, env)
+        front = solve(scheduled.problem, env.seed)
+        bounds.append(front.bound)
+        orders = [scheduled.problem.given_order, *(s.order for s in front.schedules)]
+        made = [_point(step, scheduled, order, share) for order in orders]
+        others.append(replace(made[0][0], name=f"torch {share}"))
+        ours += made
+    kept = list(_front(ours))
+    steps = kept[0][1], kept[-1][1]
+    return Study(tuple(point for point, _ in kept), tuple(others), min(bounds), steps)
 
 
-def _point(name: str, step: TrainingStep, env: Env) -> Point:
-    scheduled = step.scheduled(call_seconds(env.cost, step.joined))
-    order = scheduled.problem.given_order
-    peak = max(step_memory(step.halves(scheduled, order)).bytes())
-    return Point(name, peak, scheduled.problem.seconds)
+def _point(
+    step: TrainingStep, scheduled: Scheduled, order: Order, share: float
+) -> tuple[Point, tuple[int, ...]]:
+    """And the bytes at each node."""
+    steps = scheduled.problem.steps
+    found = tuple(step_memory(step.halves(scheduled, order)).bytes())
+    return Point(f"from {share}", max(found), sum(steps[i].seconds for i in order)), found
 
 
-def _ours(step: TrainingStep, env: Env, others: tuple[Point, ...]) -> Study:
-    scheduled = step.scheduled(call_seconds(env.cost, step.joined))
-    front = solve(scheduled.problem, env.seed)
-    points, steps = [], []
-    for i, schedule in enumerate(front.schedules):
-        steps.append(tuple(step_memory(step.halves(scheduled, schedule.order)).bytes()))
-        points.append(Point(f"ours {i + 1}", max(steps[-1]), schedule.seconds))
-    return Study(tuple(points), others, front.bound, (steps[0], steps[-1]))
+def _front(found: Sequence[tuple[Point, tuple[int, ...]]]) -> Iterator[tuple[Point, Any]]:
+    """Those that no other beats in both, the fastest first."""
+    least = float("inf")
+    for point, steps in sorted(found, key=lambda f: (f[0].seconds, f[0].peak)):
+        if point.peak < least:
+            least = point.peak
+            yield point, steps
 
 
 def _parts(
@@ -104,7 +109,7 @@ def _parts(
     from torch._dynamo.exc import BackendCompilerFailed
 
     from rewright.ir.decompositions import autograd_table
-    from rewright.joint import rewritten
+    from rewright.joint import cut_at, rewritten
     from rewright.torch_compat import aot_backend, min_cut_partition, without_caching
 
     found: list[tuple[float, Parts, int]] = []
@@ -113,8 +118,7 @@ def _parts(
     def capture(joint: fx.GraphModule, given: Any, *, num_fwd_outputs: int, **more: Any) -> Any:
         joint = rewritten(joint, given, options)
         for share in SHARES:
-            with torch._functorch.config.patch(activation_memory_budget=share):
-                parts = part(copy.deepcopy(joint), given, num_fwd_outputs=num_fwd_outputs, **more)
+            parts = cut_at(part, joint, given, share, num_fwd_outputs=num_fwd_outputs, **more)
             found.append((share, parts, num_fwd_outputs))
         raise _Captured
 

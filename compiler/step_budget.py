@@ -8,12 +8,13 @@ that only show their signature; the graphs lie in their `meta`, where the compil
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from torch import fx
 
+from rewright.calibrate.workspace import workspaces
 from rewright.costmodel import call_seconds
 from rewright.driver import environment, pipeline_of
 from rewright.ir import Graph, UnsupportedError
@@ -21,12 +22,22 @@ from rewright.ir.fx_import import import_graph
 from rewright.ir.fx_sizes import SizeTable
 from rewright.options import Options
 from rewright.passes import Env, Pipeline
-from rewright.passes.remat import Fitted, Halves, Order, TrainingStep, fitted
+from rewright.passes.remat import (
+    SMALL,
+    Fitted,
+    Order,
+    Scheduled,
+    TrainingStep,
+    fitted,
+    refusal,
+)
 from rewright.step_memory import Promise, step_memory
-from rewright.step_signatures import Parts, outputs_of, placeholders, signatures
+from rewright.step_signatures import Parts, is_number, outputs_of, placeholders, signatures
 from rewright.torch_compat import pinned_outputs
 
 SCHEDULED: Final = "rewright_scheduled"
+# Of PyTorch's partitioner, as its `activation_memory_budget`: where schedules start from.
+SHARES: Final = (1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
 
 @dataclass(frozen=True)
@@ -48,24 +59,88 @@ def scheduled_half(gm: fx.GraphModule) -> ScheduledHalf | None:
     return found if isinstance(found, ScheduledHalf) else None
 
 
-def partition_within(parts: Parts, returned: int, options: Options) -> Parts:
-    """The halves of a step, as PyTorch parted it, as halves that keep the memory budget.
+def partition_within(cut: Callable[[float], Parts], returned: int, options: Options) -> Parts:
+    """The halves of a step, as PyTorch parts it, as halves that keep the memory budget.
 
-    `returned` counts the forward's outputs to its caller. Raises BudgetError, and UnsupportedError
-    for a step whose halves share more than tensors and sizes.
+    `cut` is its partitioner at a share of the activations (`activation_memory_budget`), `returned`
+    counts the forward's outputs to its caller. Raises BudgetError, and UnsupportedError for a step
+    whose halves share more than tensors and sizes.
     """
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+    parts, best = _best(cut, returned, options)
     with unset_fake_temporarily():
-        step, env = fused_step(parts, returned, options)
-        halves, found = _halves(step, env, options)
+        halves = best.step.halves(best.scheduled, best.found.schedule.order)
+        memory, promise = step_memory(halves), None
+        if options.budget is not None and memory.symbols:
+            promise = Promise(memory, options.budget)
     forward, backward = signatures(parts, halves)
-    memory, promise = step_memory(halves), None
-    if options.budget is not None and memory.symbols:
-        promise = Promise(memory, options.budget)
-    forward.meta[SCHEDULED] = ScheduledHalf(halves.forward, found, promise)
-    backward.meta[SCHEDULED] = ScheduledHalf(halves.backward, found)
+    forward.meta[SCHEDULED] = ScheduledHalf(halves.forward, best.found, promise)
+    backward.meta[SCHEDULED] = ScheduledHalf(halves.backward, best.found)
     return forward, backward
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    step: TrainingStep
+    scheduled: Scheduled
+    found: Fitted
+
+    def rank(self, budget: int | None) -> tuple[bool, float, float]:
+        """What keeps the budget comes first, then what takes less time, or fewer bytes."""
+        missed = budget is None or self.found.peak > budget
+        seconds, peak = self.found.schedule.seconds, float(self.found.peak)
+        return (missed, peak, seconds) if missed else (missed, seconds, peak)
+
+
+def _best(
+    cut: Callable[[float], Parts], returned: int, options: Options
+) -> tuple[Parts, _Candidate]:
+    """Of the partitions at some shares, that whose schedule is the best; a smaller share computes
+    more again, fused into who reads it, and takes longer before anything is scheduled."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    best: tuple[Parts, _Candidate] | None = None
+    seen: set[tuple[str, ...]] = set()
+    budget = options.budget
+    for share in SHARES:
+        parts = cut(share)
+        saved = tuple(str(node) for node in outputs_of(parts[0])[returned:])
+        if saved in seen:
+            continue
+        seen.add(saved)
+        with unset_fake_temporarily():
+            step, env = fused_step(parts, returned, options)
+            scheduled = scheduled_step(step, env)
+            if best is not None and _is_slower(scheduled, best[1], budget):
+                continue
+            found = _Candidate(step, scheduled, _fitted(step, scheduled, env, budget))
+        if best is None or found.rank(budget) < best[1].rank(budget):
+            best = parts, found
+    assert best is not None
+    found = best[1]
+    if budget is not None and found.found.peak > budget:
+        raise refusal(found.scheduled, found.found, budget)
+    return best
+
+
+def _is_slower(scheduled: Scheduled, best: _Candidate, budget: int | None) -> bool:
+    """True when nothing that can be made of a step is better than the best one."""
+    kept = budget is not None and best.found.peak <= budget
+    return kept and scheduled.problem.seconds >= best.found.schedule.seconds
+
+
+def scheduled_step(step: TrainingStep, env: Env) -> Scheduled:
+    """With what its calls take by the cost model, and hold, where they can be run."""
+    held = workspaces(step.joined, SMALL) if env.target.device == "cpu" else {}
+    return step.scheduled(call_seconds(env.cost, step.joined), held)
+
+
+def _fitted(step: TrainingStep, scheduled: Scheduled, env: Env, budget: int | None) -> Fitted:
+    def planned(order: Order) -> int:
+        return step_memory(step.halves(scheduled, order)).peak
+
+    return fitted(scheduled, budget, planned, env.seed)
 
 
 def fused_step(parts: Parts, returned: int, options: Options) -> tuple[TrainingStep, Env]:
@@ -84,26 +159,21 @@ def fused_step(parts: Parts, returned: int, options: Options) -> tuple[TrainingS
 
 
 def _handed(parts: Parts, returned: int) -> Mapping[int, int]:
-    """For each input of the backward that the forward hands it, which output that is."""
-    handed = enumerate(outputs_of(parts[0])[returned:], returned)
-    of_name = {node.name: i for i, node in handed if isinstance(node, fx.Node)}
-    found = {}
-    for place, node in enumerate(placeholders(parts[1])):
-        if node.name in of_name:
-            found[place] = of_name[node.name]
-        elif not node.name.startswith("tangents_"):
+    """For each input of the backward that the forward hands it, which output that is. Numbers come
+    last there and first here; else they come in the same order."""
+    given = list(enumerate(outputs_of(parts[0])))[returned:]
+    taken = [
+        (place, node)
+        for place, node in enumerate(placeholders(parts[1]))
+        if not node.name.startswith("tangents_")
+    ]
+    found: dict[int, int] = {}
+    for numbers in (False, True):
+        outputs = [place for place, node in given if is_number(node) == numbers]
+        inputs = [place for place, node in taken if is_number(node) == numbers]
+        if len(outputs) != len(inputs):
             raise UnsupportedError(
-                f"the backward reads {node.name}, which its forward does not hand over",
-                who="memory_budget",
+                "the backward reads what its forward does not hand over", who="memory_budget"
             )
+        found |= dict(zip(inputs, outputs, strict=True))
     return found
-
-
-def _halves(step: TrainingStep, env: Env, options: Options) -> tuple[Halves, Fitted]:
-    scheduled = step.scheduled(call_seconds(env.cost, step.joined))
-
-    def planned(order: Order) -> int:
-        return step_memory(step.halves(scheduled, order)).peak
-
-    found = fitted(scheduled, options.budget, planned, env.seed)
-    return step.halves(scheduled, found.schedule.order), found

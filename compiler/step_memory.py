@@ -120,6 +120,9 @@ def step_memory(halves: Halves) -> StepMemory:
         found = lifetimes(graph, SMALL)
         arenas.append(solve(problem_of(found, MEMORY.alignment)).nbytes)
         leaving = {storage_roots(graph)[v] for v in graph.returned}
+        for i, node in enumerate(graph.nodes, first):
+            if node.name in halves.workspace:
+                spans.append(Span(i, i, halves.workspace[node.name]))
         for life in found:
             if first == 0 and life.value in leaving:
                 continue  # handed over

@@ -51,7 +51,7 @@ class _Signatures:
         known |= {value: writer.like(node) for value, node in self.inputs.items()}
         for value in self.halves.saved:
             made.append(known.get(value) or writer.stub(value.name, self.traced.meta(value)))
-        made += [writer.like(node) for node in given[count:] if _is_number(node)]
+        made += [writer.like(node) for node in given[count:] if is_number(node)]
         made += [known[value] for value in self.halves.sizes]
         return writer.module(part, made)
 
@@ -59,7 +59,7 @@ class _Signatures:
         part, writer = self.parts[1], _Stubs()
         given = placeholders(part)
         for node in given:
-            if _is_number(node):
+            if is_number(node):
                 writer.placeholder(node.name, node.meta)
         for i, value in enumerate((*self.halves.sizes, *self.halves.saved)):
             known = self.inputs.get(value)
@@ -138,5 +138,6 @@ def _traced(node: object) -> Any:
     return node.meta.get("val") if isinstance(node, fx.Node) else node
 
 
-def _is_number(node: object) -> bool:
+def is_number(node: object) -> bool:
+    """True for a size that is handed over, False for a tensor."""
     return not isinstance(_traced(node), torch.Tensor) and node is not None

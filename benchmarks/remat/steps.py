@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from benchmarks.remat.models import Translation
-from benchmarks.remat.nets import UNet, densenet
 from torch import Tensor, nn
 
+from benchmarks.remat.models import Translation
+from benchmarks.remat.nets import UNet, densenet
 from examples import huggingface
 from examples.convnext import convnext_tiny
 from examples.resnet import resnet50
@@ -46,8 +46,7 @@ def squares(output: Any) -> Tensor:
 
 
 def language(make: Callable[..., Any], batch: int, length: int, **config: Any) -> Training:
-    case = make(batch, length, **config)
-    return Training(case.module, case.args, next_tokens)
+    return Training(*make(batch, length, **config), next_tokens)
 
 
 def gpt2(**config: Any) -> Training:
@@ -72,13 +71,12 @@ def llama(heads: int = 4) -> Training:
 def bert() -> Training:
     sizes = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512}
     case = huggingface.bert(8, 128, num_hidden_layers=6, vocab_size=1000, **sizes)
-    return Training(case.module, case.args, squares)
+    return Training(*case, squares)
 
 
 def vit() -> Training:
     sizes = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512}
-    case = huggingface.vit(8, 160, num_hidden_layers=6, **sizes)
-    return Training(case.module, case.args, squares)
+    return Training(*huggingface.vit(8, 160, num_hidden_layers=6, **sizes), squares)
 
 
 def t5() -> Training:
@@ -138,9 +136,9 @@ STEPS: Final[dict[str, Callable[[], Training]]] = {
     "bert": bert,
     "t5": t5,
     "vit": vit,
-    "resnet50": lambda: images(resnet50().module, 16, 128),
-    "convnext": lambda: images(convnext_tiny().module, 16, 128),
-    "unet": lambda: images(UNet(), 4, 96),
+    "resnet50": lambda: images(resnet50()[0], 16, 128),
+    "convnext": lambda: images(convnext_tiny()[0], 16, 128),
+    "unet": lambda: images(UNet((16, 32, 64, 128)), 4, 96),
     "densenet": lambda: images(densenet((4, 4, 4)), 8, 96),
     "lstm": lambda: Training(Unrolled(), (torch.randn(64, 64, 64),), squares),
     "gpt2_dropout": lambda: gpt2(resid_pdrop=0.1, embd_pdrop=0.1, attn_pdrop=0.1),

@@ -1,6 +1,6 @@
 """Rematerialization: schedules that hold fewer bytes and run some steps again."""
 
-from rewright.passes.remat.budget import Fitted, fitted
+from rewright.passes.remat.budget import Fitted, fitted, refusal
 from rewright.passes.remat.graphs import Boundary, Scheduled
 from rewright.passes.remat.problem import Order
 from rewright.passes.remat.remat import LEAST, SMALL, Remat
@@ -20,5 +20,6 @@ __all__ = [
     "Scheduled",
     "TrainingStep",
     "fitted",
+    "refusal",
     "solve",
 ]

@@ -44,8 +44,8 @@ def fitted(
     seed: int = 0,
     progress: Callable[[Schedule], None] = lambda found: None,
 ) -> Fitted:
-    """The fastest schedule found whose plan, of `planned` bytes, keeps the budget, or, without one,
-    that of the least peak. Raises BudgetError."""
+    """The fastest schedule found whose plan, of `planned` bytes, keeps the budget; where there is
+    none, or no budget, that of the least peak."""
     problem = scheduled.problem
     first, bound = fit(problem, 1 << 62, seed), lower_bound(problem)
     asked = budget
@@ -57,14 +57,17 @@ def fitted(
         # With less, so that the plan has room; when that cannot be had, the least is left.
         asked = asked - (peak - budget) if found.peak <= asked else None
     least = fit(problem, None, seed, progress)
-    peak = planned(least.order)
-    if budget is None or peak <= budget:
-        return Fitted(least, peak, first, bound)
-    raise BudgetError(
-        f"{show_bytes(budget)} are not enough: the least that was found is {show_bytes(peak)}, "
-        f"and no schedule is below {show_bytes(bound)}\n{_live(scheduled, least.order)}",
+    return Fitted(least, planned(least.order), first, bound)
+
+
+def refusal(scheduled: Scheduled, found: Fitted, budget: int) -> BudgetError:
+    """Says why a budget cannot be kept of which `found` is the least that was found."""
+    return BudgetError(
+        f"{show_bytes(budget)} are not enough: the least that was found is "
+        f"{show_bytes(found.peak)}, and no schedule is below {show_bytes(found.bound)}\n"
+        f"{_live(scheduled, found.schedule.order)}",
         who="memory_budget",
-        help=f"give it {peak} bytes, or a smaller batch",
+        help=f"give it {found.peak} bytes, or a smaller batch",
     )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from rewright.ir import (
     Arg,
@@ -31,6 +32,15 @@ class Boundary:
 
     returned: tuple[Value, ...]
     tangents: frozenset[Value]
+
+
+class Rescheduled(NamedTuple):
+    """A graph whose calls run in another order. `split` of its nodes belong to the forward (all
+    without a boundary); `origins` are the names of the calls that its calls are runs of."""
+
+    graph: Graph
+    split: int
+    origins: Mapping[str, str]
 
 
 class Scheduled:
@@ -140,9 +150,9 @@ class Scheduled:
 
     # --- and back ---------------------------------------------------------------------------
 
-    def rescheduled(self, order: Order) -> tuple[Graph, int]:
+    def rescheduled(self, order: Order) -> Rescheduled:
         """The graph whose calls run in that order, some of them again, each under a name of its
-        own; and how many of its nodes belong to the forward (all without a boundary)."""
+        own."""
         writer = _Writer(self)
         split = None
         for i in order:
@@ -159,7 +169,8 @@ class Scheduled:
             outputs=writer.renamed(self.graph.outputs),
             updates=tuple((t, writer.now[v]) for t, v in self.graph.updates),
         )
-        return graph, len(writer.nodes) if split is None else split
+        split = len(writer.nodes) if split is None else split
+        return Rescheduled(graph, split, writer.origins)
 
 
 class _Writer:
@@ -172,13 +183,16 @@ class _Writer:
         self.fresh = fresh_names(v.name for v in graph.values)
         self.now = {i.value: i.value for i in graph.inputs}
         self.seen: set[Value] = set()
+        self.origins: dict[str, str] = {}
         # Of a view, what it was made of.
         self.based: dict[Value, tuple[Value, ...]] = {}
 
     def run(self, node: Node) -> None:
         self.views_of(node.operands)
         results = tuple(self.named(value) for value in node.results)
-        self.nodes.append(dataclasses.replace(node.replace(self.now), results=results))
+        made = dataclasses.replace(node.replace(self.now), results=results)
+        self.nodes.append(made)
+        self.origins[made.name] = node.name
         self.now |= dict(zip(node.results, results, strict=True))
 
     def named(self, value: Value) -> Value:

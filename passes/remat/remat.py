@@ -11,7 +11,7 @@ from rewright.passes.base import Env, Pass
 from rewright.passes.memory import PlanMemory, peak_bytes
 from rewright.passes.specs import Bytes
 
-from .budget import fitted
+from .budget import fitted, refusal
 from .graphs import Scheduled
 from .problem import Order
 
@@ -45,12 +45,13 @@ class Remat(Pass, name="remat", takes="fused", gives="fused"):
         memory = PlanMemory(most=SMALL)
 
         def planned(order: Order) -> int:
-            found, _ = scheduled.rescheduled(order)
+            found = scheduled.rescheduled(order).graph
             return peak_bytes(memory.run(found, Env(env.cost, env.target)))
 
         found = fitted(scheduled, self.budget or None, planned, env.seed)
+        if self.budget and found.peak > self.budget:
+            raise refusal(scheduled, found, self.budget)
         env.log.decide("remat", graph.name, str(found))
         if list(found.schedule.order) == list(range(len(scheduled.nodes))):
             return graph
-        rescheduled, _ = scheduled.rescheduled(found.schedule.order)
-        return self.gave(rescheduled, {})
+        return self.gave(scheduled.rescheduled(found.schedule.order).graph, {})

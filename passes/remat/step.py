@@ -31,13 +31,14 @@ class Halves:
     """Forward and backward of a step. The forward returns `returned` outputs to its caller, then
     the tensors in `saved`, then numbers that it handed over before, then `sizes`, which are inputs
     of its. The backward gets numbers and sizes first, then `saved`, then gradients (its inputs with
-    the role "tangent")."""
+    the role "tangent"). `workspace` are the bytes that calls hold while they run, by name."""
 
     forward: Graph
     backward: Graph
     returned: int
     saved: tuple[Value, ...]
     sizes: tuple[Value, ...]
+    workspace: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class TrainingStep:
 
     def halves(self, scheduled: Scheduled, order: Order) -> Halves:
         """The two graphs of a schedule."""
-        graph, split = scheduled.rescheduled(order)
+        graph, split, origins = scheduled.rescheduled(order)
         first, rest = graph.nodes[:split], graph.nodes[split:]
         late = _Late(graph, first, rest, graph.outputs[self.returned :])
         numbers = [i for i, v in enumerate(self.backward.inputs) if _is_number(v.value)]
@@ -129,7 +130,9 @@ class TrainingStep:
             outputs,
             graph.updates,
         )
-        return Halves(forward, backward, self.returned, saved, sizes)
+        known = scheduled.workspace
+        workspace = {name: known[of] for name, of in origins.items() if of in known}
+        return Halves(forward, backward, self.returned, saved, sizes, workspace)
 
     def _missing(self, backward: Graph) -> Iterator[Value]:
         """The forward's own inputs that are sizes which nothing given to the backward shows."""
