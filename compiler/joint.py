@@ -44,8 +44,12 @@ def cut_at(
     part: Callable[..., Any], joint: fx.GraphModule, inputs: Any, share: float, **given: Any
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     """PyTorch's partition of a copy of the joint graph, keeping a share of the activations."""
+    from rewright.torch_compat import draw_once
+
+    joint = copy.deepcopy(joint)
+    draw_once(joint)
     with torch._functorch.config.patch(activation_memory_budget=share):
-        return part(copy.deepcopy(joint), inputs, **given)  # type: ignore[no-any-return]
+        return part(joint, inputs, **given)  # type: ignore[no-any-return]
 
 
 def overrides_tags(options: Options) -> bool:

@@ -17,7 +17,8 @@ from torch import fx
 from rewright.calibrate.workspace import workspaces
 from rewright.costmodel import call_seconds
 from rewright.driver import environment, pipeline_of
-from rewright.ir import Graph, UnsupportedError
+from rewright.ir import CheckError, Graph, UnsupportedError
+from rewright.ir.effects import may_repeat
 from rewright.ir.fx_import import import_graph
 from rewright.ir.fx_sizes import SizeTable
 from rewright.options import Options
@@ -113,7 +114,7 @@ def _best(
             step, env = fused_step(parts, returned, options)
             scheduled = scheduled_step(step, env)
             if best is not None and _is_slower(scheduled, best[1], budget):
-                continue
+                break
             found = _Candidate(step, scheduled, _fitted(step, scheduled, env, budget))
         if best is None or found.rank(budget) < best[1].rank(budget):
             best = parts, found
@@ -150,12 +151,25 @@ def fused_step(parts: Parts, returned: int, options: Options) -> tuple[TrainingS
     sizes = SizeTable()
     forward = import_graph(parts[0], "forward", sizes)
     backward = import_graph(parts[1], "backward", sizes, roles_of(parts[1]))
+    _refuse_repeats(forward, backward)
     env, note = environment(forward, options)
     passes = pipeline_of(options, kernels=note is None)
     fusing = Pipeline(tuple(p for p in passes if p.gives != "kernel" and p.name != "remat"))
     forward, backward = (fusing.run(graph, env).graph for graph in (forward, backward))
     pinned = frozenset(pinned_outputs(parts[0]))
     return TrainingStep(forward, backward, returned, _handed(parts, returned), pinned), env
+
+
+def _refuse_repeats(forward: Graph, backward: Graph) -> None:
+    """Raises CheckError when a partition does twice what may be done only once."""
+    once = {node.name for node in forward.nodes if not may_repeat(node)}
+    twice = next((node for node in backward.nodes if node.name in once), None)
+    if twice is not None:
+        raise CheckError(
+            f"PyTorch's partition runs %{twice.name} = {twice.op} in the forward and again in the "
+            "backward",
+            who="memory_budget",
+        )
 
 
 def _handed(parts: Parts, returned: int) -> Mapping[int, int]:

@@ -142,6 +142,17 @@ def pinned_outputs(forward: fx.GraphModule) -> Iterator[int]:
             yield place
 
 
+def draw_once(joint: fx.GraphModule) -> None:
+    """Keep the partitioner from drawing random numbers again in the backward: with a share of the
+    activations it takes dropout for something that can be computed again, and silently gets other
+    gradients (torch 2.13)."""
+    from torch.utils.checkpoint import CheckpointPolicy
+
+    for node in joint.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            node.meta.setdefault("recompute", CheckpointPolicy.MUST_SAVE)
+
+
 def forget_checkpoints(joint: fx.GraphModule) -> None:
     """Let a partitioner decide what the user's checkpoints have decided."""
     for node in joint.graph.nodes:

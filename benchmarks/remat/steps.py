@@ -19,6 +19,13 @@ from examples.resnet import resnet50
 
 Arguments = tuple[Any, ...]
 
+SMALL: Final[dict[str, Any]] = {
+    "num_hidden_layers": 6,
+    "hidden_size": 128,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+}
+
 
 @dataclass(frozen=True)
 class Training:
@@ -46,7 +53,8 @@ def squares(output: Any) -> Tensor:
 
 
 def language(make: Callable[..., Any], batch: int, length: int, **config: Any) -> Training:
-    return Training(*make(batch, length, **config), next_tokens)
+    module, inputs = make(batch, length, **config)
+    return Training(module, inputs, next_tokens)
 
 
 def gpt2(**config: Any) -> Training:
@@ -69,14 +77,11 @@ def llama(heads: int = 4) -> Training:
 
 
 def bert() -> Training:
-    sizes = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512}
-    case = huggingface.bert(8, 128, num_hidden_layers=6, vocab_size=1000, **sizes)
-    return Training(*case, squares)
+    return Training(*huggingface.bert(8, 128, vocab_size=1000, **SMALL), squares)
 
 
 def vit() -> Training:
-    sizes = {"hidden_size": 128, "num_attention_heads": 4, "intermediate_size": 512}
-    return Training(*huggingface.vit(8, 160, num_hidden_layers=6, **sizes), squares)
+    return Training(*huggingface.vit(8, 160, **SMALL), squares)
 
 
 def t5() -> Training:
@@ -126,7 +131,8 @@ class Tied(nn.Module):
         )
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.blocks(self.table(ids)) @ self.table.weight.t()
+        hidden: Tensor = self.blocks(self.table(ids))
+        return hidden @ self.table.weight.t()
 
 
 STEPS: Final[dict[str, Callable[[], Training]]] = {
