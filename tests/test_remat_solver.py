@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from rewright.passes.remat.anneal import Annealer, Settings
-from rewright.passes.remat.judge import FaultKind, Verdict, first_fault, judge, live_bytes
+from rewright.passes.remat.judge import Fault, FaultKind, Verdict, first_fault, judge, live_bytes
 from rewright.passes.remat.problem import Order, Problem, Step, lower_bound
 from rewright.passes.remat.solve import Front, Schedule, fit, solve, without_useless
 from rewright.passes.remat.twin import anneal_slowly
@@ -39,11 +39,11 @@ def drawn(seed: int, count: int) -> Problem:
         reads = tuple(draw.sample(known, min(len(known), draw.randint(0, 3))))
         makes = tuple(len(sizes) + k for k in range(draw.choice((1, 1, 1, 2))))
         sizes += [draw.randint(0, 20) for _ in makes]
-        last = i == count - 1
-        again = not last and draw.random() < 0.85
+        again = draw.random() < 0.85
         workspace = draw.choice((0, 0, 0, 7))
         steps.append(Step(f"s{i}", draw.randint(1, 9), reads, makes, workspace, again))
-    return Problem(tuple(steps), tuple(sizes), frozenset(steps[-1].makes))
+    kept = (value for value in range(len(sizes)) if draw.random() < 0.2)
+    return Problem(tuple(steps), tuple(sizes), frozenset((*steps[-1].makes, *kept)))
 
 
 # --- the judge ----------------------------------------------------------------------------------
@@ -68,6 +68,18 @@ def test_a_value_lives_from_where_it_is_made_to_where_it_is_last_read() -> None:
 def test_what_is_made_again_does_not_live_between() -> None:
     assert live_bytes(SMALL, (0, 1, 2, 0, 3)) == [10, 30, 28, 13, 14]
     assert judge(SMALL, (0, 1, 2, 0, 3)) == Verdict(30, 1, 16.0)
+
+
+def test_what_is_kept_lives_on_and_its_second_making_does_not() -> None:
+    steps = (
+        Step("a", 1.0, (), (0, 1)),
+        Step("b", 1.0, (0,), (2,)),
+        Step("c", 1.0, (0, 1, 2), (3,)),
+    )
+    problem = Problem(steps, (10, 4, 7, 1), frozenset({1, 3}))
+    assert live_bytes(problem, (0, 1, 2)) == [14, 21, 22]
+    assert live_bytes(problem, (0, 1, 0, 2)) == [14, 21, 10 + 4 + 4 + 7, 22]
+    assert judge(problem, (0, 1, 2, 0)) == Fault(FaultKind.USELESS, 3, "a at place 3")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +109,6 @@ def test_faults_are_found(order: Order, kind: FaultKind) -> None:
     [
         {"sizes": (10, 20, 3)},
         {"sizes": (10, 20, 3, -1)},
-        {"kept": frozenset({2, 3})},
         {"steps": SMALL.steps[1:]},
         {"steps": (*SMALL.steps, Step("e", 1.0, (), (3,)))},
     ],

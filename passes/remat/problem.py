@@ -15,7 +15,7 @@ from functools import cached_property
 class Step:
     """What runs as a whole: `seconds` of work that reads values and makes others, and holds
     `workspace` bytes meanwhile. `again` is false for what may run only once: random numbers,
-    effects, what the caller is given."""
+    effects."""
 
     name: str
     seconds: float
@@ -29,8 +29,9 @@ class Step:
 class Problem:
     """Steps in an order in which they can run, each value made by exactly one of them.
 
-    `sizes` are the bytes of each value; `kept` are values that stay from when they are made to the
-    end. What is there all the time (parameters, inputs) is no value. An order between effects is
+    `sizes` are the bytes of each value; `kept` are values that stay from when they are first made
+    to the end (when a step that makes one runs again, for something else, that is let go at once).
+    What is there all the time (parameters, inputs) is no value. An order between effects is
     a value of no bytes that one makes and the next reads.
     """
 
@@ -47,8 +48,6 @@ class Problem:
             for value in step.makes:
                 if value in made or not 0 <= value < len(self.sizes):
                     raise ValueError(f"{step.name} makes value {value}, which is made or unknown")
-                if value in self.kept and step.again:
-                    raise ValueError(f"{step.name} makes value {value}, which is kept, only once")
             made.update(step.makes)
         if len(made) != len(self.sizes) or min(self.sizes, default=0) < 0:
             raise ValueError("every value is made by a step, and has no negative size")

@@ -161,12 +161,14 @@ def without_useless(problem: Problem, order: Order) -> list[int]:
     runs: dict[int, int] = {}
     for i in order:
         runs[i] = runs.get(i, 0) + 1
-    wanted, kept = set(problem.kept), []
-    for i in reversed(order):
-        step = problem.steps[i]
-        if runs[i] == 1 or wanted & set(step.makes):
-            wanted -= set(step.makes) - problem.kept
-            wanted |= set(step.reads)
+    first = {i: place for place, i in reversed(list(enumerate(order)))}
+    wanted, kept = set[int](), []
+    for place, i in reversed(list(enumerate(order))):
+        step, makes = problem.steps[i], set(problem.steps[i].makes)
+        stays = place == first[i] and not makes.isdisjoint(problem.kept)
+        if runs[i] == 1 or stays or wanted & makes:
+            wanted -= makes
+            wanted |= set(step.reads) - problem.kept
             kept.append(i)
         else:
             runs[i] -= 1
