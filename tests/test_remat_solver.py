@@ -11,7 +11,8 @@ from random import Random
 import pytest
 
 from rewright.passes.remat.anneal import Annealer, Settings
-from rewright.passes.remat.judge import FaultKind, Verdict, first_fault, judge, live_bytes
+from rewright.passes.remat.canonical import canonical_order, reordered
+from rewright.passes.remat.judge import Fault, FaultKind, Verdict, first_fault, judge, live_bytes
 from rewright.passes.remat.problem import Order, Problem, Step, lower_bound
 from rewright.passes.remat.solve import Front, Schedule, fit, solve, without_useless
 from rewright.passes.remat.twin import anneal_slowly
@@ -29,6 +30,12 @@ def chain(length: int, size: int = 100) -> Problem:
     return Problem(tuple(steps), (size,) * (2 * length), frozenset(gradient))
 
 
+def peak_of(problem: Problem) -> int:
+    verdict = judge(problem, problem.given_order)
+    assert isinstance(verdict, Verdict)
+    return verdict.peak
+
+
 def drawn(seed: int, count: int) -> Problem:
     """A random graph: some steps make two values, some may not run again."""
     draw = Random(seed)
@@ -39,11 +46,11 @@ def drawn(seed: int, count: int) -> Problem:
         reads = tuple(draw.sample(known, min(len(known), draw.randint(0, 3))))
         makes = tuple(len(sizes) + k for k in range(draw.choice((1, 1, 1, 2))))
         sizes += [draw.randint(0, 20) for _ in makes]
-        last = i == count - 1
-        again = not last and draw.random() < 0.85
+        again = draw.random() < 0.85
         workspace = draw.choice((0, 0, 0, 7))
         steps.append(Step(f"s{i}", draw.randint(1, 9), reads, makes, workspace, again))
-    return Problem(tuple(steps), tuple(sizes), frozenset(steps[-1].makes))
+    kept = (value for value in range(len(sizes)) if draw.random() < 0.2)
+    return Problem(tuple(steps), tuple(sizes), frozenset((*steps[-1].makes, *kept)))
 
 
 # --- the judge ----------------------------------------------------------------------------------
@@ -68,6 +75,18 @@ def test_a_value_lives_from_where_it_is_made_to_where_it_is_last_read() -> None:
 def test_what_is_made_again_does_not_live_between() -> None:
     assert live_bytes(SMALL, (0, 1, 2, 0, 3)) == [10, 30, 28, 13, 14]
     assert judge(SMALL, (0, 1, 2, 0, 3)) == Verdict(30, 1, 16.0)
+
+
+def test_what_is_kept_lives_on_and_its_second_making_does_not() -> None:
+    steps = (
+        Step("a", 1.0, (), (0, 1)),
+        Step("b", 1.0, (0,), (2,)),
+        Step("c", 1.0, (0, 1, 2), (3,)),
+    )
+    problem = Problem(steps, (10, 4, 7, 1), frozenset({1, 3}))
+    assert live_bytes(problem, (0, 1, 2)) == [14, 21, 22]
+    assert live_bytes(problem, (0, 1, 0, 2)) == [14, 21, 10 + 4 + 4 + 7, 22]
+    assert judge(problem, (0, 1, 2, 0)) == Fault(FaultKind.USELESS, 3, "a at place 3")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +116,6 @@ def test_faults_are_found(order: Order, kind: FaultKind) -> None:
     [
         {"sizes": (10, 20, 3)},
         {"sizes": (10, 20, 3, -1)},
-        {"kept": frozenset({2, 3})},
         {"steps": SMALL.steps[1:]},
         {"steps": (*SMALL.steps, Step("e", 1.0, (), (3,)))},
     ],
@@ -200,6 +218,80 @@ def test_what_cannot_be_met_gets_the_least_peak() -> None:
 
 def test_the_same_problem_gets_the_same_front() -> None:
     assert solve(drawn(7, 60)) == solve(drawn(7, 60))
+
+
+def shuffled(problem: Problem, seed: int) -> tuple[Problem, list[int]]:
+    """The same under other names and numbers, its steps in another order that can run; and where
+    each of them stood."""
+    draw = Random(seed)
+    order: list[int] = []
+    made: set[int] = set()
+    while len(order) < len(problem.steps):
+        ready = [
+            i
+            for i, step in enumerate(problem.steps)
+            if i not in order and made.issuperset(step.reads)
+        ]
+        order.append(draw.choice(ready))
+        made.update(problem.steps[order[-1]].makes)
+    numbers = draw.sample(range(len(problem.sizes)), len(problem.sizes))
+    steps = tuple(
+        dataclasses.replace(
+            problem.steps[i],
+            name=f"renamed {i}",
+            reads=tuple(numbers[v] for v in problem.steps[i].reads),
+            makes=tuple(numbers[v] for v in problem.steps[i].makes),
+        )
+        for i in order
+    )
+    sizes = dict(zip(numbers, problem.sizes, strict=True))
+    kept = frozenset(numbers[v] for v in problem.kept)
+    return Problem(steps, tuple(sizes[v] for v in range(len(sizes))), kept), order
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_plans_depend_on_neither_names_nor_the_order_of_the_graph(seed: int) -> None:
+    problem = drawn(seed, 40)
+    other, stood = shuffled(problem, seed)
+    assert other != problem
+    budget = int(0.7 * peak_of(problem))
+    for chosen in (budget, None):
+        plan, again = fit(problem, chosen), fit(other, chosen)
+        assert plan.order == tuple(stood[i] for i in again.order)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_canonical_order_runs(seed: int) -> None:
+    problem = drawn(seed, 60)
+    order = canonical_order(problem)
+    verdict = judge(problem, order)
+    assert isinstance(verdict, Verdict)
+    assert judge(reordered(problem, order), problem.given_order) == verdict
+
+
+# --- the bound ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_schedule_gets_below_the_bound(seed: int) -> None:
+    problem = drawn(seed, 5)
+    bound = lower_bound(problem)
+    assert best_by_force(problem, bound - 1, 7) is None
+
+
+def test_the_bound_knows_what_cannot_be_made_again() -> None:
+    once = Step("mask", 1.0, (), (0,), again=False)
+    wide = Step("wide", 1.0, (0,), (1,))
+    end = Step("end", 1.0, (0, 2), (3,))
+    problem = Problem((once, wide, Step("narrow", 1.0, (1,), (2,)), end), (5, 50, 9, 1))
+    assert lower_bound(problem) == 5 + 50 + 9 == peak_of(problem)
+
+
+def test_the_bound_knows_that_kept_values_pile_up() -> None:
+    steps = [Step(f"a{i}", 1.0, (), (2 * i,)) for i in range(4)]
+    steps += [Step(f"b{i}", 1.0, (2 * i,), (2 * i + 1,)) for i in range(4)]
+    problem = Problem(tuple(steps), (30, 10) * 4, frozenset({1, 3, 5, 7}))
+    assert lower_bound(problem) == 4 * 10 + 30 == fit(problem, None).peak
 
 
 # --- the twin -----------------------------------------------------------------------------------

@@ -20,13 +20,14 @@ from rewright.passes.remat.graphs import Scheduled
 from rewright.passes.remat.problem import Problem, Step
 
 Model = tuple[nn.Module, tuple[Tensor, ...]]
+Loss = Callable[[Tensor], Tensor]
 
 
 class _Captured(Exception):
     """Ends a compilation whose joint graph is known."""
 
 
-def joint_module(model: nn.Module, inputs: Sequence[Tensor]) -> fx.GraphModule:
+def joint_module(model: nn.Module, inputs: Sequence[Tensor], loss: Loss) -> fx.GraphModule:
     """Forward, loss and backward in one graph, as AOTAutograd hands it to a partitioner."""
     found: list[fx.GraphModule] = []
 
@@ -48,34 +49,39 @@ def joint_module(model: nn.Module, inputs: Sequence[Tensor]) -> fx.GraphModule:
     return joint
 
 
-def loss(output: Tensor | Sequence[Tensor]) -> Tensor:
-    """Cross-entropy of the last dimension against the first class; the first output counts."""
-    logits = output if isinstance(output, Tensor) else output[0]
+def cross_entropy(logits: Tensor) -> Tensor:
+    """Of the last dimension against the first class."""
     flat = logits.reshape(-1, logits.shape[-1])
     return F.cross_entropy(flat, torch.zeros(flat.shape[0], dtype=torch.long))
 
 
-def joint_graph(make: Callable[[], Model]) -> Graph:
+def with_tangents_of_one(output: Tensor) -> Tensor:
+    """What FastSA differentiates."""
+    return output.sum()
+
+
+def joint_graph(make: Callable[[], Model], loss: Loss = cross_entropy) -> Graph:
     """The joint graph of a model in training mode, none of whose weights are ever made."""
     with FakeTensorMode():
         model, inputs = make()
-        module = joint_module(model.train(), inputs)
+        module = joint_module(model.train(), inputs, loss)
     return from_fx(module, name="joint")
 
 
 def as_fastsa_counts(graph: Graph) -> Problem:
-    """Every node takes a second and makes memory of its own, views too."""
+    """Every node takes a second and makes memory of its own, views too; a last one reads what is
+    returned, which until then may be dropped and made again like all else."""
     numbers = {value: i for i, value in enumerate(v for node in graph.nodes for v in node.results)}
-    kept = frozenset(numbers[value] for value in graph.returned if value in numbers)
     steps = []
     for node in graph.nodes:
         reads = tuple(dict.fromkeys(numbers[v] for v in node.operands if v in numbers))
         makes = tuple(numbers[v] for v in node.results)
-        again = may_repeat(node) and kept.isdisjoint(makes)
-        steps.append(Step(node.name, 1.0, reads, makes, 0, again))
+        steps.append(Step(node.name, 1.0, reads, makes, 0, may_repeat(node)))
+    returned = dict.fromkeys(numbers[value] for value in graph.returned if value in numbers)
+    steps.append(Step("output", 1.0, tuple(returned), (), 0, again=False))
     tensors = (value.type for value in numbers)
     sizes = (t.nbytes_hint if isinstance(t, TensorType) else 0 for t in tensors)
-    return Problem(tuple(steps), tuple(sizes), kept)
+    return Problem(tuple(steps), tuple(sizes))
 
 
 def as_it_runs(graph: Graph) -> Problem:

@@ -1,7 +1,8 @@
 // Annealing of schedules with recomputation; `passes/remat/twin.py` is the same in Python.
 //
 // Steps stand in slots, most of which are empty. A value lives from the slot that makes it to the
-// last one that reads it before it is made again. A tree over the slots holds how many bytes live
+// last one that reads it before it is made again; one that is kept from the first slot that makes it
+// to the end, and is nothing but in the way where it is made once more. A tree over the slots holds how many bytes live
 // at each, so that a lifetime is added or taken away, and the peak known, in the logarithm of
 // their number (as in FastSA: Imanishi et al., NeurIPS 2023). Moves are sets of steps put in, taken
 // out or shifted; one that makes a schedule worse is undone unless chance says otherwise.
@@ -40,6 +41,7 @@ typedef struct {
 } Change;
 
 enum { BLOCKS = 64, DEPTH = 24, MOST_ADDED = 96, TRIES = 24, NEAR = 96 };
+enum { MOST_WANTED = 3, MOST_EXCHANGED = 3 };
 
 typedef struct {
   const Problem *p;
@@ -131,10 +133,15 @@ static int32_t group_of(const Events *e, int32_t i) {
 }
 
 // The last slot of the lifetime that begins with the make at place i.
-static int32_t until(const State *s, int32_t v, int32_t i) {
-  const Events *e = &s->events[v];
+static int32_t until(const Events *e, int32_t i) {
   while (i + 1 < e->count && !(e->at[i + 1] & 1)) ++i;
-  return s->p->kept[v] && i + 1 == e->count ? s->set.slots - 1 : e->at[i] >> 1;
+  return e->at[i] >> 1;
+}
+
+// Bytes of a kept value that is made at a slot besides `first`, the first other one or -1.
+static void keep_bytes(State *s, int32_t slot, int32_t first, int64_t bytes) {
+  const int32_t end = first < 0 ? s->set.slots - 1 : slot < first ? first : slot;
+  add_bytes(s, slot, end, bytes);
 }
 
 static void put_event(State *s, int32_t v, int32_t slot, int32_t made) {
@@ -144,27 +151,30 @@ static void put_event(State *s, int32_t v, int32_t slot, int32_t made) {
     e->at = realloc(e->at, (size_t)e->room * sizeof *e->at);
   }
   const int32_t at = find_event(e, slot), group = group_of(e, at - 1);
-  const int32_t before = group < 0 ? -1 : until(s, v, group);
+  const int32_t before = group < 0 ? -1 : until(e, group);
+  if (s->p->kept[v] && made) keep_bytes(s, slot, e->count ? e->at[0] >> 1 : -1, s->p->bytes[v]);
   memmove(e->at + at + 1, e->at + at, (size_t)(e->count - at) * sizeof *e->at);
   e->at[at] = 2 * slot + made;
   ++e->count;
+  if (s->p->kept[v]) return;
   if (group >= 0) {
-    const int32_t after = until(s, v, group);
+    const int32_t after = until(e, group);
     add_bytes(s, before + 1, after, s->p->bytes[v]);
     add_bytes(s, after + 1, before, -s->p->bytes[v]);
   }
-  if (made) add_bytes(s, slot, until(s, v, at), s->p->bytes[v]);
+  if (made) add_bytes(s, slot, until(e, at), s->p->bytes[v]);
 }
 
 static void take_event(State *s, int32_t v, int32_t slot, int32_t made) {
   Events *e = &s->events[v];
-  const int32_t at = find_event(e, slot), group = group_of(e, at - made);
-  const int32_t before = group < 0 ? -1 : until(s, v, group);
-  if (made) add_bytes(s, slot, until(s, v, at), -s->p->bytes[v]);
+  const int32_t at = find_event(e, slot), group = group_of(e, at - made), kept = s->p->kept[v];
+  const int32_t before = group < 0 ? -1 : until(e, group);
+  if (made && !kept) add_bytes(s, slot, until(e, at), -s->p->bytes[v]);
   memmove(e->at + at, e->at + at + 1, (size_t)(e->count - at - 1) * sizeof *e->at);
   --e->count;
-  if (group < 0) return;
-  const int32_t after = until(s, v, group);
+  if (kept && made) keep_bytes(s, slot, e->count ? e->at[0] >> 1 : -1, -s->p->bytes[v]);
+  if (kept || group < 0) return;
+  const int32_t after = until(e, group);
   add_bytes(s, before + 1, after, s->p->bytes[v]);
   add_bytes(s, after + 1, before, -s->p->bytes[v]);
 }
@@ -249,24 +259,32 @@ static int again_before(State *s, int32_t value, int32_t slot, int32_t peak, dou
     const int32_t own = find_event(e, at);
     const int32_t is_last = own + 1 == e->count || (e->at[own + 1] & 1);
     if (own == 0) return 0;
-    if (!is_last || (p->kept[read] && own + 1 == e->count) || e->at[own - 1] >> 1 > peak) continue;
+    if (!is_last || p->kept[read] || e->at[own - 1] >> 1 > peak) continue;
     if ((double)p->bytes[read] * patience <= (double)p->bytes[value] * uniform(s)) continue;
     if (!again_before(s, read, at, peak, patience, depth + 1)) return 0;
   }
   return 1;
 }
 
-// A value that is held over a slot for nobody near, made anew before it is needed.
+// The first slot after one where a value is read that is held over that one for nobody there, or -1.
+static int32_t held_for(const State *s, int32_t v, int32_t slot) {
+  const Events *e = &s->events[v];
+  const int32_t next = find_event(e, slot);
+  if (next == 0 || next == e->count || (e->at[next] & 1) || s->p->kept[v]) return -1;
+  return e->at[next] >> 1 == slot ? -1 : e->at[next] >> 1;
+}
+
+// A value that is held over a slot, the largest of a few, made anew before it is needed.
 static int drop_over(State *s, int32_t peak) {
-  for (int32_t n = 0; n < TRIES; ++n) {
+  int32_t value = -1, wanted = 1 + below(s, MOST_WANTED);
+  for (int32_t n = 0; n < TRIES && wanted; ++n) {
     const int32_t v = below(s, s->p->values);
-    const Events *e = &s->events[v];
-    const int32_t next = find_event(e, peak);
-    if (next == 0 || next == e->count || (e->at[next] & 1) || e->at[next] >> 1 == peak) continue;
-    if (!s->p->bytes[v]) continue;
-    return again_before(s, v, e->at[next] >> 1, peak, 0.5 + 4 * uniform(s), 0);
+    if (!s->p->bytes[v] || held_for(s, v, peak) < 0) continue;
+    if (value < 0 || s->p->bytes[v] > s->p->bytes[value]) value = v;
+    --wanted;
   }
-  return 0;
+  if (value < 0) return 0;
+  return again_before(s, value, held_for(s, value, peak), peak, 0.5 + 4 * uniform(s), 0);
 }
 
 // The first slot where somebody reads what the run at a slot makes and nothing else could give, or
@@ -309,7 +327,7 @@ static int take_again(State *s, int32_t slot, int depth) {
     for (int32_t j = p->makes_at[maker]; j < p->makes_at[maker + 1]; ++j) {
       const Events *o = &s->events[p->makes[j]];
       const int32_t at = find_event(o, made);
-      used |= at + 1 < o->count && !(o->at[at + 1] & 1);
+      used |= !p->kept[p->makes[j]] && at + 1 < o->count && !(o->at[at + 1] & 1);
     }
     if (!used) take_again(s, made, depth + 1);
   }
@@ -322,6 +340,14 @@ static int take_some(State *s) {
     if (s->runs[s->slot[slot]] > 1) return take_again(s, slot, 0);
   }
   return 0;
+}
+
+// Take a run out, and make anew what is then too much.
+static int exchange_some(State *s) {
+  if (!take_some(s)) return 0;
+  for (int32_t n = 0; n < MOST_EXCHANGED && s->most[1] > s->set.budget; ++n)
+    if (!drop_over(s, peak_below(s, 1))) return 0;
+  return 1;
 }
 
 static int add_some(State *s) {
@@ -368,8 +394,9 @@ static int32_t some_peak(State *s) {
 static int some_move(State *s) {
   const double which = uniform(s);
   begin(s);
-  if (which < 0.35) return drop_over(s, some_peak(s));
-  if (which < 0.65) return take_some(s);
+  if (which < 0.25) return drop_over(s, some_peak(s));
+  if (which < 0.40) return take_some(s);
+  if (which < 0.65) return exchange_some(s);
   if (which < 0.95) return shift_some(s);
   return add_some(s);
 }

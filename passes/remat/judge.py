@@ -42,7 +42,8 @@ class Verdict:
 
 def judge(problem: Problem, order: Order) -> Verdict | Fault:
     """Run through a schedule: a value lives from where it is made to where it is last read before
-    it is made again, or to the end when it is kept."""
+    it is made again; one that is kept lives from where it is first made to the end, and what is
+    made of it again is let go at once."""
     fault = first_fault(problem, order)
     if fault is not None:
         return fault
@@ -67,16 +68,17 @@ def lifetimes(problem: Problem, order: Order) -> list[tuple[int, int, int]]:
     made: dict[int, int] = {}
     needed: dict[int, int] = {}
     found = []
+    end = len(order) - 1
     for place, i in enumerate(order):
         for value in problem.steps[i].reads:
             needed[value] = place
         for value in problem.steps[i].makes:
-            if value in made:
+            if value in problem.kept:
+                found.append((value, place, place if value in made else end))
+            elif value in made:
                 found.append((value, made[value], needed[value]))
             made[value] = needed[value] = place
-    end = len(order) - 1
-    for value, place in made.items():
-        found.append((value, place, end if value in problem.kept else needed[value]))
+    found += [(v, place, needed[v]) for v, place in made.items() if v not in problem.kept]
     return found
 
 
@@ -115,6 +117,7 @@ def _useless(problem: Problem, order: Order) -> Fault | None:
         at.update(dict.fromkeys(problem.steps[i].makes, place))
     for place in again:
         step = problem.steps[order[place]]
-        if not any(last_use.get((value, place)) for value in step.makes):
+        wanted = (value for value in step.makes if value not in problem.kept)
+        if not any(last_use.get((value, place)) for value in wanted):
             return Fault(FaultKind.USELESS, place, f"{step.name} at place {place}")
     return None

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
 class Step:
     """What runs as a whole: `seconds` of work that reads values and makes others, and holds
     `workspace` bytes meanwhile. `again` is false for what may run only once: random numbers,
-    effects, what the caller is given."""
+    effects."""
 
     name: str
     seconds: float
@@ -29,8 +33,9 @@ class Step:
 class Problem:
     """Steps in an order in which they can run, each value made by exactly one of them.
 
-    `sizes` are the bytes of each value; `kept` are values that stay from when they are made to the
-    end. What is there all the time (parameters, inputs) is no value. An order between effects is
+    `sizes` are the bytes of each value; `kept` are values that stay from when they are first made
+    to the end (when a step that makes one runs again, for something else, that is let go at once).
+    What is there all the time (parameters, inputs) is no value. An order between effects is
     a value of no bytes that one makes and the next reads.
     """
 
@@ -47,8 +52,6 @@ class Problem:
             for value in step.makes:
                 if value in made or not 0 <= value < len(self.sizes):
                     raise ValueError(f"{step.name} makes value {value}, which is made or unknown")
-                if value in self.kept and step.again:
-                    raise ValueError(f"{step.name} makes value {value}, which is kept, only once")
             made.update(step.makes)
         if len(made) != len(self.sizes) or min(self.sizes, default=0) < 0:
             raise ValueError("every value is made by a step, and has no negative size")
@@ -74,24 +77,63 @@ Order = Sequence[int]
 
 
 def lower_bound(problem: Problem) -> int:
-    """Bytes that no schedule gets below: what the largest step reads, makes and needs, with what
-    is kept and made by steps that it cannot run before."""
-    before = _kept_before(problem)
-    most = sum(problem.sizes[value] for value in problem.kept)
-    for step, kept in zip(problem.steps, before, strict=True):
-        own = {*step.reads, *step.makes} | kept
-        most = max(most, step.workspace + sum(problem.sizes[value] for value in own))
-    return most
+    """Bytes that no schedule gets below.
+
+    When a step runs for the first time, there is what it reads, makes and needs, and what was made
+    before in any schedule and cannot be made again although something that comes after in any
+    schedule reads it. When the last of the kept values is made, all others are there."""
+    order = _Precedence(problem)
+    sizes = np.array(problem.sizes, np.int64)
+    live = np.array([step.workspace for step in problem.steps], np.int64)
+    for value, made in enumerate(problem.maker):
+        live += sizes[value] * order.surely_live(value, made)
+    return max(int(live.max(initial=0)), _while_kept_pile_up(problem))
 
 
-def _kept_before(problem: Problem) -> list[frozenset[int]]:
-    """For each step the kept values that are made before it in any schedule."""
-    of_value: list[frozenset[int]] = [frozenset()] * len(problem.sizes)
-    found = []
+class _Precedence:
+    """Which steps have first runs before that of which others in any schedule, as bits."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, count = problem, len(problem.steps)
+        self.readers: list[list[int]] = [[] for _ in problem.sizes]
+        self.before = [0] * count
+        for i, step in enumerate(problem.steps):
+            for value in step.reads:
+                self.readers[value].append(i)
+                self.before[i] |= self.before[problem.maker[value]] | 1 << problem.maker[value]
+        self.after = [0] * count
+        for i in reversed(range(count)):
+            for value in problem.steps[i].makes:
+                for reader in self.readers[value]:
+                    self.after[i] |= self.after[reader] | 1 << reader
+
+    def surely_live(self, value: int, made: int) -> NDArray[np.bool_]:
+        """For each step whether the value is there when it first runs."""
+        found = 1 << made
+        for reader in self.readers[value]:
+            found |= 1 << reader
+        if value in self.problem.kept:
+            found |= self.after[made]
+        elif not self.problem.steps[made].again:
+            needed = reduce(or_, (self.before[reader] for reader in self.readers[value]), 0)
+            found |= self.after[made] & needed
+        count = len(self.problem.steps)
+        packed = np.frombuffer(found.to_bytes(count // 8 + 1, "little"), np.uint8)
+        return np.unpackbits(packed, count=count, bitorder="little").astype(np.bool_)
+
+
+def _while_kept_pile_up(problem: Problem) -> int:
+    """When steps make their kept values, in whichever order, all those made before are there, and
+    what the step reads, makes and needs besides. The order in which that peaks least is that of
+    falling needs (as for jobs with tails on one machine: Jackson, 1955)."""
+    jobs = []
     for step in problem.steps:
-        kept = frozenset[int]().union(*(of_value[value] for value in step.reads))
-        found.append(kept)
-        own = kept | (problem.kept & set(step.makes))
-        for value in step.makes:
-            of_value[value] = own
-    return found
+        kept = sum(problem.sizes[v] for v in step.makes if v in problem.kept)
+        other = {*step.reads, *step.makes} - problem.kept
+        if kept:
+            jobs.append((step.workspace + sum(problem.sizes[v] for v in other), kept))
+    piled = most = 0
+    for need, kept in sorted(jobs, reverse=True):
+        piled += kept
+        most = max(most, piled + need)
+    return most

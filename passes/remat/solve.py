@@ -1,9 +1,10 @@
-"""Schedules for all budgets: a ladder of them, each rung annealed by itself, then relaxed upwards.
+"""Schedules for one budget, or for all: a ladder of them, each rung annealed by itself, then
+relaxed upwards.
 
-A rung starts from the order given, which anneals better than the schedule of a larger budget does.
-Then, from the least peak up, each budget starts from the best schedule that fits it, the one below
-among them, so that a larger budget never takes longer. What a budget gets is the rung below it: the
-same in every process, whatever is asked first.
+A rung starts from the canonical order, which anneals better than the schedule of a larger budget
+does. Then, from the least peak up, each budget starts from the best schedule that fits it, the one
+below among them, so that a larger budget never takes longer. What a budget gets is the rung below
+it: the same in every process, whatever is asked first, and however the problem is written down.
 """
 
 from __future__ import annotations
@@ -13,21 +14,28 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from .anneal import Annealer, Settings
+from .canonical import canonical_order, reordered
 from .judge import Verdict, judge
 from .problem import Order, Problem, lower_bound
 
-# Budgets of the rungs, as shares of the first peak, and moves for each step of the problem.
+# A schedule that misses its budget by little is of no use; so it is asked for a little less.
+SPARE: Final = 0.9995
+# Temperatures, in mean steps of the problem: to find a schedule, to better one, and at the end.
+HOT, WARM, COLD = 2.0, 0.5, 0.05
+# One budget: that many times from the canonical order, with so many moves for each step.
+STARTS: Final = 4
+MOVES, FEWEST_MOVES = 100, 120_000
+# All budgets: rungs as shares of the first peak, and the moves for one.
 RUNGS: Final = (*(percent / 100 for percent in range(95, 9, -5)), 0.075, 0.05, 0.025, 0.0)
-MOVES: Final = 60
-FEWEST_MOVES, MOST_MOVES = 60_000, 200_000
-# A schedule that misses its budget by little is of no use; so it is asked for less.
-SPARE: Final = 0.998
-# Rungs on the way up are so far apart, in shares of the first peak; moves for each step there.
-APART: Final = 0.025
-MOVES_UP: Final = 15
-LEAST_MOVES_UP: Final = 15_000
-# The least peak is looked for with bytes worth so many times more, each from the one before.
+RUNG_MOVES, FEWEST_RUNG_MOVES = 60, 60_000
+# Rungs on the way up are so far apart, in shares of the first peak.
+APART: Final = 0.04
+UP_MOVES, FEWEST_UP_MOVES = 15, 15_000
+# The least peak: how much more bytes are worth, each time from the one before; then ever less is
+# asked for, until so many times in a row nothing came of it.
 STIFFER: Final = (1.0, 4.0, 16.0)
+TIGHTER: Final = 0.95
+FRUITLESS: Final = 3
 
 
 @dataclass(frozen=True)
@@ -56,48 +64,63 @@ class Front:
         return self.schedules[-1]
 
 
-def solve(
-    problem: Problem, seed: int = 0, progress: Callable[[Schedule], None] = lambda found: None
-) -> Front:
+Progress = Callable[[Schedule], None]
+
+
+def _silent(found: Schedule) -> None:
+    pass
+
+
+def solve(problem: Problem, seed: int = 0, progress: Progress = _silent) -> Front:
     """The front of peak against time. The same problem gets the same front."""
-    search = _Search(problem, seed)
+    search = _Search(problem, seed, progress)
     down = [search.first]
     for share in RUNGS:
         budget = int(share * search.first.peak)
         if budget > search.bound or share == 0:
-            down.append(search.fitting(max(budget, search.bound)))
-            progress(down[-1])
+            moves = max(FEWEST_RUNG_MOVES, RUNG_MOVES * len(problem.steps))
+            down.append(search.fitting(max(budget, search.bound), moves))
     down.append(search.least(down))
-    found = [min(down, key=lambda s: (s.peak, s.seconds))]
+    found = [_smallest(down)]
     for budget in _rungs(found[0].peak, search.first.peak):
-        start = min((s for s in (*down, found[-1]) if s.peak <= budget), key=lambda s: s.seconds)
-        found.append(search.relaxed(start, budget))
-        progress(found[-1])
-    return Front(tuple(_front([*down, *found])), search.bound)
+        start = _quickest((*down, found[-1]), budget)
+        assert start is not None
+        moves = max(FEWEST_UP_MOVES, UP_MOVES * len(problem.steps))
+        found.append(search.relaxed(start, budget, moves))
+    outside = [search.as_given, *map(search.outside, (*down, *found))]
+    return Front(tuple(_front(outside)), search.bound)
 
 
 def fit(
-    problem: Problem,
-    budget: int | None,
-    seed: int = 0,
-    progress: Callable[[Schedule], None] = lambda found: None,
+    problem: Problem, budget: int | None, seed: int = 0, progress: Progress = _silent
 ) -> Schedule:
     """The schedule of least time within so many bytes, or of the least peak where none is found or
-    no budget is given."""
-    search = _Search(problem, seed)
-    if budget is not None and search.first.peak <= budget:
-        return search.first
+    no budget is given. Unlike a front's, such schedules of two budgets are not compared: the
+    larger budget may by chance take longer."""
+    search = _Search(problem, seed, progress)
+    moves = max(FEWEST_MOVES, MOVES * len(problem.steps))
     found = [search.first]
-    if budget is not None and budget >= search.bound:
-        found.append(search.fitting(budget))
-        progress(found[-1])
-        if found[-1].peak <= budget:
-            return search.relaxed(found[-1], budget)
-    found.append(search.least(found))
-    progress(found[-1])
-    fitting = [schedule for schedule in found if budget is not None and schedule.peak <= budget]
-    if budget is not None and fitting:
-        return search.relaxed(min(fitting, key=lambda s: s.seconds), budget)
+    if budget is not None and search.bound <= budget < search.first.peak:
+        found += [search.fitting(budget, moves) for _ in range(STARTS)]
+    best = None if budget is None else _quickest(found, budget)
+    if best is None:
+        found.append(search.least(found))
+        best = None if budget is None else _quickest(found, budget)
+    if budget is None or best is None:
+        return search.outside(_smallest(found))
+    if best is not search.first:
+        best = search.relaxed(best, budget, moves)
+    as_given = search.as_given
+    fits_as_given = as_given.peak <= budget and as_given.seconds < best.seconds
+    return as_given if fits_as_given else search.outside(best)
+
+
+def _quickest(found: Sequence[Schedule], budget: int) -> Schedule | None:
+    fitting = (schedule for schedule in found if schedule.peak <= budget)
+    return min(fitting, key=lambda s: (s.seconds, s.peak), default=None)
+
+
+def _smallest(found: Sequence[Schedule]) -> Schedule:
     return min(found, key=lambda s: (s.peak, s.seconds))
 
 
@@ -118,42 +141,70 @@ def _front(found: Sequence[Schedule]) -> Iterator[Schedule]:
 
 
 class _Search:
-    """Annealing with a judge."""
+    """Annealing with a judge, of the canonical problem; no two runs of it draw the same numbers."""
 
-    def __init__(self, problem: Problem, seed: int) -> None:
-        self.problem, self.seed = problem, seed
-        self.annealer = Annealer(problem)
-        self.bound = lower_bound(problem)
-        self.first = self.judged(problem.given_order)
+    def __init__(self, problem: Problem, seed: int, progress: Progress) -> None:
+        self.given, self.seed, self.progress = problem, seed << 16, progress
+        self.steps = canonical_order(problem)
+        self.problem = reordered(problem, self.steps)
+        self.annealer = Annealer(self.problem)
+        self.bound = lower_bound(self.problem)
+        self.first = _judged(self.problem, self.problem.given_order)
 
-    def judged(self, order: Order) -> Schedule:
-        needed = tuple(without_useless(self.problem, order))
-        verdict = judge(self.problem, needed)
-        assert isinstance(verdict, Verdict), str(verdict)
-        return Schedule(needed, verdict.peak, verdict.seconds)
+    @property
+    def as_given(self) -> Schedule:
+        return _judged(self.given, self.given.given_order)
 
-    def fitting(self, budget: int) -> Schedule:
+    def outside(self, schedule: Schedule) -> Schedule:
+        """The same as an order of the steps given."""
+        return replace(schedule, order=tuple(self.steps[i] for i in schedule.order))
+
+    def annealed(
+        self, start: Schedule, budget: int, moves: int, hot: float, stiffer: float = 1.0
+    ) -> Schedule:
+        self.seed += 1
+        step = 1 / max(1, len(self.problem.steps))
+        stiff = stiffer * Settings.stiff
+        settings = Settings(budget, moves, self.seed, hot * step, COLD * step, stiff)
+        found = _judged(self.problem, self.annealer.anneal(start.order, settings))
+        self.progress(self.outside(found))
+        return found
+
+    def fitting(self, budget: int, moves: int) -> Schedule:
         """A schedule within the budget, or near it."""
-        moves = min(max(FEWEST_MOVES, MOVES * len(self.problem.steps)), MOST_MOVES)
-        settings = Settings(int(SPARE * budget), moves, self.seed)
-        return self.judged(self.annealer.anneal(self.first.order, settings))
+        return self.annealed(self.first, int(SPARE * budget), moves, HOT)
 
     def least(self, found: Sequence[Schedule]) -> Schedule:
         """One of as small a peak as can be found."""
-        best = min(found, key=lambda s: (s.peak, s.seconds))
-        for stiffer in STIFFER:
-            settings = Settings(self.bound, FEWEST_MOVES, self.seed)
-            settings = replace(settings, stiff=stiffer * settings.stiff)
-            more = self.judged(self.annealer.anneal(best.order, settings))
-            best = min(best, more, key=lambda s: (s.peak, s.seconds))
+        best = _smallest((*found, self.stiff()))
+        fruitless, moves = 0, max(FEWEST_RUNG_MOVES, UP_MOVES * len(self.problem.steps))
+        while fruitless < FRUITLESS and best.peak > self.bound:
+            budget = max(self.bound, int(TIGHTER * best.peak))
+            more = self.annealed(best, budget, moves, HOT)
+            fruitless = 0 if more.peak < best.peak else fruitless + 1
+            best = _smallest((best, more))
         return best
 
-    def relaxed(self, start: Schedule, budget: int) -> Schedule:
+    def stiff(self) -> Schedule:
+        """One of a small peak from the canonical order, with little regard to time."""
+        moves = max(FEWEST_MOVES, RUNG_MOVES * len(self.problem.steps))
+        best = self.first
+        for stiffer in STIFFER:
+            more = self.annealed(best, self.bound, moves, HOT, stiffer)
+            best = _smallest((best, more))
+        return best
+
+    def relaxed(self, start: Schedule, budget: int, moves: int) -> Schedule:
         """One within the budget that takes no longer than one that is."""
-        moves = max(LEAST_MOVES_UP, MOVES_UP * len(self.problem.steps))
-        settings = Settings(budget, moves, self.seed, hot=2e-4)
-        found = self.judged(self.annealer.anneal(start.order, settings))
+        found = self.annealed(start, budget, moves, WARM)
         return found if found.peak <= budget and found.seconds < start.seconds else start
+
+
+def _judged(problem: Problem, order: Order) -> Schedule:
+    needed = tuple(without_useless(problem, order))
+    verdict = judge(problem, needed)
+    assert isinstance(verdict, Verdict), str(verdict)
+    return Schedule(needed, verdict.peak, verdict.seconds)
 
 
 def without_useless(problem: Problem, order: Order) -> list[int]:
@@ -161,12 +212,14 @@ def without_useless(problem: Problem, order: Order) -> list[int]:
     runs: dict[int, int] = {}
     for i in order:
         runs[i] = runs.get(i, 0) + 1
-    wanted, kept = set(problem.kept), []
-    for i in reversed(order):
-        step = problem.steps[i]
-        if runs[i] == 1 or wanted & set(step.makes):
-            wanted -= set(step.makes) - problem.kept
-            wanted |= set(step.reads)
+    first = {i: place for place, i in reversed(list(enumerate(order)))}
+    wanted, kept = set[int](), []
+    for place, i in reversed(list(enumerate(order))):
+        step, makes = problem.steps[i], set(problem.steps[i].makes)
+        stays = place == first[i] and not makes.isdisjoint(problem.kept)
+        if runs[i] == 1 or stays or wanted & makes:
+            wanted -= makes
+            wanted |= set(step.reads) - problem.kept
             kept.append(i)
         else:
             runs[i] -= 1

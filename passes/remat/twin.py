@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .anneal import Settings
 
 BLOCKS, DEPTH, MOST_ADDED, TRIES, NEAR = 64, 24, 96, 24, 96
+MOST_WANTED, MOST_EXCHANGED = 3, 3
 _WORD: Final = (1 << 64) - 1
 
 
@@ -75,8 +76,8 @@ class _State:
         made = [i for i, e in enumerate(events) if e & 1]
         for i, end in zip(made, [*made[1:], len(events)], strict=False):
             last = events[end - 1] >> 1
-            if end == len(events) and value in self.problem.kept:
-                last = self.slots - 1
+            if value in self.problem.kept:
+                last = events[i] >> 1 if i else self.slots - 1
             self.live[events[i] >> 1 : last + 1] += size
 
     def touch(self, step: int, slot: int, put: bool) -> None:
@@ -145,7 +146,7 @@ class _State:
             own = bisect_left(events, 2 * at)
             if own == 0:
                 return False
-            is_kept = read in self.problem.kept and own + 1 == len(events)
+            is_kept = read in self.problem.kept
             if not self.is_last(read, own) or is_kept or events[own - 1] >> 1 > peak:
                 continue
             if sizes[read] * patience <= sizes[value] * chance.uniform():
@@ -154,17 +155,29 @@ class _State:
                 return False
         return True
 
+    def held_for(self, value: int, slot: int) -> int:
+        events = self.events[value]
+        after = bisect_left(events, 2 * slot)
+        if after in (0, len(events)) or events[after] & 1 or value in self.problem.kept:
+            return -1
+        return -1 if events[after] >> 1 == slot else events[after] >> 1
+
     def drop_over(self, peak: int) -> bool:
+        sizes = self.problem.sizes
+        found, wanted = -1, 1 + self.chance.below(MOST_WANTED)
         for _ in range(TRIES):
-            value = self.chance.below(len(self.problem.sizes))
-            events = self.events[value]
-            after = bisect_left(events, 2 * peak)
-            if after in (0, len(events)) or events[after] & 1 or events[after] >> 1 == peak:
+            if not wanted:
+                break
+            value = self.chance.below(len(sizes))
+            if not sizes[value] or self.held_for(value, peak) < 0:
                 continue
-            if self.problem.sizes[value]:
-                patience = 0.5 + 4 * self.chance.uniform()
-                return self.again_before(value, events[after] >> 1, peak, patience, 0)
-        return False
+            if found < 0 or sizes[value] > sizes[found]:
+                found = value
+            wanted -= 1
+        if found < 0:
+            return False
+        patience = 0.5 + 4 * self.chance.uniform()
+        return self.again_before(found, self.held_for(found, peak), peak, patience, 0)
 
     def needed_at(self, slot: int) -> int:
         first = self.slots
@@ -191,9 +204,10 @@ class _State:
             if group < 0 or not self.is_last(read, group):
                 continue
             made = events[group] >> 1
-            others = self.steps[self.problem.maker[read]].makes
+            kept = self.problem.kept
+            others = (v for v in self.steps[self.problem.maker[read]].makes if v not in kept)
             places = ((v, bisect_left(self.events[v], 2 * made)) for v in others)
-            if read not in self.problem.kept and all(self.is_last(*place) for place in places):
+            if read not in kept and all(self.is_last(*place) for place in places):
                 self.take_again(made, depth + 1)
         return True
 
@@ -203,6 +217,16 @@ class _State:
             if self.runs[self.slot[slot]] > 1:
                 return self.take_again(slot, 0)
         return False
+
+    def exchange_some(self) -> bool:
+        if not self.take_some():
+            return False
+        for _ in range(MOST_EXCHANGED):
+            if self.live.max() <= self.settings.budget:
+                break
+            if not self.drop_over(int(self.live.argmax())):
+                return False
+        return True
 
     def add_some(self) -> bool:
         step = self.slot[self.filled[self.chance.below(len(self.filled))]]
@@ -240,10 +264,10 @@ class _State:
         which = self.chance.uniform()
         self.changes.clear()
         self.added = 0
-        if which < 0.35:
+        if which < 0.25:
             return self.drop_over(self.some_peak())
         if which < 0.65:
-            return self.take_some()
+            return self.take_some() if which < 0.40 else self.exchange_some()
         return self.shift_some() if which < 0.95 else self.add_some()
 
     def worth(self) -> float:
