@@ -136,7 +136,9 @@ def _handed(halves: Halves, split: int, count: int) -> Iterator[Span]:
     roots = storage_roots(halves.forward)
     starts = {v: i for i, node in enumerate(halves.forward.nodes) for v in node.results}
     freed = _last_reads(halves)
-    for root in dict.fromkeys(roots[v] for v in (*halves.saved, *halves.forward.returned)):
+    written = (v for _, v in halves.forward.updates)
+    handed = (*values_in(halves.forward.outputs), *written)
+    for root in dict.fromkeys(roots[v] for v in handed):
         if root in starts:
             last = split + freed[root] if root in freed else count - 1
             yield Span(starts[root], last, root.tensor.nbytes)

@@ -119,16 +119,23 @@ def parted_step(gm: fx.GraphModule) -> tuple[str, str] | None:
     """Why Dynamo hands over only a part of a function, and what to do about it; None for a whole
     one, or where nothing says so."""
     reason = getattr(gm, "compile_subgraph_reason", None)
-    if reason is not None and reason.graph_break:
-        where = f" at {reason.user_stack[-1]}" if reason.user_stack else ""
-        return f"a graph break{where}: {reason.reason}", "fullgraph=True finds the others"
-    distributed = torch.distributed
-    if reason is None and distributed.is_available() and distributed.is_initialized():
-        from torch.nn.parallel import DistributedDataParallel
+    if (reason is None or reason.graph_break) and _splits_by_buckets():
+        return "DDP, by buckets of gradients", "torch._dynamo.config.optimize_ddp = False"
+    if reason is None or not reason.graph_break:
+        return None
+    where = f" at {reason.user_stack[-1]}" if reason.user_stack else ""
+    return f"a graph break{where}: {reason.reason}", "fullgraph=True finds the others"
 
-        if DistributedDataParallel._get_active_ddp_module() is not None:
-            return "DDP, by buckets of gradients", "torch._dynamo.config.optimize_ddp = False"
-    return None
+
+def _splits_by_buckets() -> bool:
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    from torch._dynamo.utils import get_optimize_ddp_mode
+    from torch.nn.parallel import DistributedDataParallel
+
+    splits = get_optimize_ddp_mode() == "ddp_optimizer"
+    return splits and DistributedDataParallel._get_active_ddp_module() is not None
 
 
 def pinned_outputs(forward: fx.GraphModule) -> Iterator[int]:

@@ -92,14 +92,16 @@ def whole(tensor: Tensor) -> Tensor:
     return found.clone()
 
 
-def trained_both_ways(make: Callable[[], nn.Module], data: tuple[Tensor, Tensor]) -> Outcome:
+def trained_both_ways(
+    make: Callable[[], nn.Module], data: tuple[Tensor, Tensor], **options: Any
+) -> Outcome:
     eager = make()
     with Issued() as issued:
         x, target = data
         (eager(x) - target).square().mean().backward()
     expected = trained(eager, eager, data)
     module = make()
-    ours = trained(module, torch.compile(module, backend="rewright"), data)
+    ours = trained(module, torch.compile(module, backend="rewright", options=options), data)
     return Outcome(expected, ours, issued.found, compiled_programs())
 
 
@@ -117,14 +119,22 @@ class Tower(nn.Module):
         return x
 
 
-def train_with_ddp(split: bool) -> Outcome:
+def train_with_ddp(split: bool, **options: Any) -> Outcome:
     def make() -> nn.Module:
         return DistributedDataParallel(Tower(), bucket_cap_mb=0.005)
 
     # The first bucket holds a megabyte otherwise, which is all of the model.
     first = patch.object(dist, "_DEFAULT_FIRST_BUCKET_BYTES", 0)
     with first, torch._dynamo.config.patch(optimize_ddp=split):
-        return trained_both_ways(make, batch(dist.get_rank()))
+        return trained_both_ways(make, batch(dist.get_rank()), **options)
+
+
+def train_within_bytes(split: bool) -> Outcome | str:
+    """What it compiled to, or why it would not."""
+    try:
+        return train_with_ddp(split, memory_budget="min")
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        return str(error)
 
 
 def train_with_fsdp() -> Outcome:
@@ -372,6 +382,16 @@ def test_ddp(two: Ranks, split: bool) -> None:
     outcomes = two.run(train_with_ddp, split)
     assert all((len(outcome.programs) > 2) == split for outcome in outcomes)
     assert_trains_alike(outcomes)
+
+
+def test_ddp_within_a_memory_budget(two: Ranks) -> None:
+    """Both ranks run the same schedule; a step in pieces has no budget to keep."""
+    outcomes = two.run(train_within_bytes, False)
+    assert_trains_alike(outcomes)
+    first, second = outcomes
+    assert first.programs == second.programs
+    for refused in two.run(train_within_bytes, True):
+        assert "DDP, by buckets of gradients" in refused and "optimize_ddp = False" in refused
 
 
 def test_fsdp(two: Ranks) -> None:

@@ -18,6 +18,7 @@ from rewright.ir import (
     is_call,
     map_values,
     storage_roots,
+    values_in,
 )
 from rewright.ir.effects import effects_of, may_repeat
 from rewright.ir.storage import keeps_operands
@@ -138,7 +139,7 @@ class Scheduled:
             reads = (n for value in self.boundary.returned for n in self.needed(value))
             return Step("the boundary", 0.0, tuple(dict.fromkeys(reads)), makes, again=False)
         reads = (n for value in node.operands for n in self.needed(value))
-        again = kept.isdisjoint(makes) and self._may_repeat(node)
+        again = not kept.issuperset(makes) and self._may_repeat(node)
         held = self.workspace.get(node.name, 0)
         seconds = self.seconds[node.name]
         return Step(node.name, seconds, tuple(dict.fromkeys(reads)), makes, held, again)
@@ -162,7 +163,8 @@ class Scheduled:
                 split = len(writer.nodes)
             else:
                 writer.run(node)
-        writer.views_of(self.graph.returned)
+        # Not `graph.returned`, a set, whose order differs from process to process.
+        writer.views_of((*values_in(self.graph.outputs), *(v for _, v in self.graph.updates)))
         graph = dataclasses.replace(
             self.graph,
             nodes=tuple(writer.nodes),
@@ -182,6 +184,7 @@ class _Writer:
         graph = scheduled.graph
         self.fresh = fresh_names(v.name for v in graph.values)
         self.now = {i.value: i.value for i in graph.inputs}
+        self.kept = {scheduled.roots[value] for value in graph.returned}
         self.seen: set[Value] = set()
         self.origins: dict[str, str] = {}
         # Of a view, what it was made of.
@@ -193,7 +196,12 @@ class _Writer:
         made = dataclasses.replace(node.replace(self.now), results=results)
         self.nodes.append(made)
         self.origins[made.name] = node.name
-        self.now |= dict(zip(node.results, results, strict=True))
+        # Who is kept is kept as it was first made; of a run for another result it is let go.
+        self.now |= {
+            old: new
+            for old, new in zip(node.results, results, strict=True)
+            if old not in self.now or self.scheduled.roots[old] not in self.kept
+        }
 
     def named(self, value: Value) -> Value:
         """The value itself, the first time, then others of its type."""
