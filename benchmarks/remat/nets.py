@@ -104,14 +104,14 @@ class UNet(nn.Module):
     def __init__(self, widths: Sequence[int] = (64, 128, 256, 512, 1024), classes: int = 21):
         super().__init__()
         pairs = list(pairwise((3, *widths)))
-        self.down = nn.ModuleList(self.double(a, b) for a, b in pairs)
+        self.down = nn.ModuleList(self.twice(a, b) for a, b in pairs)
         up = list(pairwise(reversed(widths)))
         self.up = nn.ModuleList(nn.ConvTranspose2d(a, b, 2, 2) for a, b in up)
-        self.merge = nn.ModuleList(self.double(2 * b, b) for _, b in up)
+        self.merge = nn.ModuleList(self.twice(2 * b, b) for _, b in up)
         self.head = nn.Conv2d(widths[0], classes, 1)
 
     @staticmethod
-    def double(channels: int, out: int) -> nn.Sequential:
+    def twice(channels: int, out: int) -> nn.Sequential:
         return nn.Sequential(conv_bn(channels, out, 3), conv_bn(out, out, 3))
 
     def forward(self, x: Tensor) -> Tensor:
