@@ -15,6 +15,7 @@ from rewright.costmodel.protocols import (
     CostModel,
     Tools,
     call_seconds,
+    expected_seconds,
     graph_estimate,
     inputs_and_views,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "Tools",
     "Walk",
     "call_seconds",
+    "expected_seconds",
     "graph_estimate",
     "inputs_and_views",
     "show_bytes",

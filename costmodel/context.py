@@ -16,7 +16,7 @@ import numpy as np
 from rewright.costmodel.features import FAMILIES, cache_fills, family_of
 from rewright.costmodel.forest import Floats, Forest
 from rewright.costmodel.library_features import main_type
-from rewright.costmodel.reuse import Reuse, Walk
+from rewright.costmodel.reuse import Reuse, Walk, farther
 from rewright.ir import hint
 from rewright.ir.target import Target
 from rewright.ir.work import flops
@@ -68,8 +68,7 @@ def _row(
 
     def far(moved: Sequence[tuple[int, int]]) -> float:
         """Seconds that memory takes longer, of those alone."""
-        longer = (n * max(0.0, 1 / target.memory(n + d)[1] - 1 / near) for n, d in moved)
-        return sum(longer) / seconds
+        return farther(moved, near, target) / seconds
 
     read = [(n, d) for _, n, d in call.read]
     weight = sum(n for n, _ in read)

@@ -273,8 +273,8 @@ class Learned:
             return None
         *apart, whole = made
         parts = self._estimates([(node, 0) for node in apart], held)
-        before = sum(e.seconds for e in parts)
-        after = self.estimate([whole])[0].seconds
+        before = sum(e.mean for e in parts)
+        after = self.estimate([whole])[0].mean
         return saving(before, before - after, self.screening.full_doubt)
 
 

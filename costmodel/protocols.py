@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from rewright.costmodel.estimate import Estimate, show_seconds, total
-from rewright.costmodel.reuse import Walk, far_values, walk
+from rewright.costmodel.reuse import Walk, far_seconds, far_values, walk
 from rewright.costmodel.sketch import Kernels, Sketch
 from rewright.ir import Graph, Node, Value, storage_roots
 from rewright.ir.target import Target
@@ -69,6 +69,16 @@ def graph_estimate(cost: CostModel, graph: Graph) -> Estimate:
         why = "; ".join(estimates[i].because)
         reasons.append(f"%{calls[i].name} {show_seconds(estimates[i].seconds)}, {why}")
     return Estimate(whole.seconds, whole.low, whole.high, tuple(reasons))
+
+
+def expected_seconds(cost: CostModel, graph: Graph) -> list[tuple[Node, float]]:
+    """What to tell plans for one graph apart by: each call of a run, and what it is expected to
+    take alone and longer for what it reads after the others."""
+    found = walk(graph)
+    calls = [call.node for call in found.calls]
+    far = far_seconds(found, cost.target)
+    alone = cost.estimate(calls)
+    return [(n, e.mean + more) for n, e, more in zip(calls, alone, far, strict=True)]
 
 
 def call_seconds(cost: CostModel, graph: Graph) -> Mapping[str, float]:

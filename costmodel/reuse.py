@@ -5,11 +5,16 @@ That is the reuse distance (Mattson, Gecsei, Slutz, Traiger, 1970), in bytes ins
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from rewright.ir import Graph, Node, TensorType, Value, is_call, storage_roots, values_in
 from rewright.ir.target import Target
+
+# The share of a cache that is sure to hold what was touched last: it does not drop what is oldest,
+# and more goes through it than calls move (lines of memory that is new, other programs' data).
+KEPT: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,23 @@ class _Steps:
 
     def distance(self, value: Value) -> int:
         return self.clock - self.touched.get(self.roots[value], 0)
+
+
+def farther(
+    moved: Iterable[tuple[int, int]], near: float, target: Target, room: float = 1.0
+) -> float:
+    """Seconds that bytes take longer than at `near` bytes/s: (bytes, how many were touched since
+    they were), each in the memory whose share `room` holds both."""
+    paces = ((n, target.memory(int((n + d) / room))[1]) for n, d in moved)
+    return sum(n * max(0.0, 1 / pace - 1 / near) for n, pace in paces)
+
+
+def far_seconds(found: Walk, target: Target) -> list[float]:
+    """By call, what reading takes longer in a run than where the call runs alone, over and over."""
+    return [
+        farther(((n, d) for _, n, d in call.read), target.memory(call.moved)[1], target, KEPT)
+        for call in found.calls
+    ]
 
 
 def _read(node: Node) -> Collection[Value]:

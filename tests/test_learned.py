@@ -264,7 +264,7 @@ def test_what_screening_leaves_open_is_looked_at_closer(model: Model) -> None:
     one = sketch(1 << 20, reads=2)._replace(guarded=1)
     assert learned.gain([one, one], one).low < 0
     found = [learned.gain([one, one], one, kernels) for _ in range(2)]
-    a, b, whole = (e.seconds for e in learned.estimate([first, second, both]))
+    a, b, whole = (e.mean for e in learned.estimate([first, second, both]))
     assert found[0].seconds == found[1].seconds == pytest.approx(a + b - whole)
     assert made == [1]
     assert learned.gain([one, sketch(99)], one, lambda: None).low < 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from rewright.costmodel import Roofline, total
-from rewright.ir import Graph, Kind, Node, OptionError, is_call
+from rewright.costmodel import Roofline
+from rewright.ir import Graph, Kind, Node, OptionError
 from rewright.passes.base import Env, Pass
+from rewright.passes.fuse.choice import Cautious, shortest
 from rewright.passes.fuse.measured import settled
 from rewright.passes.fuse.plan import FusionPlan
 from rewright.passes.fuse.region import Regions
@@ -59,20 +60,19 @@ class Fuse(Pass, name="fuse", takes="aten", gives="fused"):
             return settled(lambda e: self._fused(graph, e), without, env.tools)
         if isinstance(env.cost, Roofline):
             return self._fused(graph, env)
-        return self._shorter(graph, env)
+        return self._shortest(graph, env)
 
-    def _shorter(self, graph: Graph, env: Env) -> Graph:
-        """Of the model's plan and the roofline's, what the model finds shorter: steps that are
-        each right may add up to a plan that is not."""
-        found = []
-        for cost in (env.cost, Roofline(env.target)):
-            log = DecisionLog()
-            fused = self._fused(graph, dataclasses.replace(env, cost=cost, log=log))
-            calls = [node for node in fused.nodes if is_call(node)]
-            found.append((total(env.cost.estimate(calls)).seconds, fused, log))
-        _, fused, log = min(found, key=lambda each: each[0])
-        env.log.take(log)
-        return fused
+    def _shortest(self, graph: Graph, env: Env) -> Graph:
+        """The roofline's plan, which joins whatever saves traffic, unless the model expects less of
+        its own or of the one with sure gains only: steps that are each right may add up to a plan
+        that is not."""
+        plans, logs = [], []
+        for cost in (Roofline(env.target), env.cost, Cautious(env.cost)):
+            logs.append(DecisionLog())
+            plans.append(self._fused(graph, dataclasses.replace(env, cost=cost, log=logs[-1])))
+        place = shortest(env.cost, plans)
+        env.log.take(logs[place])
+        return plans[place]
 
     def _fused(self, graph: Graph, env: Env) -> Graph:
         plan = FusionPlan(graph, env, self.max_ops)

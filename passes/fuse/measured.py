@@ -17,14 +17,13 @@ from rewright.costmodel import (
     Kernels,
     Sketch,
     Tools,
-    Walk,
     show_seconds,
     total,
 )
-from rewright.ir import Graph, Node, Value, is_call
+from rewright.ir import Graph, Node, is_call
 from rewright.ir.alone import alone, obstacle
-from rewright.ir.target import Target
 from rewright.passes.base import Env
+from rewright.passes.fuse.choice import Asking
 from rewright.passes.log import DecisionLog
 
 # Of open decisions, those that may change so much of a graph's time are worth measuring.
@@ -42,36 +41,24 @@ Question = tuple[tuple[Sketch, ...], Sketch]
 Difference = tuple[list[Node], list[Node]]
 
 
-class Overruled:
-    """A `CostModel` some of whose answers about gains are given.
+class Overruled(Asking):
+    """Some of the answers about gains are given.
 
     `answers` are all that it gave, `open` are the stakes, in seconds, of questions that the model
     left open.
     """
 
     def __init__(self, cost: CostModel, given: Mapping[Question, bool]) -> None:
-        self._cost, self._given = cost, given
+        super().__init__(cost)
+        self._given = given
         self.answers: dict[Question, bool] = {}
         self.open: dict[Question, float] = {}
-
-    @property
-    def target(self) -> Target:
-        return self._cost.target
-
-    def estimate(self, nodes: Sequence[Node], cold: Collection[Value] = ()) -> list[Estimate]:
-        return self._cost.estimate(nodes, cold)
-
-    def program(self, found: Walk, alone: Sequence[Estimate]) -> Estimate:
-        return self._cost.program(found, alone)
-
-    def compare(self, a: Sequence[Node], b: Sequence[Node]) -> Estimate:
-        return self._cost.compare(a, b)
 
     def gain(
         self, apart: Sequence[Sketch], together: Sketch, kernels: Kernels | None = None
     ) -> Estimate:
         question = tuple(apart), together
-        found = self._cost.gain(apart, together, kernels)
+        found = super().gain(apart, together, kernels)
         if question in self._given:
             sign = 1.0 if self._given[question] else -1.0
             found = Estimate(sign, sign, sign, ("measured",))
