@@ -91,6 +91,23 @@ def test_cautious_counts_on_what_is_sure() -> None:
     assert (found.seconds, found.low, found.high) == (-1.0, -1.0, 5.0)
 
 
+class Timer:
+    """`Tools` whose every measurement says that joined kernels take as long as single ones."""
+
+    def measure(self, calls: Sequence[Graph]) -> list[Estimate] | None:
+        return [sure(1.0) for _ in calls]
+
+
+def test_measuring_starts_from_the_plan_that_is_chosen_without() -> None:
+    """The model is sure that joining saves nothing; what it expects of the whole says otherwise,
+    and nothing is left open."""
+    model = Says(lambda node: sure(1.0), Estimate(-0.2, -0.3, -0.1))
+    plans = [
+        Fuse().run(GRAPH, Env(cost=model, target=TARGET, tools=tools)) for tools in (None, Timer())
+    ]
+    assert [regions(plan) for plan in plans] == [[2], [2]]
+
+
 def _sketch() -> Sketch:
     zeros = dict.fromkeys(Sketch._fields, 0)
     return Sketch(**{**zeros, "columns": False})  # type: ignore[arg-type]

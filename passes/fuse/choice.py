@@ -6,7 +6,15 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from rewright.costmodel import CostModel, Estimate, Kernels, Sketch, Walk, expected_seconds
+from rewright.costmodel import (
+    CostModel,
+    Estimate,
+    Kernels,
+    Roofline,
+    Sketch,
+    Walk,
+    expected_seconds,
+)
 from rewright.ir import Graph, Node, Value
 from rewright.ir.target import Target
 
@@ -40,6 +48,20 @@ class Asking:
         return self._cost.gain(apart, together, kernels)
 
 
+class Joining(Asking):
+    """Joins whatever saves traffic, by the roofline, and is as sure of it as the model."""
+
+    def __init__(self, cost: CostModel) -> None:
+        super().__init__(cost)
+        self._roofline = Roofline(cost.target)
+
+    def gain(
+        self, apart: Sequence[Sketch], together: Sketch, kernels: Kernels | None = None
+    ) -> Estimate:
+        by_traffic = self._roofline.gain(apart, together)
+        return replace(super().gain(apart, together), seconds=by_traffic.seconds)
+
+
 class Cautious(Asking):
     """Counts on no more of a gain than is sure."""
 
@@ -48,6 +70,11 @@ class Cautious(Asking):
     ) -> Estimate:
         found = super().gain(apart, together, kernels)
         return replace(found, seconds=found.low)
+
+
+def ways(cost: CostModel) -> Sequence[CostModel]:
+    """Models to plan by: steps that are each right may add up to a plan that is not."""
+    return (cost,) if isinstance(cost, Roofline) else (Joining(cost), cost, Cautious(cost))
 
 
 def shortest(cost: CostModel, plans: Sequence[Graph]) -> int:

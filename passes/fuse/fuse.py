@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from rewright.costmodel import Roofline
+from rewright.costmodel import CostModel
 from rewright.ir import Graph, Kind, Node, OptionError
 from rewright.passes.base import Env, Pass
-from rewright.passes.fuse.choice import Cautious, shortest
+from rewright.passes.fuse.choice import shortest, ways
 from rewright.passes.fuse.measured import settled
 from rewright.passes.fuse.plan import FusionPlan
 from rewright.passes.fuse.region import Regions
@@ -55,24 +55,22 @@ class Fuse(Pass, name="fuse", takes="aten", gives="fused"):
             raise OptionError(f"numerics is 'eager' or 'fast', not '{self.numerics}'", who="fuse")
         if self.max_ops == 0:
             return graph
+        cost, fused, log = self._shortest(graph, env)
         if env.tools is not None:
-            without = dataclasses.replace(env, tools=None)
+            without = dataclasses.replace(env, cost=cost, tools=None)
             return settled(lambda e: self._fused(graph, e), without, env.tools)
-        if isinstance(env.cost, Roofline):
-            return self._fused(graph, env)
-        return self._shortest(graph, env)
+        env.log.take(log)
+        return fused
 
-    def _shortest(self, graph: Graph, env: Env) -> Graph:
-        """The roofline's plan, which joins whatever saves traffic, unless the model expects less of
-        its own or of the one with sure gains only: steps that are each right may add up to a plan
-        that is not."""
-        plans, logs = [], []
-        for cost in (Roofline(env.target), env.cost, Cautious(env.cost)):
+    def _shortest(self, graph: Graph, env: Env) -> tuple[CostModel, Graph, DecisionLog]:
+        """Of the plans of several models the one that `env`'s expects to be short, and whose it
+        is."""
+        models, plans, logs = ways(env.cost), [], []
+        for cost in models:
             logs.append(DecisionLog())
             plans.append(self._fused(graph, dataclasses.replace(env, cost=cost, log=logs[-1])))
-        place = shortest(env.cost, plans)
-        env.log.take(logs[place])
-        return plans[place]
+        place = shortest(env.cost, plans) if len(plans) > 1 else 0
+        return models[place], plans[place], logs[place]
 
     def _fused(self, graph: Graph, env: Env) -> Graph:
         plan = FusionPlan(graph, env, self.max_ops)
