@@ -39,9 +39,10 @@ from rewright.passes import (
     Pipeline,
     PipelineResult,
     PlanMemory,
+    Remat,
     Rules,
 )
-from rewright.passes.remat import LEAST, SMALL, Fitted, Remat
+from rewright.passes.remat import LEAST, SMALL, Fitted
 from rewright.report import Report, refuse_fallback, report_of
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from rewright.passes.fuse import Fuse
 from rewright.passes.log import Decision, DecisionLog
 from rewright.passes.memory import PlanMemory, peak_bytes
 from rewright.passes.pipeline import Pipeline, PipelineResult, Stage
+from rewright.passes.remat import Remat
 from rewright.passes.rules import Rules
 from rewright.passes.specs import Bytes
 
@@ -52,6 +53,7 @@ __all__ = [
     "Pipeline",
     "PipelineResult",
     "PlanMemory",
+    "Remat",
     "Rules",
     "Stage",
     "passes",

@@ -28,12 +28,23 @@ class Remat(Pass, name="remat", takes="fused", gives="fused"):
     and compute again stays so, unless `override-tags`. Raises BudgetError.
 
     before:
-        graph f(%x: f32[1024]) {
-          %a = aten.exp.default(%x) : f32[1024]
-          %b = aten.sin.default(%x) : f32[1024]
-          %c = aten.cos.default(%b) : f32[1024]
-          %d = aten.sort.default(%c) : f32[1024], i64[1024]
-          return %a, %d
+        graph f(%x: f32[8, 8], %y: f32[8, 8]) {
+          %a = aten.mm.default(%x, %y) : f32[8, 8]
+          %b = aten.mm.default(%a, %y) : f32[8, 8]
+          %c = aten.mm.default(%b, %y) : f32[8, 8]
+          %d = aten.sum.default(%c) : f32[]
+          %e = aten.add.Tensor(%a, %d) : f32[8, 8]
+          return %e
+        }
+    after:
+        graph f(%x: f32[8, 8], %y: f32[8, 8]) {
+          %a = aten.mm.default(%x, %y) : f32[8, 8]
+          %b = aten.mm.default(%a, %y) : f32[8, 8]
+          %c = aten.mm.default(%b, %y) : f32[8, 8]
+          %d = aten.sum.default(%c) : f32[]
+          %a_1 = aten.mm.default(%x, %y) : f32[8, 8]
+          %e = aten.add.Tensor(%a_1, %d) : f32[8, 8]
+          return %e
         }
     """
 
