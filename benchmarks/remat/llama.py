@@ -239,9 +239,8 @@ def main() -> None:
     for point in (*rows, *points):
         again = f"{point.again:6.3f} again, {point.seconds_to_plan:5.1f} s"
         print(f"{point.name:32} {point.peak / 1e6:8.1f} MB {again}")
-    print(
-        f"front of {len(curve)} in {took:.1f} s; bound {(front.bound + ours.always) / 1e6:.1f} MB"
-    )
+    bound = front.bound + ours.always
+    print(f"front of {len(curve)} in {took:.1f} s; bound {bound / 1e6:.1f} MB")
     write(
         f"llama_{given.layers}x{given.length}",
         {
