@@ -102,4 +102,4 @@ def optimum(problem: Problem, budget: int, seconds: float = 30.0) -> int | None:
     solver.parameters.random_seed = 0
     if solver.solve(exact.model) != cp_model.OPTIMAL:
         return None
-    return round(solver.objective_value)
+    return int(solver.objective_value + 0.5)
