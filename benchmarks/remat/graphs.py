@@ -3,7 +3,8 @@ size is too large."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,12 +28,21 @@ class _Captured(Exception):
     """Ends a compilation whose joint graph is known."""
 
 
-def joint_module(model: nn.Module, inputs: Sequence[Tensor], loss: Loss) -> fx.GraphModule:
-    """Forward, loss and backward in one graph, as AOTAutograd hands it to a partitioner."""
-    found: list[fx.GraphModule] = []
+@dataclass(frozen=True)
+class Joint:
+    """Forward, loss and backward in one graph, and what else a partitioner is given."""
 
-    def capture(joint: fx.GraphModule, *_: Any, **__: Any) -> Any:
-        found.append(joint)
+    module: fx.GraphModule
+    inputs: Any
+    given: Mapping[str, Any]
+
+
+def joint_module(model: nn.Module, inputs: Sequence[Tensor], loss: Loss) -> Joint:
+    """What AOTAutograd hands to a partitioner."""
+    found: list[Joint] = []
+
+    def capture(module: fx.GraphModule, inputs: Any, **given: Any) -> Any:
+        found.append(Joint(module, inputs, given))
         raise _Captured
 
     torch._dynamo.reset()
@@ -64,8 +74,8 @@ def joint_graph(make: Callable[[], Model], loss: Loss = cross_entropy) -> Graph:
     """The joint graph of a model in training mode, none of whose weights are ever made."""
     with FakeTensorMode():
         model, inputs = make()
-        module = joint_module(model.train(), inputs, loss)
-    return from_fx(module, name="joint")
+        joint = joint_module(model.train(), inputs, loss)
+    return from_fx(joint.module, name="joint")
 
 
 def as_fastsa_counts(graph: Graph) -> Problem:

@@ -42,6 +42,8 @@ typedef struct {
 
 enum { BLOCKS = 64, DEPTH = 24, MOST_ADDED = 96, TRIES = 24, NEAR = 96 };
 enum { MOST_WANTED = 3, MOST_EXCHANGED = 3 };
+// A better schedule is noted down when it is better by so much, or the last.
+static const double NOTABLE = 1e-5;
 
 typedef struct {
   const Problem *p;
@@ -418,7 +420,7 @@ static int32_t finish(const State *s, int32_t *order) {
 }
 
 // Anneal an order of `count` runs; `best` has room for as many as there are slots. Returns the
-// number of runs in the best order found.
+// number of runs in the best order found: of those within the budget, if there are any.
 int32_t rw_anneal(const Problem *problem, const Settings *settings, const int32_t *order,
                   int32_t count, int32_t *best) {
   const int32_t slots = settings->slots;
@@ -434,6 +436,7 @@ int32_t rw_anneal(const Problem *problem, const Settings *settings, const int32_
   memcpy(best, order, (size_t)count * sizeof *best);
   int32_t best_count = count;
   double now = worth(&s), least = now;
+  int best_fits = s.most[1] <= s.set.budget;
   const double cooling = log(s.set.cold / s.set.hot);
   for (int64_t n = 0; n < s.set.moves; ++n) {
     const double heat = s.set.hot * exp(cooling * (double)n / (double)s.set.moves);
@@ -443,12 +446,14 @@ int32_t rw_anneal(const Problem *problem, const Settings *settings, const int32_
     const double then = worth(&s);
     if (then > limit) { undo(&s); continue; }
     now = then;
-    if (now < least - 1e-4 || (now < least && n + 1 == s.set.moves)) {
+    const int fits = s.most[1] <= s.set.budget;
+    if (fits > best_fits || (fits == best_fits && now < least - NOTABLE)) {
       least = now;
+      best_fits = fits;
       best_count = finish(&s, best);
     }
   }
-  if (now < least) best_count = finish(&s, best);
+  if ((s.most[1] <= s.set.budget) >= best_fits && now < least) best_count = finish(&s, best);
   for (int32_t v = 0; v < problem->values; ++v) free(s.events[v].at);
   free(s.slot), free(s.place), free(s.filled), free(s.events), free(s.runs);
   free(s.most), free(s.add), free(s.changes);

@@ -18,8 +18,6 @@ from .canonical import canonical_order, reordered
 from .judge import Verdict, judge
 from .problem import Order, Problem, lower_bound
 
-# A schedule that misses its budget by little is of no use; so it is asked for a little less.
-SPARE: Final = 0.9995
 # Temperatures, in mean steps of the problem: to find a schedule, to better one, and at the end.
 HOT, WARM, COLD = 2.0, 0.5, 0.05
 # One budget: that many times from the canonical order, with so many moves for each step.
@@ -31,9 +29,11 @@ RUNG_MOVES, FEWEST_RUNG_MOVES = 60, 60_000
 # Rungs on the way up are so far apart, in shares of the first peak.
 APART: Final = 0.04
 UP_MOVES, FEWEST_UP_MOVES = 15, 15_000
-# The least peak: how much more bytes are worth, each time from the one before; then ever less is
-# asked for, until so many times in a row nothing came of it.
-STIFFER: Final = (1.0, 4.0, 16.0)
+# How much more bytes are worth after a search that missed its budget.
+STIFFER: Final = 4.0
+# The least peak: so many times with bytes ever stiffer, each time from the one before; then ever
+# less is asked for, until so many times in a row nothing came of it.
+STIFF: Final = 3
 TIGHTER: Final = 0.95
 FRUITLESS: Final = 3
 
@@ -101,7 +101,9 @@ def fit(
     moves = max(FEWEST_MOVES, MOVES * len(problem.steps))
     found = [search.first]
     if budget is not None and search.bound <= budget < search.first.peak:
-        found += [search.fitting(budget, moves) for _ in range(STARTS)]
+        for start in range(STARTS):
+            missed = _quickest(found, budget) is None
+            found.append(search.fitting(budget, moves, STIFFER**start if missed else 1.0))
     best = None if budget is None else _quickest(found, budget)
     if best is None:
         found.append(search.least(found))
@@ -170,9 +172,9 @@ class _Search:
         self.progress(self.outside(found))
         return found
 
-    def fitting(self, budget: int, moves: int) -> Schedule:
+    def fitting(self, budget: int, moves: int, stiffer: float = 1.0) -> Schedule:
         """A schedule within the budget, or near it."""
-        return self.annealed(self.first, int(SPARE * budget), moves, HOT)
+        return self.annealed(self.first, budget, moves, HOT, stiffer)
 
     def least(self, found: Sequence[Schedule]) -> Schedule:
         """One of as small a peak as can be found."""
@@ -189,8 +191,8 @@ class _Search:
         """One of a small peak from the canonical order, with little regard to time."""
         moves = max(FEWEST_MOVES, RUNG_MOVES * len(self.problem.steps))
         best = self.first
-        for stiffer in STIFFER:
-            more = self.annealed(best, self.bound, moves, HOT, stiffer)
+        for times in range(STIFF):
+            more = self.annealed(best, self.bound, moves, HOT, STIFFER**times)
             best = _smallest((best, more))
         return best
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BLOCKS, DEPTH, MOST_ADDED, TRIES, NEAR = 64, 24, 96, 24, 96
 MOST_WANTED, MOST_EXCHANGED = 3, 3
+NOTABLE: Final = 1e-5
 _WORD: Final = (1 << 64) - 1
 
 
@@ -270,6 +271,9 @@ class _State:
             return self.take_some() if which < 0.40 else self.exchange_some()
         return self.shift_some() if which < 0.95 else self.add_some()
 
+    def fits(self) -> bool:
+        return bool(self.live.max() <= self.settings.budget)
+
     def worth(self) -> float:
         budget = float(self.settings.budget)
         over = float(self.live.max()) - budget
@@ -287,13 +291,13 @@ class _State:
 
 
 def anneal_slowly(problem: Problem, order: Order, settings: Settings, slots: int) -> list[int]:
-    """The best order found."""
+    """The best order found, of those within the budget if there are any."""
     state = _State(problem, settings, slots)
     apart = slots / (len(order) + 1)
     for i, step in enumerate(order):
         state.put(step, int((i + 1) * apart))
     best, now = list(order), state.worth()
-    least, moves = now, settings.moves
+    least, best_fits, moves = now, state.fits(), settings.moves
     cooling = math.log(settings.cold / settings.hot)
     for n in range(moves):
         heat = settings.hot * math.exp(cooling * n / moves)
@@ -306,7 +310,7 @@ def anneal_slowly(problem: Problem, order: Order, settings: Settings, slots: int
         if then > limit:
             state.undo()
             continue
-        now = then
-        if now < least - 1e-4 or (now < least and n + 1 == moves):
-            least, best = now, state.order()
-    return state.order() if now < least else best
+        now, fits = then, state.fits()
+        if fits > best_fits or (fits == best_fits and now < least - NOTABLE):
+            least, best_fits, best = now, fits, state.order()
+    return state.order() if state.fits() >= best_fits and now < least else best
