@@ -139,7 +139,9 @@ class Program:
     @property
     def report(self) -> Report:
         found = self.plan.report.built(self.built.seconds)
-        return found if self.fitted is None else found.noting(f"the step: {self.fitted}")
+        if self.fitted is None:
+            return found
+        return found.noting(f"the step: {self.fitted}", *self.fitted.notes)
 
     def errors(self, inputs: Sequence[Any] | None = None) -> Errors:
         """How far this and eager are from float64, on `inputs` of the graph or on random ones."""

@@ -68,6 +68,7 @@ class _Captured(Exception):
 def study(module: nn.Module, inputs: Sequence[Any], options: Options) -> Study:
     """Of a training step of `module`: its gradient is that of the number that it returns, or of the
     mean of the squares of all numbers that it returns."""
+    _check_differentiable(module, inputs)
     ours: list[tuple[Point, tuple[int, ...]]] = []
     others, bounds = [], []
     for share, parts, returned in _parts(module, inputs, options):
@@ -135,12 +136,16 @@ def _parts(
             raise ImportFailure(f"there is no training step: {error}") from error
     finally:
         torch._dynamo.reset()
-    if not found:
+    return found
+
+
+def _check_differentiable(module: nn.Module, inputs: Sequence[Any]) -> None:
+    given = (x for x in inputs if isinstance(x, Tensor))
+    if not any(t.requires_grad for t in (*module.parameters(), *given)):
         raise ImportFailure(
             "the model has nothing to differentiate",
             help="a parameter or an input must require its gradient",
         )
-    return found
 
 
 def _loss(module: nn.Module) -> Callable[..., Tensor]:

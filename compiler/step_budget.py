@@ -8,16 +8,16 @@ that only show their signature; the graphs lie in their `meta`, where the compil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 from torch import fx
 
 from rewright.calibrate.workspace import workspaces
-from rewright.costmodel import call_seconds
+from rewright.costmodel import call_seconds, show_bytes
 from rewright.driver import environment, pipeline_of
-from rewright.ir import CheckError, Graph, UnsupportedError
+from rewright.ir import CheckError, Graph, TensorType, UnsupportedError, values_in
 from rewright.ir.effects import may_repeat
 from rewright.ir.fx_import import import_graph
 from rewright.ir.fx_sizes import SizeTable
@@ -26,6 +26,7 @@ from rewright.passes import Env, Pipeline
 from rewright.passes.remat import (
     SMALL,
     Fitted,
+    Halves,
     Order,
     Scheduled,
     TrainingStep,
@@ -39,6 +40,8 @@ from rewright.torch_compat import pinned_outputs
 SCHEDULED: Final = "rewright_scheduled"
 # Of PyTorch's partitioner, as its `activation_memory_budget`: where schedules start from.
 SHARES: Final = (1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+# An output that takes a larger share of the peak is told of.
+LARGE: Final = 0.25
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,22 @@ def partition_within(cut: Callable[[float], Parts], returned: int, options: Opti
         memory, promise = step_memory(halves), None
         if options.budget is not None and memory.symbols:
             promise = Promise(memory, options.budget)
+    found = replace(best.found, notes=tuple(_large_outputs(halves, best.found.peak)))
     forward, backward = signatures(parts, halves)
-    forward.meta[SCHEDULED] = ScheduledHalf(halves.forward, best.found, promise)
-    backward.meta[SCHEDULED] = ScheduledHalf(halves.backward, best.found)
+    forward.meta[SCHEDULED] = ScheduledHalf(halves.forward, found, promise)
+    backward.meta[SCHEDULED] = ScheduledHalf(halves.backward, found)
     return forward, backward
+
+
+def _large_outputs(halves: Halves, peak: int) -> Iterator[str]:
+    """What stays for the caller, such as logits whose loss is computed outside."""
+    for value in values_in(halves.forward.outputs[: halves.returned]):
+        if isinstance(value.type, TensorType) and value.type.nbytes_hint > LARGE * peak:
+            yield (
+                f"%{value.name}, which the forward returns, takes "
+                f"{show_bytes(value.type.nbytes_hint)} of {show_bytes(peak)} until the step ends: "
+                "compile the loss with the model, and it need not"
+            )
 
 
 @dataclass(frozen=True)

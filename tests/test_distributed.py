@@ -129,14 +129,6 @@ def train_with_ddp(split: bool, **options: Any) -> Outcome:
         return trained_both_ways(make, batch(dist.get_rank()), **options)
 
 
-def train_within_bytes(split: bool) -> Outcome | str:
-    """What it compiled to, or why it would not."""
-    try:
-        return train_with_ddp(split, memory_budget="min")
-    except torch._dynamo.exc.BackendCompilerFailed as error:
-        return str(error)
-
-
 def train_with_fsdp() -> Outcome:
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
 
@@ -382,16 +374,6 @@ def test_ddp(two: Ranks, split: bool) -> None:
     outcomes = two.run(train_with_ddp, split)
     assert all((len(outcome.programs) > 2) == split for outcome in outcomes)
     assert_trains_alike(outcomes)
-
-
-def test_ddp_within_a_memory_budget(two: Ranks) -> None:
-    """Both ranks run the same schedule; a step in pieces has no budget to keep."""
-    outcomes = two.run(train_within_bytes, False)
-    assert_trains_alike(outcomes)
-    first, second = outcomes
-    assert first.programs == second.programs
-    for refused in two.run(train_within_bytes, True):
-        assert "DDP, by buckets of gradients" in refused and "optimize_ddp = False" in refused
 
 
 def test_fsdp(two: Ranks) -> None:

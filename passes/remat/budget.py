@@ -20,12 +20,13 @@ NAMED: Final = 8
 @dataclass(frozen=True)
 class Fitted:
     """A schedule whose plan holds at most `peak` bytes, where as it stands the graph takes
-    `first`; no schedule gets below `bound`."""
+    `first`; no schedule gets below `bound`. `notes` are for the report."""
 
     schedule: Schedule
     peak: int
     first: Schedule
     bound: int
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         slower = self.schedule.seconds / self.first.seconds - 1 if self.first.seconds else 0.0

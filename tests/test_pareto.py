@@ -1,0 +1,72 @@
+"""What memory costs in time: `rewright pareto`, and the pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rewright.cli import main
+from rewright.options import Options
+from rewright.pareto import Study, study
+
+pytestmark = pytest.mark.cpu
+
+
+class Deep(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x)) * x.sigmoid()
+        return x
+
+
+def made() -> tuple[nn.Module, tuple[Tensor]]:
+    torch.manual_seed(0)
+    return Deep(), (torch.randn(2048, 32),)
+
+
+@pytest.fixture(scope="module")
+def found() -> Study:
+    return study(*made(), Options())
+
+
+def test_less_memory_never_takes_less_time(found: Study) -> None:
+    peaks, seconds = [p.peak for p in found.ours], [p.seconds for p in found.ours]
+    assert len(peaks) > 3
+    assert peaks == sorted(peaks, reverse=True) and seconds == sorted(seconds)
+    assert found.bound <= peaks[-1] < 0.6 * peaks[0]
+    assert max(found.steps[0]) == peaks[0] and max(found.steps[-1]) == peaks[-1]
+
+
+def test_no_partition_of_pytorch_beats_all_of_ours(found: Study) -> None:
+    assert len(found.torch) == 11
+    for theirs in found.torch:
+        ours = [p for p in found.ours if p.peak <= theirs.peak]
+        assert min(p.seconds for p in ours) <= theirs.seconds
+
+
+def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    curves, steps = tmp_path / "curves.svg", tmp_path / "steps.png"
+    name = f"{made.__module__}:{made.__name__}"
+    drawn = ["--plot", str(curves), "--timeline", str(steps)]
+    assert main(["pareto", name, "--json", *drawn]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["torch"][0]["name"] == "torch 1.0"
+    assert curves.read_text().startswith("<?xml") and steps.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_module_without_gradients_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pareto", f"{frozen.__module__}:{frozen.__name__}"]) == 2
+    assert "nothing to differentiate" in capsys.readouterr().err
+
+
+def frozen() -> tuple[nn.Module, tuple[Tensor]]:
+    module, inputs = made()
+    return module.requires_grad_(False), inputs
