@@ -31,6 +31,7 @@ from rewright.passes.remat import (
     Scheduled,
     TrainingStep,
     fitted,
+    lower_bound,
     refusal,
 )
 from rewright.step_memory import Promise, step_memory
@@ -39,7 +40,7 @@ from rewright.torch_compat import pinned_outputs
 
 SCHEDULED: Final = "rewright_scheduled"
 # Of PyTorch's partitioner, as its `activation_memory_budget`: where schedules start from.
-SHARES: Final = (1.0, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+SHARES: Final = (1.0, 0.8, 0.6, 0.5, 0.3, 0.1)
 # An output that takes a larger share of the peak is told of.
 LARGE: Final = 0.25
 
@@ -130,6 +131,8 @@ def _best(
             scheduled = scheduled_step(step, env)
             if best is not None and _is_slower(scheduled, best[1], budget):
                 break
+            if best is not None and _needs_more(scheduled, best[1], budget):
+                continue
             found = _Candidate(step, scheduled, _fitted(step, scheduled, env, budget))
         if best is None or found.rank(budget) < best[1].rank(budget):
             best = parts, found
@@ -144,6 +147,12 @@ def _is_slower(scheduled: Scheduled, best: _Candidate, budget: int | None) -> bo
     """True when nothing that can be made of a step is better than the best one."""
     kept = budget is not None and best.found.peak <= budget
     return kept and scheduled.problem.seconds >= best.found.schedule.seconds
+
+
+def _needs_more(scheduled: Scheduled, best: _Candidate, budget: int | None) -> bool:
+    """True when no schedule of a step holds fewer bytes than the best one, which holds too many."""
+    kept = budget is not None and best.found.peak <= budget
+    return not kept and lower_bound(scheduled.problem) >= best.found.peak
 
 
 def scheduled_step(step: TrainingStep, env: Env) -> Scheduled:

@@ -2,7 +2,7 @@
 
 from rewright.passes.remat.budget import Fitted, fitted, refusal
 from rewright.passes.remat.graphs import Boundary, Scheduled
-from rewright.passes.remat.problem import Order
+from rewright.passes.remat.problem import Order, lower_bound
 from rewright.passes.remat.remat import LEAST, SMALL, Remat
 from rewright.passes.remat.solve import Front, Schedule, solve
 from rewright.passes.remat.step import Halves, TrainingStep
@@ -20,6 +20,7 @@ __all__ = [
     "Scheduled",
     "TrainingStep",
     "fitted",
+    "lower_bound",
     "refusal",
     "solve",
 ]
