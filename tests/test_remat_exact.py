@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from test_remat_solver import chain, drawn, peak_of
 
 from benchmarks.remat.exact import optimum
 from rewright.passes.remat.problem import Problem
 from rewright.passes.remat.solve import fit
+from test_remat_solver import chain, drawn, peak_of
 
 pytest.importorskip("ortools")
 
