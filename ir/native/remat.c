@@ -419,24 +419,36 @@ static int32_t finish(const State *s, int32_t *order) {
   return count;
 }
 
+static State allocated(const Problem *problem, const Settings *settings) {
+  const size_t slots = (size_t)settings->slots;
+  State s = {.p = problem, .set = *settings, .random = settings->seed * 2 + 1};
+  s.slot = malloc(slots * sizeof *s.slot);
+  s.place = malloc(slots * sizeof *s.place);
+  s.filled = malloc(slots * sizeof *s.filled);
+  s.events = calloc((size_t)problem->values + 1, sizeof *s.events);
+  s.runs = calloc((size_t)problem->steps + 1, sizeof *s.runs);
+  s.most = calloc(2 * slots, sizeof *s.most);
+  s.add = calloc(2 * slots, sizeof *s.add);
+  return s;
+}
+
+static void release(State *s) {
+  for (int32_t v = 0; v < s->p->values; ++v) free(s->events[v].at);
+  free(s->slot), free(s->place), free(s->filled), free(s->events), free(s->runs);
+  free(s->most), free(s->add), free(s->changes);
+}
+
+static int fits(const State *s) { return s->most[1] <= s->set.budget; }
+
 // Anneal an order of `count` runs; `best` has room for as many as there are slots. Returns the
 // number of runs in the best order found: of those within the budget, if there are any.
 int32_t rw_anneal(const Problem *problem, const Settings *settings, const int32_t *order,
                   int32_t count, int32_t *best) {
-  const int32_t slots = settings->slots;
-  State s = {.p = problem, .set = *settings, .random = settings->seed * 2 + 1};
-  s.slot = malloc((size_t)slots * sizeof *s.slot);
-  s.place = malloc((size_t)slots * sizeof *s.place);
-  s.filled = malloc((size_t)slots * sizeof *s.filled);
-  s.events = calloc((size_t)problem->values + 1, sizeof *s.events);
-  s.runs = calloc((size_t)problem->steps + 1, sizeof *s.runs);
-  s.most = calloc(2 * (size_t)slots, sizeof *s.most);
-  s.add = calloc(2 * (size_t)slots, sizeof *s.add);
+  State s = allocated(problem, settings);
   start(&s, order, count);
   memcpy(best, order, (size_t)count * sizeof *best);
-  int32_t best_count = count;
+  int32_t best_count = count, best_fits = fits(&s);
   double now = worth(&s), least = now;
-  int best_fits = s.most[1] <= s.set.budget;
   const double cooling = log(s.set.cold / s.set.hot);
   for (int64_t n = 0; n < s.set.moves; ++n) {
     const double heat = s.set.hot * exp(cooling * (double)n / (double)s.set.moves);
@@ -446,16 +458,13 @@ int32_t rw_anneal(const Problem *problem, const Settings *settings, const int32_
     const double then = worth(&s);
     if (then > limit) { undo(&s); continue; }
     now = then;
-    const int fits = s.most[1] <= s.set.budget;
-    if (fits > best_fits || (fits == best_fits && now < least - NOTABLE)) {
+    if (fits(&s) > best_fits || (fits(&s) == best_fits && now < least - NOTABLE)) {
       least = now;
-      best_fits = fits;
+      best_fits = fits(&s);
       best_count = finish(&s, best);
     }
   }
-  if ((s.most[1] <= s.set.budget) >= best_fits && now < least) best_count = finish(&s, best);
-  for (int32_t v = 0; v < problem->values; ++v) free(s.events[v].at);
-  free(s.slot), free(s.place), free(s.filled), free(s.events), free(s.runs);
-  free(s.most), free(s.add), free(s.changes);
+  if (fits(&s) >= best_fits && now < least) best_count = finish(&s, best);
+  release(&s);
   return best_count;
 }

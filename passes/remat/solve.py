@@ -24,7 +24,7 @@ HOT, WARM, COLD = 2.0, 0.5, 0.05
 STARTS: Final = 4
 MOVES, FEWEST_MOVES = 100, 120_000
 # All budgets: rungs as shares of the first peak, and the moves for one.
-RUNGS: Final = (*(percent / 100 for percent in range(95, 9, -5)), 0.075, 0.05, 0.025, 0.0)
+RUNGS: Final = (0.95, *(percent / 100 for percent in range(90, 0, -10)), 0.05, 0.0)
 RUNG_MOVES, FEWEST_RUNG_MOVES = 60, 60_000
 # Rungs on the way up are so far apart, in shares of the first peak.
 APART: Final = 0.04
@@ -36,6 +36,7 @@ STIFFER: Final = 4.0
 STIFF: Final = 3
 TIGHTER: Final = 0.95
 FRUITLESS: Final = 3
+STIFF_MOVES, FEWEST_TIGHTER_MOVES = 30, 20_000
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class _Search:
     def least(self, found: Sequence[Schedule]) -> Schedule:
         """One of as small a peak as can be found."""
         best = _smallest((*found, self.stiff()))
-        fruitless, moves = 0, max(FEWEST_RUNG_MOVES, UP_MOVES * len(self.problem.steps))
+        fruitless, moves = 0, max(FEWEST_TIGHTER_MOVES, UP_MOVES * len(self.problem.steps))
         while fruitless < FRUITLESS and best.peak > self.bound:
             budget = max(self.bound, int(TIGHTER * best.peak))
             more = self.annealed(best, budget, moves, HOT)
@@ -189,7 +190,7 @@ class _Search:
 
     def stiff(self) -> Schedule:
         """One of a small peak from the canonical order, with little regard to time."""
-        moves = max(FEWEST_MOVES, RUNG_MOVES * len(self.problem.steps))
+        moves = max(FEWEST_MOVES, STIFF_MOVES * len(self.problem.steps))
         best = self.first
         for times in range(STIFF):
             more = self.annealed(best, self.bound, moves, HOT, STIFFER**times)
