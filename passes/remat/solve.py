@@ -24,7 +24,7 @@ HOT, WARM, COLD = 2.0, 0.5, 0.05
 STARTS: Final = 4
 MOVES, FEWEST_MOVES = 100, 120_000
 # All budgets: rungs as shares of the first peak, and the moves for one.
-RUNGS: Final = (0.95, *(percent / 100 for percent in range(90, 0, -10)), 0.05, 0.0)
+RUNGS: Final = (0.95, *(percent / 100 for percent in range(90, 0, -10)))
 RUNG_MOVES, FEWEST_RUNG_MOVES = 60, 60_000
 # Rungs on the way up are so far apart, in shares of the first peak.
 APART: Final = 0.04
@@ -78,9 +78,9 @@ def solve(problem: Problem, seed: int = 0, progress: Progress = _silent) -> Fron
     down = [search.first]
     for share in RUNGS:
         budget = int(share * search.first.peak)
-        if budget > search.bound or share == 0:
+        if budget > search.bound:
             moves = max(FEWEST_RUNG_MOVES, RUNG_MOVES * len(problem.steps))
-            down.append(search.fitting(max(budget, search.bound), moves))
+            down.append(search.fitting(budget, moves))
     down.append(search.least(down))
     found = [_smallest(down)]
     for budget in _rungs(found[0].peak, search.first.peak):
