@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import torch
@@ -9,7 +10,9 @@ import torch
 
 def measured_peak(call: Callable[[], object]) -> int:
     """The most bytes that were given out, and not given back, at one time while `call` ran, beyond
-    what was before: of the CPU's allocator, or of the GPU's where there is one."""
+    what was before: of the CPU's allocator, or of the GPU's where there is one. What is given back
+    at the beginning (old gradients) makes no room."""
+    gc.collect()  # old garbage would make room
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -23,8 +26,9 @@ def measured_peak(call: Callable[[], object]) -> int:
         call()
     results = found.profiler.kineto_results
     events = [event for event in results.events() if event.name() == "[memory]"]
-    live = peak = 0
+    live = least = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         live += event.nbytes()
-        peak = max(peak, live)
+        least = min(least, live)
+        peak = max(peak, live - least)
     return peak
