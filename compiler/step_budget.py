@@ -103,11 +103,13 @@ class _Candidate:
     scheduled: Scheduled
     found: Fitted
 
+    def keeps(self, budget: int | None) -> bool:
+        return budget is not None and self.found.peak <= budget
+
     def rank(self, budget: int | None) -> tuple[bool, float, float]:
         """What keeps the budget comes first, then what takes less time, or fewer bytes."""
-        missed = budget is None or self.found.peak > budget
-        seconds, peak = self.found.schedule.seconds, float(self.found.peak)
-        return (missed, peak, seconds) if missed else (missed, seconds, peak)
+        kept, seconds, peak = self.keeps(budget), self.found.schedule.seconds, self.found.peak
+        return (False, seconds, peak) if kept else (True, peak, seconds)
 
 
 def _best(
@@ -118,14 +120,9 @@ def _best(
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     best: tuple[Parts, _Candidate] | None = None
-    seen: set[tuple[str, ...]] = set()
+    firsts: list[Fitted] = []
     budget = options.budget
-    for share in SHARES:
-        parts = cut(share)
-        saved = tuple(str(node) for node in outputs_of(parts[0])[returned:])
-        if saved in seen:
-            continue
-        seen.add(saved)
+    for parts in _distinct(cut, returned):
         with unset_fake_temporarily():
             step, env = fused_step(parts, returned, options)
             scheduled = scheduled_step(step, env)
@@ -134,25 +131,38 @@ def _best(
             if best is not None and _needs_more(scheduled, best[1], budget):
                 continue
             found = _Candidate(step, scheduled, _fitted(step, scheduled, env, budget))
+        firsts.append(found.found)
         if best is None or found.rank(budget) < best[1].rank(budget):
             best = parts, found
+        if best[1].keeps(budget) and best[1].found.schedule == firsts[0].first:
+            break  # as it stands without a budget
     assert best is not None
-    found = best[1]
-    if budget is not None and found.found.peak > budget:
+    parts, found = best
+    if budget is not None and not found.keeps(budget):
         raise refusal(found.scheduled, found.found, budget)
-    return best
+    # What is told is told of the step, not of the partition that it starts from.
+    told = replace(found.found, first=firsts[0].first, bound=min(f.bound for f in firsts))
+    return parts, replace(found, found=told)
+
+
+def _distinct(cut: Callable[[float], Parts], returned: int) -> Iterator[Parts]:
+    seen: set[tuple[str, ...]] = set()
+    for share in SHARES:
+        parts = cut(share)
+        saved = tuple(str(node) for node in outputs_of(parts[0])[returned:])
+        if saved not in seen:
+            seen.add(saved)
+            yield parts
 
 
 def _is_slower(scheduled: Scheduled, best: _Candidate, budget: int | None) -> bool:
     """True when nothing that can be made of a step is better than the best one."""
-    kept = budget is not None and best.found.peak <= budget
-    return kept and scheduled.problem.seconds >= best.found.schedule.seconds
+    return best.keeps(budget) and scheduled.problem.seconds >= best.found.schedule.seconds
 
 
 def _needs_more(scheduled: Scheduled, best: _Candidate, budget: int | None) -> bool:
     """True when no schedule of a step holds fewer bytes than the best one, which holds too many."""
-    kept = budget is not None and best.found.peak <= budget
-    return not kept and lower_bound(scheduled.problem) >= best.found.peak
+    return not best.keeps(budget) and lower_bound(scheduled.problem) >= best.found.peak
 
 
 def scheduled_step(step: TrainingStep, env: Env) -> Scheduled:

@@ -377,7 +377,7 @@ def test_unknown_passes_and_values(fail: Run) -> None:
     assert fail("optimize", "softplus.rw", "--passes", "fold,fuze,memory").startswith(
         "error: no pass named 'fuze'; did you mean 'fuse'?\n"
         "  = help: passes are attention, attention-pairs, canonicalize, cse, dce, decompose, fold, "
-        "fuse, lower-attention, memory, rules"
+        "fuse, lower-attention, memory, remat, rules"
     )
     assert fail("optimize", "softplus.rw", "--passes", "fuse{max-opps=3},memory") == (
         "error: [fuse] no option 'max-opps'; did you mean 'max-ops'?\n"
@@ -455,4 +455,4 @@ def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         main(["optimize", "--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    assert all(f"--{name}" in text for name, _, _ in option_docs())
+    assert all(f"--{name.replace('_', '-')}" in text for name, _, _ in option_docs())

@@ -20,7 +20,7 @@ NAMED: Final = 8
 @dataclass(frozen=True)
 class Fitted:
     """A schedule whose plan holds at most `peak` bytes, where as it stands the graph takes
-    `first`; no schedule gets below `bound`. `notes` are for the report."""
+    `first`; no schedule of what was looked at gets below `bound`. `notes` are for the report."""
 
     schedule: Schedule
     peak: int
@@ -33,8 +33,7 @@ class Fitted:
         again = len(self.schedule.order) - len(set(self.schedule.order))
         return (
             f"peak {show_bytes(self.first.peak)} -> {show_bytes(self.peak)} "
-            f"(no schedule is below {show_bytes(self.bound)}), {again} calls run again, "
-            f"{slower:+.1%} time"
+            f"(bound {show_bytes(self.bound)}), {again} calls run again, {slower:+.1%} time"
         )
 
 
@@ -65,7 +64,7 @@ def refusal(scheduled: Scheduled, found: Fitted, budget: int) -> BudgetError:
     """Says why a budget cannot be kept of which `found` is the least that was found."""
     return BudgetError(
         f"{show_bytes(budget)} are not enough: the least that was found is "
-        f"{show_bytes(found.peak)}, and no schedule is below {show_bytes(found.bound)}\n"
+        f"{show_bytes(found.peak)} (bound {show_bytes(found.bound)})\n"
         f"{_live(scheduled, found.schedule.order)}",
         who="memory_budget",
         help=f"give it {found.peak} bytes, or a smaller batch",
