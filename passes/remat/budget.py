@@ -15,6 +15,9 @@ from .problem import Order, lower_bound
 from .solve import Schedule, fit
 
 NAMED: Final = 8
+# What takes more once its memory is planned is asked for again with a budget at least so much less,
+# as a share: many small steps would each be a search.
+LESS: Final = 0.01
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def fitted(
         if peak <= budget:
             return Fitted(found, peak, first, bound)
         # With less, so that the plan has room; when that cannot be had, the least is left.
-        asked = asked - (peak - budget) if found.peak <= asked else None
+        asked = asked - max(peak - budget, int(LESS * budget)) if found.peak <= asked else None
     least = fit(problem, None, seed, progress)
     return Fitted(least, planned(least.order), first, bound)
 
