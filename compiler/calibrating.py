@@ -13,8 +13,8 @@ from rewright.calibrate.host import renewed_host
 from rewright.calibrate.measuring import calibrate
 from rewright.cost_models import cost_model, model_file, trained
 from rewright.costmodel import Estimate, show_seconds
-from rewright.ir import OptionError
 from rewright.ir.target import Target
+from rewright.pictures import Picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,20 +77,9 @@ def _error(timed: Sequence[Timed], scale: float) -> float:
     )
 
 
-def plot(calibration: Calibration, path: Path) -> None:
-    """Predicted against measured, as the kind of picture that the path's suffix says.
-
-    Raises OptionError without matplotlib, or for a suffix that it does not know.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise OptionError(
-            "pictures are drawn by matplotlib, which is not installed",
-            help="pip install rewright[plot]",
-        ) from error
-    figure = Figure(figsize=(6, 6), layout="constrained")
-    axes = figure.add_subplot(xscale="log", yscale="log", aspect="equal")
+def plot(calibration: Calibration, picture: Picture) -> None:
+    """Predicted against measured."""
+    axes = picture.figure.add_subplot(xscale="log", yscale="log", aspect="equal")
     axes.set(xlabel="measured, seconds", ylabel="predicted, seconds")
     for family in dict.fromkeys(t.family for t in calibration.timed):
         scale = calibration.scale.get(family, 1.0)
@@ -107,10 +96,7 @@ def plot(calibration: Calibration, path: Path) -> None:
     seconds = [t.measured.seconds for t in calibration.timed]
     axes.plot([min(seconds), max(seconds)], [min(seconds), max(seconds)], "k-", linewidth=0.8)
     axes.legend()
-    try:
-        figure.savefig(path)
-    except ValueError as error:
-        raise OptionError(str(error), help="name a file that ends with .svg or .png") from error
+    picture.write()
 
 
 def _bars(predicted: Sequence[Estimate], scale: float) -> list[list[float]]:
