@@ -14,7 +14,7 @@ from rewright.calibrate.measuring import calibrate
 from rewright.cost_models import cost_model, model_file, trained
 from rewright.costmodel import Estimate, show_seconds
 from rewright.ir.target import Target
-from rewright.pictures import figure, save
+from rewright.pictures import Picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +77,9 @@ def _error(timed: Sequence[Timed], scale: float) -> float:
     )
 
 
-def plot(calibration: Calibration, path: Path) -> None:
-    """Predicted against measured, as the kind of picture that the path's suffix says.
-
-    Raises OptionError without matplotlib, or for a suffix that it does not know.
-    """
-    drawn = figure(6, 6)
-    axes = drawn.add_subplot(xscale="log", yscale="log", aspect="equal")
+def plot(calibration: Calibration, picture: Picture) -> None:
+    """Predicted against measured."""
+    axes = picture.figure.add_subplot(xscale="log", yscale="log", aspect="equal")
     axes.set(xlabel="measured, seconds", ylabel="predicted, seconds")
     for family in dict.fromkeys(t.family for t in calibration.timed):
         scale = calibration.scale.get(family, 1.0)
@@ -100,7 +96,7 @@ def plot(calibration: Calibration, path: Path) -> None:
     seconds = [t.measured.seconds for t in calibration.timed]
     axes.plot([min(seconds), max(seconds)], [min(seconds), max(seconds)], "k-", linewidth=0.8)
     axes.legend()
-    save(drawn, path)
+    picture.write()
 
 
 def _bars(predicted: Sequence[Estimate], scale: float) -> list[list[float]]:

@@ -1,5 +1,5 @@
 """The command line: rewright optimize | run | show | why | rules | estimate | calibrate |
-pareto | doctor.
+pareto | plan-memory | doctor.
 
 Exit codes: 0 done, 1 a check did not hold, 2 a mistake in what was asked.
 """
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             # torch.export copies its tree specs, which torch itself has deprecated.
             warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
-            return int(getattr(commands, arguments.command)(arguments))
+            return int(getattr(commands, arguments.command.replace("-", "_"))(arguments))
     except RewrightError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -183,6 +183,34 @@ def _pareto(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _plan_memory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("trace", help="a CSV file with the columns id, lower, upper, size")
+    parser.add_argument(
+        "--capacity", metavar="BYTES", help="what the arena may take; the smallest when left out"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", help="write the plan there, as CSV")
+    parser.add_argument("--picture", metavar="FILE", help="draw the plan, as .svg or .png")
+    parser.add_argument(
+        "--alignment",
+        type=_count,
+        default=1,
+        help="what offsets, and the bytes that a buffer takes, are multiples of (default: 1)",
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=_seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="after which a search ends (default: 10)",
+    )
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"\d+(\.\d+)?", text):
+        raise argparse.ArgumentTypeError(f"seconds, such as 30 or 0.5, not '{text}'")
+    return float(text)
+
+
 def _doctor(parser: argparse.ArgumentParser) -> None:
     """Takes nothing more."""
 
@@ -196,6 +224,7 @@ COMMANDS: Final[dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]]
     "estimate": ("how long a call takes, between which bounds, and why", _estimate),
     "calibrate": ("measure this machine for the cost model, once", _calibrate),
     "pareto": ("time against memory of a training step, beside PyTorch's partitioner", _pareto),
+    "plan-memory": ("place the buffers of a trace in the smallest arena", _plan_memory),
     "doctor": ("what works on this machine, and what to do", _doctor),
 }
 

@@ -304,11 +304,33 @@ def calibrate(arguments: argparse.Namespace) -> int:
     from rich.progress import Progress
 
     from rewright.calibrating import calibrated, plot
+    from rewright.pictures import Picture
 
+    picture = None if arguments.plot is None else Picture(Path(arguments.plot), 6, 6)
     with Progress(console=Console(file=sys.stderr), transient=True) as progress:
         task = progress.add_task("timing calls", total=1.0)
         found = calibrated(arguments.seconds, lambda share: progress.update(task, completed=share))
-    if arguments.plot is not None:
-        plot(found.calibration, Path(arguments.plot))
+    if picture is not None:
+        plot(found.calibration, picture)
     print(json.dumps(found.as_json()) if arguments.json else found)
+    return 0
+
+
+def plan_memory(arguments: argparse.Namespace) -> int:
+    """Plan the memory of a trace; write the plan, draw it when asked."""
+    from rewright.passes import Bytes
+    from rewright.pictures import Picture
+    from rewright.planning import draw_plan, plan_trace
+    from rewright.traces import read_trace, write_plan
+
+    capacity = None if arguments.capacity is None else Bytes.parse(arguments.capacity)
+    picture = None if arguments.picture is None else Picture(Path(arguments.picture), 10, 6)
+    buffers = read_trace(Path(arguments.trace))
+    with _progress(f"planning {len(buffers)} buffers"):
+        found = plan_trace(buffers, arguments.alignment, capacity, arguments.time_limit)
+    if arguments.output is not None:
+        write_plan(found.problem, found.plan, Path(arguments.output))
+    if picture is not None:
+        draw_plan(found, picture)
+    print(json.dumps(found.as_json(), indent=1) if arguments.json else found)
     return 0

@@ -44,7 +44,7 @@ def load_text(path: str | Path) -> Graph:
 
     Raises TextError for mistakes in the text, ImportFailure for files that are missing or broken.
     """
-    source = Source(_read(_path(path)), str(path))
+    source = Source(read_text(_path(path)), str(path))
     _check_header(source)
     beside = _constants_path(_path(path))
     graph = parse(source.text, file=source.file, constants=read_tensors(beside))
@@ -128,7 +128,8 @@ def _storable(tensor: torch.Tensor) -> torch.Tensor:
 # --- reading ------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file. Raises ImportFailure."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -16,7 +16,6 @@ from rewright.calibrate.calibration import (
 )
 from rewright.calibrate.measuring import scales
 from rewright.calibrate.suite import suite
-from rewright.calibrating import plot
 from rewright.cli import main
 from rewright.cost_models import cost_model, target_called
 from rewright.costmodel import Estimate, Roofline
@@ -26,6 +25,7 @@ from rewright.ir import Node, OptionError
 from rewright.ir.alone import alone, call_name
 from rewright.ir.parse import parse
 from rewright.ir.target import Target
+from rewright.pictures import Picture
 
 TARGET = Target.parse("cpu:avx2")
 
@@ -102,6 +102,5 @@ def test_calibrate_measures_keeps_and_draws(
 
 
 def test_a_picture_of_an_unknown_kind(tmp_path: Path) -> None:
-    found = Calibration({}, {}, [timed("kernel", 1.0, 1.1)])
     with pytest.raises(OptionError, match="such"):
-        plot(found, tmp_path / "scatter.such")
+        Picture(tmp_path / "scatter.such", 6, 6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from enum import Enum
 
@@ -50,18 +51,29 @@ def _misplaced(buffer: Buffer, offset: int, alignment: int, arena: int) -> Fault
 
 
 def _first_overlap(placed: list[tuple[Buffer, int]]) -> Fault | None:
-    live: list[tuple[Buffer, int]] = []
-    for buffer, offset in sorted(placed, key=lambda pair: pair[0].start):
-        live = [pair for pair in live if pair[0].stop > buffer.start]
-        for other, at in live:
-            # An empty buffer shares bytes with nobody, wherever it stands.
-            if max(offset, at) < min(offset + buffer.nbytes, at + other.nbytes):
-                detail = (
-                    f"{_bytes_of(other, at)} and {_bytes_of(buffer, offset)}"
-                    f" are both live at step {buffer.start}"
-                )
+    """Go through time. As long as those that are live together are apart, they lie in one order,
+    and a new one that overlaps another overlaps a neighbour in it."""
+    # An empty buffer shares bytes with nobody, wherever it stands. At one step, stops come first.
+    changes = sorted(
+        (step, is_start, i)
+        for i, (buffer, _) in enumerate(placed)
+        for step, is_start in ((buffer.start, True), (buffer.stop, False))
+        if buffer.nbytes
+    )
+    live: list[tuple[int, int]] = []  # offset and number
+    for step, is_start, i in changes:
+        buffer, offset = placed[i]
+        at = bisect_left(live, (offset, i))
+        if not is_start:
+            del live[at]
+            continue
+        for _, j in live[max(0, at - 1) : at + 1]:
+            other, start = placed[j]
+            if max(offset, start) < min(offset + buffer.nbytes, start + other.nbytes):
+                both = f"{_bytes_of(other, start)} and {_bytes_of(buffer, offset)}"
+                detail = f"{both} are both live at step {step}"
                 return Fault(FaultKind.OVERLAP, (other.name, buffer.name), detail)
-        live.append((buffer, offset))
+        live.insert(at, (offset, i))
     return None
 
 

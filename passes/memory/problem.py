@@ -8,9 +8,11 @@ are positions in the schedule, and nothing knows about graphs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from itertools import accumulate
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,31 @@ class MemoryProblem:
             raise ValueError(f"alignment {self.alignment} is not positive")
 
 
+class Block(NamedTuple):
+    """A buffer as solvers see it: `size` is aligned and positive."""
+
+    start: int
+    stop: int
+    size: int
+
+
+Blocks = Sequence[Block]
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
     """`offsets[i]` is where buffer `i` of the problem starts in an arena of `nbytes` bytes."""
 
     offsets: tuple[int, ...]
     nbytes: int
+
+
+class Found(Enum):
+    """How a search ended: without a solution, with one, or after as many nodes as were allowed."""
+
+    FAILS = 0
+    FITS = 1
+    ENDED = 2
 
 
 def round_up(nbytes: int, alignment: int) -> int:
@@ -62,8 +83,19 @@ def lower_bound(problem: MemoryProblem) -> int:
 
 def peak_load(lifetimes: Iterable[tuple[int, int, int]]) -> int:
     """The largest sum of sizes live at one step, from (start, stop, size) triples."""
+    return max((load for _, load in loads(lifetimes)), default=0)
+
+
+def loads(lifetimes: Iterable[tuple[int, int, int]]) -> Iterator[tuple[int, int]]:
+    """The sum of sizes live from a step on, for each step where it changes."""
     changes: Counter[int] = Counter()
     for start, stop, size in lifetimes:
         changes[start] += size
         changes[stop] -= size
-    return max(accumulate(changes[step] for step in sorted(changes)), default=0)
+    steps = sorted(changes)
+    return zip(steps, accumulate(changes[step] for step in steps), strict=True)
+
+
+def top_of(blocks: Blocks, offsets: Sequence[int]) -> int:
+    """The end of the arena that blocks at `offsets` take."""
+    return max((at + block.size for at, block in zip(offsets, blocks, strict=True)), default=0)

@@ -1,68 +1,118 @@
-"""Memory planning by a portfolio of fast heuristics; no exact search.
+"""Memory planning: fast heuristics, then an exact search where they leave something to be won.
 
-Two constructions, each fed with several orders:
-
-- **best fit**: walk through time, give each buffer the smallest free gap that holds it;
-- **skyline**: look at the packed buffers as a skyline over time, take its lowest stretch and put
-  there the first buffer, in a given order, whose lifetime lies within that stretch.
-
-The skyline packs inference graphs and training steps at or near the lower bound; best fit costs
-almost nothing and is better on some long traces. On small graphs where neither meets the bound, the
-skyline is repeated with what stood at the top of the arena promoted to the front of the order.
-
-`solve` tries all in turn and stops at the lower bound. There is no randomness and no clock: the
-same problem always gets the same plan.
+`solve` tries the heuristics in turn and stops at the lower bound. When none comes that far, the
+search looks for a smaller arena; it is bounded by its work, not by a clock, so that the same
+problem always gets the same plan. `smallest` searches for as long as it may, and `within` for a
+plan that is small enough; their clock decides nothing else than when to stop.
 """
 
 from __future__ import annotations
 
+import math
 import sys
-from bisect import bisect
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from heapq import heappop, heappush
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
-from .problem import MemoryPlan, MemoryProblem, peak_load, round_up
+from .fit import MOST_BLOCKS, SHORTEST, Clock, Fitter, forever
+from .heuristics import HEURISTICS, Heuristic
+from .problem import (
+    Block,
+    Blocks,
+    Found,
+    MemoryPlan,
+    MemoryProblem,
+    peak_load,
+    round_up,
+    top_of,
+)
 
-
-class Block(NamedTuple):
-    """A buffer as the heuristics see it: `size` is aligned and positive."""
-
-    start: int
-    stop: int
-    size: int
-
-
-ENDLESS = 1 << 63  # above every offset
-MOST_ROUNDS = 32
-ROUND_BUDGET = 1_000_000  # rounds times blocks squared: some 30 ms
-
-Blocks = Sequence[Block]
-# Blocks to their offsets, in order; None: does not apply to these blocks.
-Heuristic = Callable[[Blocks], list[int] | None]
+WORK: Final = 10_000_000  # nodes of a search within a compile, times their steps: some 40 ms
 
 
-def solve(problem: MemoryProblem, heuristics: Mapping[str, Heuristic] | None = None) -> MemoryPlan:
-    """The smallest plan among those of `heuristics` (`HEURISTICS` if None), the first if equal."""
-    sizes = [round_up(buffer.nbytes, problem.alignment) for buffer in problem.buffers]
-    sized = [i for i, size in enumerate(sizes) if size]
-    blocks = [Block(problem.buffers[i].start, problem.buffers[i].stop, sizes[i]) for i in sized]
-    offsets, nbytes = _smallest(blocks, HEURISTICS if heuristics is None else heuristics)
-    at = dict(zip(sized, offsets, strict=True))
-    return MemoryPlan(tuple(at.get(i, 0) for i in range(len(sizes))), nbytes)
+class Solution(NamedTuple):
+    """A plan, and what no arena is smaller than."""
+
+    plan: MemoryPlan
+    bound: int
 
 
-def _smallest(blocks: Blocks, heuristics: Mapping[str, Heuristic]) -> tuple[list[int], int]:
-    best: tuple[list[int], int] | None = None
+def solve(
+    problem: MemoryProblem, heuristics: Mapping[str, Heuristic] = HEURISTICS, work: int = WORK
+) -> MemoryPlan:
+    """The smallest plan of `heuristics`, the first if equal, or a smaller one found by `work`."""
+    blocks = blocks_of(problem)
+    best = _by_heuristics(blocks, heuristics)
+    if work and best.top > best.bound and len(blocks) <= MOST_BLOCKS:
+        fitter = Fitter(blocks)
+        best = _improved(fitter, best, work // fitter.steps, forever)
+    return _plan_of(problem, best.offsets)
+
+
+def smallest(problem: MemoryProblem, seconds_left: Clock) -> Solution:
+    """The smallest plan that is found in time; the search ends when none can be smaller."""
+    blocks = blocks_of(problem)
+    best = _by_heuristics(blocks, HEURISTICS)
+    if best.top > best.bound and len(blocks) <= MOST_BLOCKS:
+        fitter = Fitter(blocks)
+        nodes = 64 * SHORTEST * len(blocks)
+        while best.top > best.bound and seconds_left() > 0:
+            best = _improved(fitter, best, nodes, seconds_left)
+            nodes *= 2
+    return Solution(_plan_of(problem, best.offsets), best.bound)
+
+
+def within(
+    problem: MemoryProblem, capacity: int, seconds_left: Clock
+) -> tuple[Found, MemoryPlan | None]:
+    """A plan in `capacity` bytes. FAILS when there is none, ENDED when none was found in time."""
+    blocks = blocks_of(problem)
+    if capacity < peak_load(blocks):
+        return Found.FAILS, None
+    best = _by_heuristics(blocks, HEURISTICS)
+    if best.top <= capacity:
+        return Found.FITS, _plan_of(problem, best.offsets)
+    if len(blocks) > MOST_BLOCKS:
+        return Found.ENDED, None
+    outcome = Fitter(blocks).fit(capacity, sys.maxsize, seconds_left)
+    is_plan = outcome.found is Found.FITS
+    return outcome.found, _plan_of(problem, outcome.offsets) if is_plan else None
+
+
+# ---- blocks ----
+
+
+def blocks_of(problem: MemoryProblem) -> Blocks:
+    """The buffers that have bytes, in order, their sizes aligned."""
+    sizes = (round_up(b.nbytes, problem.alignment) for b in problem.buffers)
+    return [Block(b.start, b.stop, n) for b, n in zip(problem.buffers, sizes, strict=True) if n]
+
+
+def _plan_of(problem: MemoryProblem, offsets: list[int]) -> MemoryPlan:
+    """Offsets of the blocks, and 0 for each buffer without bytes."""
+    rest = iter(offsets)
+    placed = tuple(next(rest) if buffer.nbytes else 0 for buffer in problem.buffers)
+    return MemoryPlan(placed, top_of(blocks_of(problem), offsets))
+
+
+# ---- packing ----
+
+
+class _Packing(NamedTuple):
+    offsets: list[int]
+    top: int
+    bound: int
+
+
+def _by_heuristics(blocks: Blocks, heuristics: Mapping[str, Heuristic]) -> _Packing:
+    best: _Packing | None = None
     bound = peak_load(blocks)
     for place in heuristics.values():
         offsets = place(blocks)
         if offsets is None:
             continue
-        top = _top(blocks, offsets)
-        if best is None or top < best[1]:
-            best = offsets, top
+        top = top_of(blocks, offsets)
+        if best is None or top < best.top:
+            best = _Packing(offsets, top, bound)
         if top == bound:
             break
     if best is None:
@@ -70,232 +120,24 @@ def _smallest(blocks: Blocks, heuristics: Mapping[str, Heuristic]) -> tuple[list
     return best
 
 
-def _top(blocks: Blocks, offsets: Sequence[int]) -> int:
-    return max((at + block.size for at, block in zip(offsets, blocks, strict=True)), default=0)
-
-
-# ---- best fit through time ----
-
-
-def best_fit_by_start(blocks: Blocks) -> list[int]:
-    """Place by start, larger first among equals, each in the smallest gap that holds it."""
-    order = sorted(range(len(blocks)), key=lambda i: (blocks[i].start, -blocks[i].size))
-    ending = sorted(range(len(blocks)), key=lambda i: blocks[i].stop)
-    free = _FreeList()
-    offsets = [0] * len(blocks)
-    ended = 0
-    for i in order:
-        while blocks[ending[ended]].stop <= blocks[i].start:
-            gone = ending[ended]
-            free.give_back(offsets[gone], blocks[gone].size)
-            ended += 1
-        offsets[i] = free.take(blocks[i].size)
-    return offsets
-
-
-def best_fit_by_stop(blocks: Blocks) -> list[int]:
-    """The same, walking through time backwards."""
-    return best_fit_by_start([Block(-stop, -start, size) for start, stop, size in blocks])
-
-
-class _FreeList:
-    """The free gaps of an arena without end, as sorted (lower, upper) pairs that never touch."""
-
-    def __init__(self) -> None:
-        self._gaps: list[tuple[int, int]] = [(0, ENDLESS)]
-
-    def take(self, size: int) -> int:
-        """Cut `size` bytes off the bottom of the smallest gap that has them, the lower if equal."""
-        fitting = ((hi - lo, k) for k, (lo, hi) in enumerate(self._gaps) if hi - lo >= size)
-        _, k = min(fitting)
-        lower, upper = self._gaps[k]
-        self._gaps[k : k + 1] = [(lower + size, upper)] if lower + size < upper else []
-        return lower
-
-    def give_back(self, lower: int, size: int) -> None:
-        upper = lower + size
-        k = bisect(self._gaps, (lower, 0))
-        if self._gaps[k][0] == upper:
-            upper = self._gaps.pop(k)[1]
-        if k and self._gaps[k - 1][1] == lower:
-            k -= 1
-            lower = self._gaps.pop(k)[0]
-        self._gaps.insert(k, (lower, upper))
-
-
-# ---- skyline ----
-
-Key = Callable[[Block], tuple[int, ...]]
-
-
-def longest_first(block: Block) -> tuple[int, ...]:
-    return (block.start - block.stop, -block.size)
-
-
-def largest_area_first(block: Block) -> tuple[int, ...]:
-    return ((block.start - block.stop) * block.size,)
-
-
-def largest_first(block: Block) -> tuple[int, ...]:
-    return (-block.size, block.start - block.stop)
-
-
-def skyline(blocks: Blocks, key: Key, most: int = sys.maxsize) -> list[int] | None:
-    """Fill the skyline's lowest stretch again and again, each time with the first that fits it.
-
-    Does not apply above `most` blocks: the time is quadratic at worst.
-    """
-    if len(blocks) > most:
-        return None
-    return _fill(blocks, sorted(range(len(blocks)), key=lambda i: key(blocks[i])))
-
-
-def promoted(blocks: Blocks, key: Key) -> list[int] | None:
-    """The best of several rounds of `skyline`: what tops the arena in one comes first in the next.
-
-    The number of rounds falls with the square of the blocks, as the time of one may grow with it.
-    Does not apply above a thousand blocks, where not one round is affordable.
-    """
-    rounds = min(MOST_ROUNDS, ROUND_BUDGET // max(1, len(blocks)) ** 2)
-    if rounds == 0:
-        return None
-    order = sorted(range(len(blocks)), key=lambda i: key(blocks[i]))
-    bound = peak_load(blocks)
-    best = offsets = _fill(blocks, order)
-    for _ in range(rounds):
-        if _top(blocks, best) == bound:
+def _improved(fitter: Fitter, best: _Packing, nodes: int, seconds_left: Clock) -> _Packing:
+    """Search with so many nodes: half of them for an arena at the bound, half of those left for one
+    halfway between where the search gave up and the best, and so on."""
+    step = math.gcd(*(slab.size for slab in fitter.slabs))  # all tops are multiples of it
+    given_up = best.bound - step
+    few = SHORTEST * len(fitter.slabs)
+    while nodes >= few and best.top > best.bound and seconds_left() > 0:
+        halfway = (given_up + best.top) // 2 // step * step
+        capacity = best.bound if given_up < best.bound else halfway
+        if capacity <= given_up:
             break
-        order = _promote_top(blocks, offsets, order)
-        offsets = _fill(blocks, order)
-        best = min(best, offsets, key=partial(_top, blocks))
+        outcome = fitter.fit(capacity, max(few, nodes // 2), seconds_left)
+        nodes -= outcome.nodes
+        if outcome.found is Found.FITS:
+            top = max(at + s.size for at, s in zip(outcome.offsets, fitter.slabs, strict=True))
+            best = best._replace(offsets=outcome.offsets, top=top)
+            continue
+        given_up = capacity
+        if outcome.found is Found.FAILS:
+            best = best._replace(bound=capacity + step)
     return best
-
-
-def _promote_top(blocks: Blocks, offsets: Sequence[int], order: Sequence[int]) -> list[int]:
-    top = _top(blocks, offsets)
-    at_top = [i for i in order if offsets[i] + blocks[i].size == top]
-    return at_top + [i for i in order if offsets[i] + blocks[i].size < top]
-
-
-def _fill(blocks: Blocks, order: Sequence[int]) -> list[int]:
-    if not blocks:
-        return []
-    line = _Skyline([blocks[i] for i in order])
-    offsets = [0] * len(blocks)
-    for _ in blocks:
-        rank, height = line.place_next()
-        offsets[order[rank]] = height
-    return offsets
-
-
-class _Skyline:
-    """The tops of the packed blocks over time: a row of stretches, each named by its first step.
-
-    A block not yet packed waits at the one stretch that its lifetime lies within. One that a
-    boundary between stretches cuts waits at that boundary, until the two sides are level and merge.
-    Blocks are named by their rank, the order in which they are preferred.
-    """
-
-    def __init__(self, ranked: Blocks) -> None:
-        self._starts = [block.start for block in ranked]
-        self._stops = [block.stop for block in ranked]
-        self._sizes = [block.size for block in ranked]
-        first, last = min(self._starts), max(self._stops)
-        # A wall on either side spares every neighbour the question whether it is there.
-        self._height = {first - 1: ENDLESS, first: 0, last: ENDLESS}
-        self._stop = {first - 1: first, first: last}
-        self._left = {first: first - 1, last: first}
-        self._waiting = {first: list(range(len(ranked)))}
-        self._cut: dict[int, list[int]] = {}  # by the first step right of the boundary
-        self._lowest = [(0, first)]  # a heap; an entry is stale when its stretch has changed
-
-    def place_next(self) -> tuple[int, int]:
-        """Pack one block on the lowest stretch where one waits: its rank and its offset."""
-        at = self._lowest_stretch()
-        while not self._waiting[at]:
-            self._raise(at)
-            at = self._lowest_stretch()
-        height = self._height[at]
-        rank = self._waiting[at].pop(0)
-        self._split(at, rank)
-        return rank, height
-
-    def _lowest_stretch(self) -> int:
-        height, at = heappop(self._lowest)
-        while self._height.get(at) != height:
-            height, at = heappop(self._lowest)
-        while self._height[self._left[at]] == height:
-            at = self._left[at]
-            self._merge(at, self._stop[at])
-        while self._height[self._stop[at]] == height:
-            self._merge(at, self._stop[at])
-        return at
-
-    def _raise(self, at: int) -> None:
-        height = min(self._height[self._left[at]], self._height[self._stop[at]])
-        self._height[at] = height
-        heappush(self._lowest, (height, at))
-
-    def _merge(self, at: int, right: int) -> None:
-        end = self._stop.pop(right)
-        self._stop[at], self._left[end] = end, at
-        del self._height[right], self._left[right]
-        waiting = self._waiting[at] + self._waiting.pop(right)
-        for rank in self._cut.pop(right):
-            if self._starts[rank] < at:
-                self._cut[at].append(rank)
-            elif self._stops[rank] > end:
-                self._cut[end].append(rank)
-            else:
-                waiting.append(rank)
-        self._waiting[at] = sorted(waiting)
-
-    def _split(self, at: int, rank: int) -> None:
-        """Raise the part of stretch `at` that block `rank` covers; share out who waits there."""
-        start, stop, end = self._starts[rank], self._stops[rank], self._stop[at]
-        height = self._height[at]
-        before, cut_by_start, inside, cut_by_stop, after = self._share(at, start, stop)
-        if at < start:
-            self._put(at, start, height, before)
-            self._left[start] = at
-            self._cut[start] = cut_by_start
-        self._put(start, stop, height + self._sizes[rank], inside)
-        self._left[stop] = start
-        if stop < end:
-            self._put(stop, end, height, after)
-            self._left[end] = stop
-            self._cut[stop] = cut_by_stop
-
-    def _share(self, at: int, start: int, stop: int) -> tuple[list[int], ...]:
-        """The blocks waiting at `at`: before `start`, cut by it, between, cut by `stop`, after."""
-        starts, stops = self._starts, self._stops
-        shares: tuple[list[int], ...] = ([], [], [], [], [])
-        before, cut_by_start, inside, cut_by_stop, after = shares
-        for rank in self._waiting[at]:
-            if stops[rank] <= start:
-                before.append(rank)
-            elif starts[rank] >= stop:
-                after.append(rank)
-            elif starts[rank] < start:
-                cut_by_start.append(rank)
-            elif stops[rank] > stop:
-                cut_by_stop.append(rank)
-            else:
-                inside.append(rank)
-        return shares
-
-    def _put(self, at: int, stop: int, height: int, waiting: list[int]) -> None:
-        self._stop[at], self._height[at], self._waiting[at] = stop, height, waiting
-        heappush(self._lowest, (height, at))
-
-
-# Cheapest first. The larger the graph, the fewer apply: planning must stay a fraction of a second.
-HEURISTICS: dict[str, Heuristic] = {
-    "best_fit_by_start": best_fit_by_start,
-    "best_fit_by_stop": best_fit_by_stop,
-    "skyline_largest_area_first": partial(skyline, key=largest_area_first),
-    "skyline_longest_first": partial(skyline, key=longest_first, most=2_000),
-    "skyline_largest_first": partial(skyline, key=largest_first, most=1_000),
-    "promoted_longest_first": partial(promoted, key=longest_first),
-    "promoted_largest_area_first": partial(promoted, key=largest_area_first),
-}
