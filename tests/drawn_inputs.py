@@ -29,20 +29,26 @@ OFFSET: Final = "_off"
 HINTS: Final[Mapping[str, int]] = {"B0": 5, "B1": 11}
 OTHERS: Final[Sequence[Mapping[str, int]]] = ({"B0": 3, "B1": 17}, {"B0": 64, "B1": 2})
 
+# Which of two zeros is the larger is for nobody to say: ATen's answer depends on where they stand.
+EXTREMES: Final = frozenset(("amax", "amin", "max", "min", "maximum", "minimum", "fmax", "fmin"))
+
 
 def inputs_for(graph: Graph, sizes: Mapping[str, int] = HINTS) -> list[torch.Tensor]:
     """Fresh inputs of `graph`, with the strides of its signature."""
-    return [content(i.value, sizes) for i in graph.inputs]
+    names = {node.op.name.split(".")[1] for node in graph.nodes}
+    signed_zeros = EXTREMES.isdisjoint(names)
+    return [content(i.value, sizes, signed_zeros) for i in graph.inputs]
 
 
-def content(value: Value, sizes: Mapping[str, int]) -> torch.Tensor:
+def content(value: Value, sizes: Mapping[str, int], signed_zeros: bool = True) -> torch.Tensor:
     """What the input called `value.name` holds."""
     type, number = value.tensor, re.sub(r"\D", "", value.name)
     generator = torch.Generator().manual_seed(int(number or 0))
     before = 1 if value.name.endswith(OFFSET) else 0
     elements = evaluate(type.storage_elements, sizes)
     storage = torch.zeros(before + elements, dtype=type.dtype)
-    storage[before:] = _elements(value, elements, generator)
+    made = _elements(value, elements, generator)
+    storage[before:] = made if signed_zeros else torch.where(made == 0, 0, made)
     shape, strides = ([evaluate(s, sizes) for s in of] for of in (type.shape, type.layout))
     return storage.as_strided(shape, strides, before)
 
