@@ -42,7 +42,7 @@ from rewright.passes import (
     Remat,
     Rules,
 )
-from rewright.passes.remat import LEAST, SMALL, Fitted
+from rewright.passes.remat import LEAST, MOST_READ, SMALL, Fitted
 from rewright.report import Report, refuse_fallback, report_of
 
 if TYPE_CHECKING:
@@ -340,12 +340,15 @@ def _with_rules(step: Pass, rules: tuple[str, ...]) -> Pass:
 
 
 def _within_budget(passes: Iterable[Pass], budget: Bytes) -> Iterator[Pass]:
-    """Remat, once, before memory is planned, which then gives large tensors their own."""
+    """Remat, once, before memory is planned, which then gives large tensors their own; and kernels
+    that do not wait for too many of them at once."""
     asked = Remat(budget)
     for step in passes:
         if isinstance(step, Remat):
             asked = replace(step, budget=budget)
             continue
+        if isinstance(step, Fuse):
+            step = replace(step, max_reads=step.max_reads or MOST_READ)
         if isinstance(step, PlanMemory):
             yield asked
             step = replace(step, most=SMALL)

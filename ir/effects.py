@@ -7,8 +7,18 @@ holds a random operator is random).
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Final
+
 from rewright.ir.graph import Node
-from rewright.ir.ops import Effect
+from rewright.ir.ops import Effect, op
+
+# Those that also say what becomes of a state that they read: the same without it, which has only
+# the first results.
+_STATELESS: Final[Mapping[str, str]] = {
+    "aten._native_batch_norm_legit_functional.default": "aten._native_batch_norm_legit.no_stats"
+}
 
 
 def effect_of(node: Node) -> Effect:
@@ -51,6 +61,19 @@ def may_merge(a: Node, b: Node) -> bool:
 def may_repeat(node: Node) -> bool:
     """True when a second run gives the same values and does nothing else."""
     return effect_of(node) is Effect.NONE
+
+
+def without_state(node: Node) -> Node:
+    """The node as it may run a second time, though what it updates has been written since: without
+    the results that are the update. Most nodes are that as they are."""
+    other = _STATELESS.get(node.op.name)
+    if other is None or node.arg("training") is not True:
+        return node
+    stateless = op(other)
+    assert stateless.schema is not None
+    args = tuple(node.arg(name) for name in stateless.argument_names)
+    results = node.results[: len(stateless.schema.returns)]
+    return dataclasses.replace(node, op=stateless, args=args, kwargs=(), results=results)
 
 
 def ordered(node: Node) -> bool:

@@ -106,6 +106,17 @@ def test_no_region_is_larger_than_asked_for(graph: Graph, most: int) -> None:
         assert len(Units.of(region.graph("body")).nodes) <= most
 
 
+def test_a_sum_of_many_products_is_cut_where_a_kernel_would_wait_for_too_many() -> None:
+    lines = [f"%m{i} = aten.mm.default(%x, %y) : f32[8, 8]" for i in range(12)]
+    sums = ["%s1 = aten.add.Tensor(%m0, %m1) : f32[8, 8]"]
+    sums += [f"%s{i} = aten.add.Tensor(%s{i - 1}, %m{i}) : f32[8, 8]" for i in range(2, 12)]
+    inside = "\n".join((*lines, *sums))
+    graph = parse(f"graph f(%x: f32[8, 8], %y: f32[8, 8]) {{\n{inside}\nreturn %s11\n}}")
+    whole, parted = (Fuse(max_reads=most).run(graph, case_env()).nodes for most in (0, 4))
+    assert [len(n.operands) for n in whole if n.op.kind is Kind.REGION] == [12]
+    assert [len(n.operands) for n in parted if n.op.kind is Kind.REGION] == [4, 4, 4, 3]
+
+
 @settings(max_examples=100)
 @given(graphs(max_nodes=12, regions=False))
 def test_fused_and_kernel_graphs_are_what_they_print(graph: Graph) -> None:

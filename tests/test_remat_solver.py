@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import itertools
 from collections.abc import Iterator
 from random import Random
 
@@ -194,6 +195,17 @@ def test_a_chain_is_recomputed_once_where_half_of_it_fits() -> None:
     half = front.within(first.peak // 2)
     assert half is not None and half.seconds <= 1.28 * first.seconds
     assert front.within(front.least.peak - 1) is None
+
+
+@pytest.mark.parametrize("length", [20, 40])
+def test_a_larger_budget_never_takes_longer_and_less_never_more_bytes(length: int) -> None:
+    problem = chain(length)
+    first, least = peak_of(problem), solve(problem).least.peak
+    asked = [least + (first - least) * share // 20 for share in range(20, -1, -1)]
+    found = [solve(problem, most=budget).within(budget) for budget in asked]
+    points = [(plan.peak, plan.seconds) for plan in found if plan is not None]
+    assert len(points) == len(asked) and len(set(points)) > 3
+    assert all(a[0] >= b[0] and a[1] <= b[1] for a, b in itertools.pairwise(points))
 
 
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.25])

@@ -167,6 +167,8 @@ def test_running_statistics_are_updated_once() -> None:
     found = left(module, step)
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
     assert all(int(n) == 1 for name, n in module.named_buffers() if name.endswith("tracked"))
+    backward = programs()[-1].graph
+    assert any("no_stats" in node.op.name for node in backward.nodes)  # normalized once more
 
 
 def test_a_graph_break_is_refused_by_name() -> None:

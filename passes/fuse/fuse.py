@@ -37,7 +37,9 @@ class Fuse(Pass, name="fuse", takes="aten", gives="fused"):
           return %c
         }
 
-    `max-ops` bounds the nodes of a region (0: no regions, everything runs as ATen); `horizontal`
+    `max-ops` bounds the nodes of a region (0: no regions, everything runs as ATen), `max-reads` the
+    values that it reads of what the graph computes, which must all be there when it runs (0: any
+    number); `horizontal`
     also joins independent nodes that read the same value. `numerics="fast"` lets regions keep more
     digits than their nodes have: half types are rounded where a region ends.
 
@@ -47,6 +49,7 @@ class Fuse(Pass, name="fuse", takes="aten", gives="fused"):
     """
 
     max_ops: int = 64
+    max_reads: int = 0
     horizontal: bool = True
     numerics: str = "eager"
 
@@ -73,7 +76,7 @@ class Fuse(Pass, name="fuse", takes="aten", gives="fused"):
         return models[place], plans[place], logs[place]
 
     def _fused(self, graph: Graph, env: Env) -> Graph:
-        plan = FusionPlan(graph, env, self.max_ops)
+        plan = FusionPlan(graph, env, self.max_ops, self.max_reads)
         plan.grow_vertically()
         plan.grow_inwards()
         if self.horizontal:

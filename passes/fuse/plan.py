@@ -26,8 +26,8 @@ class FusionPlan:
     grew, in order.
     """
 
-    def __init__(self, graph: Graph, env: Env, max_ops: int) -> None:
-        self.env, self.max_ops = env, max_ops
+    def __init__(self, graph: Graph, env: Env, max_ops: int, max_reads: int) -> None:
+        self.env, self.max_ops, self.max_reads = env, max_ops, max_reads
         self.units = Units.of(graph)
         self.maker = Maker(graph, self.units)
         self._sketcher = Sketcher(self.units.roots.__getitem__)
@@ -161,10 +161,18 @@ class FusionPlan:
             return f"more than {self.max_ops} nodes in one kernel (see fuse{{max-ops}})"
         if self._device(a) != self._device(b):
             return f"they run on {self._device(a)} and {self._device(b)}"
+        if self.max_reads and self._reads(a, b) > self.max_reads:
+            return f"one kernel would wait for over {self.max_reads} others (see fuse{{max-reads}})"
         between = self.groups.between(a, b)
         if between is None:
             return None
         return f"%{self.units.nodes[between].name} must run between them"
+
+    def _reads(self, a: int, b: int) -> int:
+        """How many values of others one kernel of both groups would need at the same time."""
+        joined = {*self.groups.members[a], *self.groups.members[b]}
+        read = {self.units.roots[value] for i in joined for value in self.units.nodes[i].operands}
+        return sum(self.units.number.get(value, min(joined)) not in joined for value in read)
 
     def _device(self, group: int) -> object:
         return self.units.nodes[self.groups.members[group][0]].results[0].tensor.device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,13 +11,15 @@ from rewright.ir import BudgetError
 
 from .graphs import Scheduled
 from .judge import lifetimes
-from .problem import Order, lower_bound
-from .solve import Schedule, fit
+from .problem import Order, Problem, lower_bound
+from .solve import Progress, Schedule, fit, judged, solve
 
 NAMED: Final = 8
-# What takes more once its memory is planned is asked for again with a budget at least so much less,
-# as a share: many small steps would each be a search.
-LESS: Final = 0.01
+# In a step of up to so many calls a larger budget never takes longer than a smaller one: all are
+# looked at together. A larger step is scheduled for its budget alone, in a third of the time.
+COMPARED: Final = 2000
+# Shares of the budget that are then asked for, where a plan takes more than its schedule.
+ROOM: Final = (1.0, 0.98, 0.95)
 
 
 @dataclass(frozen=True)
@@ -45,22 +47,33 @@ def fitted(
     budget: int | None,
     planned: Callable[[Order], int],
     seed: int = 0,
-    progress: Callable[[Schedule], None] = lambda found: None,
+    progress: Progress = lambda found: None,
 ) -> Fitted:
     """The fastest schedule found whose plan, of `planned` bytes, keeps the budget; where there is
     none, or no budget, that of the least peak."""
     problem = scheduled.problem
-    first, bound = fit(problem, 1 << 62, seed), lower_bound(problem)
-    asked = budget
-    while budget is not None and asked is not None:
-        found = fit(problem, asked, seed, progress)
-        peak = planned(found.order)
-        if peak <= budget:
-            return Fitted(found, peak, first, bound)
-        # With less, so that the plan has room; when that cannot be had, the least is left.
-        asked = asked - max(peak - budget, int(LESS * budget)) if found.peak <= asked else None
-    least = fit(problem, None, seed, progress)
-    return Fitted(least, planned(least.order), first, bound)
+    first, bound = judged(problem, problem.given_order), lower_bound(problem)
+    if budget is not None and (peak := planned(first.order)) <= budget:
+        return Fitted(first, peak, first, bound)
+    for found in _candidates(problem, budget, seed, progress):
+        if budget is not None and found.peak <= budget:
+            peak = planned(found.order)
+            if peak <= budget:
+                return Fitted(found, peak, first, bound)
+    return Fitted(found, planned(found.order), first, bound)
+
+
+def _candidates(
+    problem: Problem, budget: int | None, seed: int, progress: Progress
+) -> Iterable[Schedule]:
+    """Schedules for a budget, the fastest first; the last is that of the least peak."""
+    if len(problem.steps) <= COMPARED:
+        yield from solve(problem, seed, progress, budget or 0).schedules
+        return
+    if budget is not None:
+        for share in ROOM:
+            yield fit(problem, int(share * budget), seed, progress)
+    yield fit(problem, None, seed, progress)
 
 
 def refusal(scheduled: Scheduled, found: Fitted, budget: int) -> BudgetError:

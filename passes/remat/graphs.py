@@ -20,7 +20,7 @@ from rewright.ir import (
     storage_roots,
     values_in,
 )
-from rewright.ir.effects import effects_of, may_repeat
+from rewright.ir.effects import effects_of, may_repeat, without_state
 from rewright.ir.storage import keeps_operands
 
 from .problem import Order, Problem, Step
@@ -145,7 +145,8 @@ class Scheduled:
         return Step(node.name, seconds, tuple(dict.fromkeys(reads)), makes, held, again)
 
     def _may_repeat(self, node: Node) -> bool:
-        reads_written = any(self.roots[value] in self.written for value in node.operands)
+        again = without_state(node)
+        reads_written = any(self.roots[value] in self.written for value in again.operands)
         free = self.once.isdisjoint(node.results) and not reads_written
         return free and may_repeat(node) and not keeps_operands(node)
 
@@ -191,6 +192,8 @@ class _Writer:
         self.based: dict[Value, tuple[Value, ...]] = {}
 
     def run(self, node: Node) -> None:
+        if not self.seen.isdisjoint(node.results):
+            node = without_state(node)
         self.views_of(node.operands)
         results = tuple(self.named(value) for value in node.results)
         made = dataclasses.replace(node.replace(self.now), results=results)

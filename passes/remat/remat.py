@@ -18,7 +18,9 @@ from .problem import Order
 LEAST: Final = Bytes(0)
 # Tensors of fewer bytes share one arena, which is there from beginning to end; others come and go,
 # so that gradients can take the place of what they were computed from.
-SMALL: Final = Bytes(32 << 10)
+SMALL: Final = Bytes(8 << 10)
+# A kernel that adds up more than so many results holds them all, where a few kernels hold a few.
+MOST_READ: Final = 8
 
 
 @dataclass(frozen=True)

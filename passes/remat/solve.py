@@ -9,9 +9,10 @@ it: the same in every process, whatever is asked first, and however the problem 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from .anneal import Annealer, Settings
 from .canonical import canonical_order, reordered
@@ -31,12 +32,17 @@ APART: Final = 0.04
 UP_MOVES, FEWEST_UP_MOVES = 15, 15_000
 # How much more bytes are worth after a search that missed its budget.
 STIFFER: Final = 4.0
-# The least peak: so many times with bytes ever stiffer, each time from the one before; then ever
-# less is asked for, until so many times in a row nothing came of it.
-STIFF: Final = 3
+# Those up to this share are looked for whatever the budget is: the least peak comes of them.
+LOW: Final = 0.5
+# The least peak: once with bytes this much stiffer; then ever less is asked for, until so many
+# times in a row nothing came of it.
+STIFF: Final = 16.0
 TIGHTER: Final = 0.95
 FRUITLESS: Final = 3
-STIFF_MOVES, FEWEST_TIGHTER_MOVES = 30, 20_000
+STIFF_MOVES, FEWEST_STIFF_MOVES, FEWEST_TIGHTER_MOVES = 30, 60_000, 20_000
+# Where the random numbers of each kind of search begin, so that it does not matter which came
+# before.
+DOWN, STARTED, UP, STIFFEST, TIGHTENED = (place << 10 for place in range(5))
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,13 @@ class Front:
         return self.schedules[-1]
 
 
+class _Asked(NamedTuple):
+    """What came of asking for a budget."""
+
+    budget: int
+    found: Schedule
+
+
 Progress = Callable[[Schedule], None]
 
 
@@ -72,23 +85,29 @@ def _silent(found: Schedule) -> None:
     pass
 
 
-def solve(problem: Problem, seed: int = 0, progress: Progress = _silent) -> Front:
-    """The front of peak against time. The same problem gets the same front."""
+def solve(
+    problem: Problem, seed: int = 0, progress: Progress = _silent, most: int | None = None
+) -> Front:
+    """The front of peak against time, for budgets of at most `most` bytes. The same problem gets
+    the same front, and what a budget gets does not go by `most`."""
     search = _Search(problem, seed, progress)
-    down = [search.first]
-    for share in RUNGS:
-        budget = int(share * search.first.peak)
-        if budget > search.bound:
+    first = search.first
+    down = [_Asked(first.peak, first)]
+    for number, share in enumerate(RUNGS, DOWN):
+        asked = int(share * first.peak)
+        if asked > search.bound and (most is None or share <= LOW or asked <= most):
             moves = max(FEWEST_RUNG_MOVES, RUNG_MOVES * len(problem.steps))
-            down.append(search.fitting(budget, moves))
-    down.append(search.least(down))
-    found = [_smallest(down)]
-    for budget in _rungs(found[0].peak, search.first.peak):
-        start = _quickest((*down, found[-1]), budget)
+            down.append(_Asked(asked, search.fitting(asked, moves, number)))
+    found = [search.least([a.found for a in down if a.budget <= LOW * first.peak] or [first])]
+    for number, budget in enumerate(_rungs(found[0].peak, first.peak), UP):
+        if most is not None and budget > most:
+            break
+        start = _quickest((*(a.found for a in down if a.budget <= budget), found[-1]), budget)
         assert start is not None
         moves = max(FEWEST_UP_MOVES, UP_MOVES * len(problem.steps))
-        found.append(search.relaxed(start, budget, moves))
-    outside = [search.as_given, *map(search.outside, (*down, *found))]
+        found.append(search.relaxed(start, budget, moves, number))
+    asked_for = [a.found for a in down if most is None or a.budget <= most]
+    outside = [search.as_given, *map(search.outside, (first, *asked_for, *found))]
     return Front(tuple(_front(outside)), search.bound)
 
 
@@ -104,7 +123,8 @@ def fit(
     if budget is not None and search.bound <= budget < search.first.peak:
         for start in range(STARTS):
             missed = _quickest(found, budget) is None
-            found.append(search.fitting(budget, moves, STIFFER**start if missed else 1.0))
+            stiffer = STIFFER**start if missed else 1.0
+            found.append(search.fitting(budget, moves, STARTED + start, stiffer))
     best = None if budget is None else _quickest(found, budget)
     if best is None:
         found.append(search.least(found))
@@ -112,7 +132,7 @@ def fit(
     if budget is None or best is None:
         return search.outside(_smallest(found))
     if best is not search.first:
-        best = search.relaxed(best, budget, moves)
+        best = search.relaxed(best, budget, moves, UP)
     as_given = search.as_given
     fits_as_given = as_given.peak <= budget and as_given.seconds < best.seconds
     return as_given if fits_as_given else search.outside(best)
@@ -144,66 +164,60 @@ def _front(found: Sequence[Schedule]) -> Iterator[Schedule]:
 
 
 class _Search:
-    """Annealing with a judge, of the canonical problem; no two runs of it draw the same numbers."""
+    """Annealing with a judge, of the canonical problem. Each run of it draws numbers of its own,
+    those of its `draws`."""
 
     def __init__(self, problem: Problem, seed: int, progress: Progress) -> None:
         self.given, self.seed, self.progress = problem, seed << 16, progress
         self.steps = canonical_order(problem)
         self.problem = reordered(problem, self.steps)
         self.annealer = Annealer(self.problem)
-        self.bound = lower_bound(self.problem)
-        self.first = _judged(self.problem, self.problem.given_order)
+        self.bound, self.count = lower_bound(self.problem), len(self.steps)
+        self.first = judged(self.problem, self.problem.given_order)
 
     @property
     def as_given(self) -> Schedule:
-        return _judged(self.given, self.given.given_order)
+        return judged(self.given, self.given.given_order)
 
     def outside(self, schedule: Schedule) -> Schedule:
         """The same as an order of the steps given."""
         return replace(schedule, order=tuple(self.steps[i] for i in schedule.order))
 
     def annealed(
-        self, start: Schedule, budget: int, moves: int, hot: float, stiffer: float = 1.0
+        self, start: Schedule, budget: int, moves: int, draws: int, hot: float, stiffer: float = 1.0
     ) -> Schedule:
-        self.seed += 1
         step = 1 / max(1, len(self.problem.steps))
         stiff = stiffer * Settings.stiff
-        settings = Settings(budget, moves, self.seed, hot * step, COLD * step, stiff)
-        found = _judged(self.problem, self.annealer.anneal(start.order, settings))
+        settings = Settings(budget, moves, self.seed + draws, hot * step, COLD * step, stiff)
+        found = judged(self.problem, self.annealer.anneal(start.order, settings))
         self.progress(self.outside(found))
         return found
 
-    def fitting(self, budget: int, moves: int, stiffer: float = 1.0) -> Schedule:
+    def fitting(self, budget: int, moves: int, draws: int, stiffer: float = 1.0) -> Schedule:
         """A schedule within the budget, or near it."""
-        return self.annealed(self.first, budget, moves, HOT, stiffer)
+        return self.annealed(self.first, budget, moves, draws, HOT, stiffer)
 
     def least(self, found: Sequence[Schedule]) -> Schedule:
         """One of as small a peak as can be found."""
-        best = _smallest((*found, self.stiff()))
-        fruitless, moves = 0, max(FEWEST_TIGHTER_MOVES, UP_MOVES * len(self.problem.steps))
+        start, moves = _smallest(found), max(FEWEST_STIFF_MOVES, STIFF_MOVES * self.count)
+        best = _smallest((start, self.annealed(start, self.bound, moves, STIFFEST, HOT, STIFF)))
+        fruitless, moves = 0, max(FEWEST_TIGHTER_MOVES, UP_MOVES * self.count)
+        draws = itertools.count(TIGHTENED)
         while fruitless < FRUITLESS and best.peak > self.bound:
             budget = max(self.bound, int(TIGHTER * best.peak))
-            more = self.annealed(best, budget, moves, HOT)
+            more = self.annealed(best, budget, moves, next(draws), HOT)
             fruitless = 0 if more.peak < best.peak else fruitless + 1
             best = _smallest((best, more))
         return best
 
-    def stiff(self) -> Schedule:
-        """One of a small peak from the canonical order, with little regard to time."""
-        moves = max(FEWEST_MOVES, STIFF_MOVES * len(self.problem.steps))
-        best = self.first
-        for times in range(STIFF):
-            more = self.annealed(best, self.bound, moves, HOT, STIFFER**times)
-            best = _smallest((best, more))
-        return best
-
-    def relaxed(self, start: Schedule, budget: int, moves: int) -> Schedule:
+    def relaxed(self, start: Schedule, budget: int, moves: int, draws: int) -> Schedule:
         """One within the budget that takes no longer than one that is."""
-        found = self.annealed(start, budget, moves, WARM)
+        found = self.annealed(start, budget, moves, draws, WARM)
         return found if found.peak <= budget and found.seconds < start.seconds else start
 
 
-def _judged(problem: Problem, order: Order) -> Schedule:
+def judged(problem: Problem, order: Order) -> Schedule:
+    """An order that runs, without what is of no use in it."""
     needed = tuple(without_useless(problem, order))
     verdict = judge(problem, needed)
     assert isinstance(verdict, Verdict), str(verdict)
