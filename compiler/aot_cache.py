@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,7 @@ from rewright.ir import ToolchainError
 from rewright.ir.cache import digest
 from rewright.options import Options
 from rewright.passes.rules import content_key
+from rewright.torch_compat import storage_of
 
 SUFFIXES: Final = (".py", ".h", ".lark", ".rules")
 
@@ -58,16 +60,25 @@ def _key_seconds() -> float:
     return KEY_SECONDS + (TRITON_KEY_SECONDS if find_spec("triton") else 0.0)
 
 
-def tag(options: Options) -> str:
-    """Changes with Rewright's own sources, the options, the target and the compiler."""
+def tag(options: Options, inputs: Sequence[object] = ()) -> str:
+    """Changes with Rewright's own sources, the options, the target, the compiler, and with which of
+    a graph's inputs lie in one storage: torch's keys look at each by itself."""
     target = target_of(options)
     try:
         compiler = compiler_for(target).fingerprint
     except ToolchainError:
         compiler = "none"
     checked = os.environ.get("REWRIGHT_CHECK", "")
-    parts = repr(options), content_key(options.rules), repr(target), compiler, checked
+    shared = repr(_sharing(inputs))
+    parts = repr(options), content_key(options.rules), repr(target), compiler, checked, shared
     return f"rewright-{digest(_sources(), *parts)}"
+
+
+def _sharing(inputs: Sequence[object]) -> list[int]:
+    """For each input the first one that shares its storage."""
+    first: dict[object, int] = {}
+    storages = (storage_of(x) for x in inputs)
+    return [i if s is None else first.setdefault(s, i) for i, s in enumerate(storages)]
 
 
 @cache

@@ -54,7 +54,8 @@ def rewright(gm: fx.GraphModule, example_inputs: Sequence[Any], **given: Any) ->
         keep_inference_input_mutations=True,
     )
     # What Dynamo has made by now takes the collector 0.3 s each time, and hardly any is garbage.
-    with caching(tag(options)) if pays(gm) else without_caching(), without_collection():
+    cached = caching(tag(options, example_inputs)) if pays(gm) else without_caching()
+    with cached, without_collection():
         return compile_with(gm, example_inputs)  # type: ignore[no-any-return]
 
 

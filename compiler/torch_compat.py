@@ -55,10 +55,14 @@ def _save_old_values(forward: fx.GraphModule, first_saved: int) -> None:
 
 
 def _storage(node: Any) -> object:
-    """The storage of a traced tensor; None for what has none."""
-    traced = node.meta.get("val")
-    dense = isinstance(traced, torch.Tensor) and traced.layout is torch.strided
-    return traced.untyped_storage()._cdata if dense else None
+    return storage_of(node.meta.get("val"))
+
+
+def storage_of(x: object) -> object:
+    """What stands for the memory of a tensor, traced or real; None for what has none."""
+    if not isinstance(x, torch.Tensor) or x.layout is not torch.strided:
+        return None
+    return x.untyped_storage()._cdata
 
 
 def serializable(compiler: Callable[..., Any], output: type) -> Callable[..., Any]:

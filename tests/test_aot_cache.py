@@ -175,6 +175,26 @@ def test_each_option_has_programs_of_its_own() -> None:
     assert counted() == HIT
 
 
+def test_inputs_that_share_memory_have_programs_of_their_own() -> None:
+    def write(first: Tensor, second: Tensor, given: Tensor) -> Tensor:
+        first.copy_(given)
+        second.add_(1)
+        return given + 1
+
+    def run(first: Tensor, second: Tensor) -> list[Tensor]:
+        torch._dynamo.reset()
+        torch.compile(write, backend="rewright")(first, second, torch.full((4,), 5.0))
+        return [first, second]
+
+    found = run(torch.zeros(4), torch.zeros(4))
+    assert [x[0].item() for x in found] == [5, 1] and counted() == STORED
+    both = torch.zeros(4)
+    found = run(both, both.view(4))
+    assert [x[0].item() for x in found] == [6, 6] and counted() == STORED
+    run(torch.zeros(4), torch.zeros(4))
+    assert counted() == HIT
+
+
 def test_changed_sources_find_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh()(X)
     assert counted() == STORED

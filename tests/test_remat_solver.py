@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
 
 import pytest
@@ -110,6 +110,53 @@ def test_faults_are_found(order: Order, kind: FaultKind) -> None:
     fault = first_fault(SMALL, order)
     assert fault is not None and fault.kind is kind
     assert judge(SMALL, order) == fault
+
+
+def moved(order: list[int], step: int, by: int) -> list[int]:
+    """With the first run of a step so many places further on."""
+    place = order.index(step)
+    rest = order[:place] + order[place + 1 :]
+    return [*rest[: place + by], step, *rest[place + by :]]
+
+
+@pytest.mark.parametrize(
+    ("planted", "kind"),
+    [
+        (lambda order: [*order, 0], FaultKind.USELESS),  # a run after all that reads it
+        (
+            lambda order: [*order[:1], *order[:1], *order],
+            FaultKind.USELESS,
+        ),  # the same at once again
+        (lambda order: moved(order, 12, -1), FaultKind.UNMADE),  # a backward before its forward
+        (lambda order: moved(order, 22, 1), FaultKind.UNMADE),  # two gradients change places
+        (lambda order: moved(order, 3, 1), FaultKind.UNMADE),  # a layer after the next
+        (lambda order: order[:-1], FaultKind.MISSING),  # the last gradient is forgotten
+        (lambda order: [i for i in order if i != 11], FaultKind.UNMADE),  # a layer is forgotten
+        (lambda order: [*order, 23], FaultKind.TWICE),  # what may run once
+        (lambda order: [*order[:5], 24, *order[5:]], FaultKind.UNKNOWN),
+    ],
+)
+def test_faults_planted_in_a_schedule_are_found(
+    planted: Callable[[list[int]], list[int]], kind: FaultKind
+) -> None:
+    problem = chain(12)
+    schedule = fit(problem, int(0.6 * peak_of(problem)))
+    assert first_fault(problem, schedule.order) is None
+    assert len(schedule.order) > len(problem.steps)
+    fault = judge(problem, planted(list(schedule.order)))
+    assert isinstance(fault, Fault) and fault.kind is kind
+
+
+def test_a_run_that_is_left_out_is_held_against_the_peak() -> None:
+    problem = chain(12)
+    schedule = fit(problem, int(0.6 * peak_of(problem)))
+    seen, once = set[int](), []
+    for step in schedule.order:
+        once += [] if step in seen else [step]
+        seen.add(step)
+    found = judge(problem, once)
+    assert isinstance(found, Verdict)
+    assert found.peak > schedule.peak and found.seconds < schedule.seconds
 
 
 @pytest.mark.parametrize(
