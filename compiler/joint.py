@@ -7,13 +7,22 @@ other.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import fx
 
 from rewright.options import Options
+
+if TYPE_CHECKING:
+    from rewright.passes import Pass
+
+IN_PARTS: Final = (
+    "the loss is computed some rows at a time, and so are gradients that are sums over them: "
+    "they are rounded otherwise than without a budget"
+)
 
 
 def partition(options: Options) -> Callable[..., tuple[fx.GraphModule, fx.GraphModule]]:
@@ -30,12 +39,14 @@ def partition(options: Options) -> Callable[..., tuple[fx.GraphModule, fx.GraphM
         given["num_fwd_outputs"] = num_fwd_outputs
         if not options.memory_budget:
             return part(joint, inputs, **given)
-        from rewright.step_budget import partition_within
+        from rewright.step_budget import Start, partition_within
 
-        def cut(share: float) -> Any:
-            return cut_at(part, joint, inputs, share, **given)
-
-        return partition_within(cut, num_fwd_outputs, options)
+        notes = {joint: (), chunked(joint, inputs, options): (IN_PARTS,)} | {joint: ()}
+        starts = [
+            Start(partial(cut_at, part, start, inputs, **given), note)
+            for start, note in notes.items()
+        ]
+        return partition_within(starts, num_fwd_outputs, options)
 
     return parted
 
@@ -62,6 +73,33 @@ def overrides_tags(options: Options) -> bool:
 
 def rewritten(joint: fx.GraphModule, inputs: Any, options: Options) -> fx.GraphModule:
     """The joint graph after the passes that act on pairs; the very one when none applies."""
+    from rewright.passes import Canonicalize, Cse, Rules
+    from rewright.passes.attention import AttentionPairs
+
+    # Without a softmax that is differentiated there is no attention to look for.
+    sign = torch.ops.aten._softmax_backward_data.default
+    before = Canonicalize(), Cse(), Rules()
+    return _after(joint, inputs, options, sign, before, AttentionPairs())
+
+
+def chunked(joint: fx.GraphModule, inputs: Any, options: Options) -> fx.GraphModule:
+    """The joint graph with losses over many classes in parts; the very one when there is none."""
+    from rewright.passes import Canonicalize, ChunkLoss, Cse
+
+    sign = torch.ops.aten._log_softmax_backward_data.default
+    return _after(joint, inputs, options, sign, (Canonicalize(), Cse()), ChunkLoss())
+
+
+def _after(
+    joint: fx.GraphModule,
+    inputs: Any,
+    options: Options,
+    sign: Any,
+    before: Sequence[Pass],
+    step: Pass,
+) -> fx.GraphModule:
+    """The joint graph after a pass, and those that prepare for it, where it changes something. What
+    has no call of `sign`, or has checkpoints of the user, which the IR does not know, stays."""
     from torch._guards import detect_fake_mode
     from torch._subclasses.fake_tensor import unset_fake_temporarily
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
@@ -71,19 +109,19 @@ def rewritten(joint: fx.GraphModule, inputs: Any, options: Options) -> fx.GraphM
     from rewright.driver import target_of
     from rewright.ir.fx_export import to_fx
     from rewright.ir.fx_import import from_fx
-    from rewright.passes import Canonicalize, Cse, Env, Rules
-    from rewright.passes.attention import AttentionPairs
+    from rewright.passes import Env
+    from rewright.torch_compat import is_checkpointed
 
-    if not any(node.target in _SIGNS for node in joint.graph.nodes):
+    nodes = joint.graph.nodes
+    if all(node.target != sign for node in nodes) or any(map(is_checkpointed, nodes)):
         return joint
     with unset_fake_temporarily():
         graph = from_fx(joint, name="joint")
         target = target_of(options)
         env = Env(cost=Roofline(target), target=target)
-        pairs = AttentionPairs()
-        for step in (Canonicalize(), Cse(), Rules()):
-            graph = step.run(graph, env)
-        found = pairs.run(graph, env)
+        for preparation in before:
+            graph = preparation.run(graph, env)
+        found = step.run(graph, env)
         if found is graph:
             return joint
         module = to_fx(found)
@@ -91,7 +129,3 @@ def rewritten(joint: fx.GraphModule, inputs: Any, options: Options) -> fx.GraphM
     flat = tree_leaves(inputs)
     FakeTensorProp(module, detect_fake_mode(flat)).propagate_dont_convert_inputs(*flat)
     return module
-
-
-# Without a softmax that is differentiated there is no attention to look for.
-_SIGNS = (torch.ops.aten._softmax_backward_data.default,)

@@ -8,7 +8,7 @@ that only show their signature; the graphs lie in their `meta`, where the compil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -64,23 +64,33 @@ def scheduled_half(gm: fx.GraphModule) -> ScheduledHalf | None:
     return found if isinstance(found, ScheduledHalf) else None
 
 
-def partition_within(cut: Callable[[float], Parts], returned: int, options: Options) -> Parts:
+@dataclass(frozen=True)
+class Start:
+    """PyTorch's partitioner of a step, at a share of the activations (`activation_memory_budget`),
+    and what is to be told where its partition is chosen."""
+
+    cut: Callable[[float], Parts]
+    notes: tuple[str, ...] = ()
+
+
+def partition_within(starts: Sequence[Start], returned: int, options: Options) -> Parts:
     """The halves of a step, as PyTorch parts it, as halves that keep the memory budget.
 
-    `cut` is its partitioner at a share of the activations (`activation_memory_budget`), `returned`
-    counts the forward's outputs to its caller. Raises BudgetError, and UnsupportedError for a step
-    whose halves share more than tensors and sizes.
+    `starts` are ways to compute the same, the first as it was given; `returned` counts the
+    forward's outputs to its caller. Raises BudgetError, and UnsupportedError for a step whose
+    halves share more than tensors and sizes.
     """
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-    parts, best = _best(cut, returned, options)
+    best = _best(starts, returned, options)
     with unset_fake_temporarily():
         halves = best.step.halves(best.scheduled, best.found.schedule.order)
         memory, promise = step_memory(halves), None
         if options.budget is not None and memory.symbols:
             promise = Promise(memory, options.budget)
-    found = replace(best.found, notes=tuple(_large_outputs(halves, best.found.peak)))
-    forward, backward = signatures(parts, halves)
+    notes = (*best.start.notes, *_large_outputs(halves, best.found.peak))
+    found = replace(best.found, notes=notes)
+    forward, backward = signatures(best.parts, halves)
     forward.meta[SCHEDULED] = ScheduledHalf(halves.forward, found, promise)
     backward.meta[SCHEDULED] = ScheduledHalf(halves.backward, found)
     return forward, backward
@@ -99,6 +109,8 @@ def _large_outputs(halves: Halves, peak: int) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Candidate:
+    start: Start
+    parts: Parts
     step: TrainingStep
     scheduled: Scheduled
     found: Fitted
@@ -112,47 +124,71 @@ class _Candidate:
         return (False, seconds, peak) if kept else (True, peak, seconds)
 
 
-def _best(
-    cut: Callable[[float], Parts], returned: int, options: Options
-) -> tuple[Parts, _Candidate]:
+def _best(starts: Sequence[Start], returned: int, options: Options) -> _Candidate:
     """Of the partitions at some shares, that whose schedule is the best; a smaller share computes
     more again, fused into who reads it, and takes longer before anything is scheduled."""
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-    best: tuple[Parts, _Candidate] | None = None
-    firsts: list[Fitted] = []
-    budget = options.budget
-    for parts in _distinct(cut, returned):
-        with unset_fake_temporarily():
-            step, env = fused_step(parts, returned, options)
-            scheduled = scheduled_step(step, env)
-            if best is not None and _is_slower(scheduled, best[1], budget):
-                break
-            if best is not None and _needs_more(scheduled, best[1], budget):
-                continue
-            found = _Candidate(step, scheduled, _fitted(step, scheduled, env, budget))
-        firsts.append(found.found)
-        if best is None or found.rank(budget) < best[1].rank(budget):
-            best = parts, found
-        if best[1].keeps(budget) and best[1].found.schedule == firsts[0].first:
-            break  # as it stands without a budget
-    assert best is not None
-    parts, found = best
-    if budget is not None and not found.keeps(budget):
-        raise refusal(found.scheduled, found.found, budget)
-    # What is told is told of the step, not of the partition that it starts from.
-    told = replace(found.found, first=firsts[0].first, bound=min(f.bound for f in firsts))
-    return parts, replace(found, found=told)
-
-
-def _distinct(cut: Callable[[float], Parts], returned: int) -> Iterator[Parts]:
-    seen: set[tuple[str, ...]] = set()
+    search, left = _Search(returned, options), list(starts)
     for share in SHARES:
-        parts = cut(share)
-        saved = tuple(str(node) for node in outputs_of(parts[0])[returned:])
-        if saved not in seen:
-            seen.add(saved)
-            yield parts
+        for start in tuple(left):
+            parts = start.cut(share)
+            with unset_fake_temporarily():
+                if not search.goes_on(start, parts):
+                    left.remove(start)
+            if search.as_it_stands:
+                return search.chosen
+    return search.chosen
+
+
+class _Search:
+    """The best candidate so far, and what was found of the first."""
+
+    def __init__(self, returned: int, options: Options) -> None:
+        self.returned, self.options, self.budget = returned, options, options.budget
+        self.seen: set[tuple[Start, tuple[str, ...]]] = set()
+        self.found: list[Fitted] = []
+        self.best: _Candidate | None = None
+
+    def goes_on(self, start: Start, parts: Parts) -> bool:
+        """Take a candidate when it is better than all before it; False when those of a smaller
+        share cannot be."""
+        saved = tuple(str(node) for node in outputs_of(parts[0])[self.returned :])
+        if (start, saved) in self.seen:
+            return True
+        self.seen.add((start, saved))
+        step, env = fused_step(parts, self.returned, self.options)
+        scheduled = scheduled_step(step, env)
+        if self.best is not None and _is_slower(scheduled, self.best, self.budget):
+            return False
+        if self.best is None or not _needs_more(scheduled, self.best, self.budget):
+            fitted = _fitted(step, scheduled, env, self.budget)
+            found = _Candidate(start, parts, step, scheduled, fitted)
+            self.found.append(fitted)
+            if self.best is None or found.rank(self.budget) < self.best.rank(self.budget):
+                self.best = found
+        return True
+
+    @property
+    def as_it_stands(self) -> bool:
+        """True when the step keeps the budget without being changed."""
+        best = self.best
+        return (
+            best is not None
+            and best.keeps(self.budget)
+            and best.found.schedule == self.found[0].first
+        )
+
+    @property
+    def chosen(self) -> _Candidate:
+        """Raises BudgetError when no candidate keeps the budget."""
+        best = self.best
+        assert best is not None
+        if self.budget is not None and not best.keeps(self.budget):
+            raise refusal(best.scheduled, best.found, self.budget)
+        # What is told is told of the step, not of the partition that it starts from.
+        bound = min(found.bound for found in self.found)
+        return replace(best, found=replace(best.found, first=self.found[0].first, bound=bound))
 
 
 def _is_slower(scheduled: Scheduled, best: _Candidate, budget: int | None) -> bool:

@@ -164,6 +164,11 @@ def draw_once(joint: fx.GraphModule) -> None:
             node.meta.setdefault("recompute", CheckpointPolicy.MUST_SAVE)
 
 
+def is_checkpointed(node: fx.Node) -> bool:
+    """True for what the user has said to save or to compute again."""
+    return "recompute" in node.meta
+
+
 def forget_checkpoints(joint: fx.GraphModule) -> None:
     """Let a partitioner decide what the user's checkpoints have decided."""
     for node in joint.graph.nodes:

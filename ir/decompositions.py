@@ -93,6 +93,8 @@ def _ours(core: Mapping[torch._ops.OperatorBase, Callable[..., Any]]) -> Table:
     table = {target: parts for target, parts in core.items() if _is_taken_apart(target)}
     table[torch.ops.aten._native_batch_norm_legit_no_training.default] = batch_norm_inference
     table[torch.ops.aten.native_group_norm.default] = group_norm
+    for loss in (torch.ops.aten.nll_loss_backward, torch.ops.aten.nll_loss2d_backward):
+        table[loss.default] = nll_loss_backward
     for name in torch.ops.aten.linspace.overloads():
         if not name.endswith("out"):
             table[getattr(torch.ops.aten.linspace, name)] = linspace
@@ -106,6 +108,36 @@ def linspace(start: Any, end: Any, steps: Any, *, dtype: Any = None, **rest: Any
         start, end = (x.to(dtype) if isinstance(x, Tensor) else int(x) for x in (start, end))
     made: Tensor = torch._refs.linspace(start, end, steps, dtype=dtype, **rest)
     return made
+
+
+def nll_loss_backward(
+    grad_output: Tensor,
+    self: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    reduction: int,
+    ignore_index: int,
+    total_weight: Tensor,
+) -> Tensor:
+    """The gradient of every class by comparing it with the target: torch scatters into zeros, which
+    fuses with nothing. The same bits; other layouts than row-major stay torch's."""
+    if not self.is_contiguous():
+        return NotImplemented  # type: ignore[no-any-return]
+    channel = 0 if self.dim() < 2 else 1
+    if self.dim() == 1 and target.dim() > 0:
+        target = target[0]
+    if reduction == 1:  # the mean
+        grad_output = grad_output / total_weight
+    target, each = target.unsqueeze(channel), [1] * self.dim()
+    each[channel] = self.shape[channel]
+    classes = torch.arange(self.shape[channel], device=self.device).reshape(each)
+    counts = target != ignore_index
+    chosen = torch.where(classes == torch.where(counts, target, 0), -1.0, 0.0).to(self.dtype)
+    if self.dim() > grad_output.dim() > 0:
+        grad_output = grad_output.unsqueeze(channel)
+    if weight is not None:
+        grad_output = grad_output * weight.reshape(each)
+    return chosen * torch.where(counts, grad_output, 0)
 
 
 def batch_norm_inference(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from rewright.passes.attention import Attention, LowerAttention
 from rewright.passes.base import Env, Pass, passes
 from rewright.passes.canonicalize import Canonicalize
+from rewright.passes.chunk import ChunkLoss
 from rewright.passes.cse import Cse
 from rewright.passes.dce import Dce
 from rewright.passes.decompose import Decompose
@@ -40,6 +41,7 @@ __all__ = [
     "Attention",
     "Bytes",
     "Canonicalize",
+    "ChunkLoss",
     "Cse",
     "Dce",
     "Decision",

@@ -3,7 +3,8 @@
     python -m benchmarks.remat.budgets [MODEL ...]
 
 runs every model without a budget, then at 80, 60 and 40 % of what that allocates (or the least that
-is found, when that is more), and compares every bit of every gradient. Results are written to
+is found, when that is more), and compares every bit of every gradient: of losses that are computed
+some rows at a time (see `notes`) gradients are rounded otherwise. Results are written to
 `benchmarks/results/budgets.json`.
 """
 
@@ -60,7 +61,15 @@ def at(found: Training, expected: list[Tensor], budget: int) -> dict[str, Any]:
         "bound": told.bound,
         "slower": told.schedule.seconds / told.first.seconds - 1,
         "equal": all(torch.equal(a, b) for a, b in zip(expected, gradients, strict=True)),
+        "difference": max(map(difference, expected, gradients)),
+        "notes": list(told.notes),
     }
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """Relative, in L2."""
+    size = float(a.double().norm())
+    return float((a.double() - b.double()).norm()) / (size or 1.0)
 
 
 def run(found: Training, options: dict[str, Any]) -> tuple[list[Tensor], int]:

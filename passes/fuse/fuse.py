@@ -39,7 +39,8 @@ class Fuse(Pass, name="fuse", takes="aten", gives="fused"):
 
     `max-ops` bounds the nodes of a region (0: no regions, everything runs as ATen), `max-reads` the
     values that it reads of what the graph computes, which must all be there when it runs (0: any
-    number); `horizontal`
+    number), and then results that are larger than what is read in common are not made together;
+    `horizontal`
     also joins independent nodes that read the same value. `numerics="fast"` lets regions keep more
     digits than their nodes have: half types are rounded where a region ends.
 

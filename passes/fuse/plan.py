@@ -74,7 +74,8 @@ class FusionPlan:
         for value, readers in self.units.readers.items():
             for first, second in itertools.pairwise(readers):
                 a, b = (self.groups.group_of[unit] for unit in (first, second))
-                if self.groups.distance(a, b) <= NEIGHBOURHOOD:
+                near = self.groups.distance(a, b) <= NEIGHBOURHOOD
+                if near and not (self.max_reads and self._holds_more(a, b, value)):
                     self._try(first, second, value)
 
     def _try(self, first: int, second: int, value: Value) -> None:
@@ -173,6 +174,16 @@ class FusionPlan:
         joined = {*self.groups.members[a], *self.groups.members[b]}
         read = {self.units.roots[value] for i in joined for value in self.units.nodes[i].operands}
         return sum(self.units.number.get(value, min(joined)) not in joined for value in read)
+
+    def _holds_more(self, a: int, b: int, value: Value) -> bool:
+        """True when what two groups that read a value make, which would be there at the same time,
+        is larger than the value that one kernel would read once."""
+        made = sum(
+            v.tensor.nbytes_hint
+            for group in (a, b)
+            for v in self.maker.leaving(self.groups.members[group])
+        )
+        return made > 2 * value.tensor.nbytes_hint
 
     def _device(self, group: int) -> object:
         return self.units.nodes[self.groups.members[group][0]].results[0].tensor.device
