@@ -167,8 +167,8 @@ def pareto(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     with _progress(f"importing {arguments.model}"):
         module, inputs = made_by(arguments.model)
-    with _progress("partitioning and scheduling"):
-        found = study(module, inputs, options)
+    with _progress("partitioning") as say:
+        found = study(module, inputs, options, say)
     if arguments.plot is not None:
         draw(found, Path(arguments.plot))
     if arguments.timeline is not None:
@@ -199,16 +199,17 @@ def _planned(arguments: argparse.Namespace) -> tuple[Source, Plan]:
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[None]:
-    """Say on a terminal's stderr what is going on; wipe it when done."""
+def _progress(what: str) -> Iterator[Callable[[str], None]]:
+    """Say on a terminal's stderr what is going on, and whatever it is called with; wipe it when
+    done."""
     from rich.console import Console
 
     console = Console(file=sys.stderr)
     if not console.is_terminal:
-        yield
+        yield lambda said: None
         return
-    with console.status(what):
-        yield
+    with console.status(what) as status:
+        yield status.update
 
 
 def _eager_call(source: Source) -> dict[str, Callable[[], object]]:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from rewright.costmodel import show_seconds
 from rewright.ir import ImportFailure
 from rewright.options import Options
-from rewright.passes.remat import Order, Scheduled, TrainingStep, solve
+from rewright.passes.remat import Order, Progress, Schedule, Scheduled, TrainingStep, solve
 from rewright.step_budget import fused_step, scheduled_step
 from rewright.step_memory import step_memory
 from rewright.step_signatures import Parts
@@ -61,37 +61,67 @@ class Study:
         return f"{shown}\nno schedule of this step is below {bytes_text(self.bound)}"
 
 
+@dataclass(frozen=True)
+class _Partition:
+    """The halves of PyTorch's partition at a share, of the step or of that with its loss in
+    parts."""
+
+    share: float
+    in_parts: bool
+    halves: Parts
+    returned: int
+
+    @property
+    def name(self) -> str:
+        return f"from {self.share}" + (", loss in parts" if self.in_parts else "")
+
+
 class _Captured(Exception):
     """Ends a compilation whose parts are known."""
 
 
-def study(module: nn.Module, inputs: Sequence[Any], options: Options) -> Study:
+def study(
+    module: nn.Module,
+    inputs: Sequence[Any],
+    options: Options,
+    say: Callable[[str], None] = lambda said: None,
+) -> Study:
     """Of a training step of `module`: its gradient is that of the number that it returns, or of the
-    mean of the squares of all numbers that it returns."""
+    mean of the squares of all numbers that it returns. `say` is told of every schedule."""
     _check_differentiable(module, inputs)
+    options = replace(options, memory_budget="min")  # as steps with a budget are compiled
     ours: list[tuple[Point, tuple[int, ...]]] = []
     others, bounds = [], []
-    for share, parts, returned in _parts(module, inputs, options):
-        step, env = fused_step(parts, returned, options)
+    for part in _parts(module, inputs, options):
+        step, env = fused_step(part.halves, part.returned, options)
         scheduled = scheduled_step(step, env)
-        front = solve(scheduled.problem, env.seed)
+        front = solve(scheduled.problem, env.seed, _told(scheduled, part.name, say))
         bounds.append(front.bound)
         orders = [scheduled.problem.given_order, *(s.order for s in front.schedules)]
-        made = [_point(step, scheduled, order, share) for order in orders]
-        others.append(replace(made[0][0], name=f"torch {share}"))
+        made = [_point(step, scheduled, order, part.name) for order in orders]
+        if not part.in_parts:
+            others.append(replace(made[0][0], name=f"torch {part.share}"))
         ours += made
     kept = list(_front(ours))
     steps = kept[0][1], kept[-1][1]
     return Study(tuple(point for point, _ in kept), tuple(others), min(bounds), steps)
 
 
+def _told(scheduled: Scheduled, name: str, say: Callable[[str], None]) -> Progress:
+    def tell(found: Schedule) -> None:
+        slower = found.seconds / scheduled.problem.seconds - 1
+        say(f"{name}: peak {bytes_text(found.peak)}, {slower:+.1%} time")
+
+    return tell
+
+
 def _point(
-    step: TrainingStep, scheduled: Scheduled, order: Order, share: float
+    step: TrainingStep, scheduled: Scheduled, order: Order, name: str
 ) -> tuple[Point, tuple[int, ...]]:
     """And the bytes at each node."""
     steps = scheduled.problem.steps
     found = tuple(step_memory(step.halves(scheduled, order)).bytes())
-    return Point(f"from {share}", max(found), sum(steps[i].seconds for i in order)), found
+    return Point(name, max(found), sum(steps[i].seconds for i in order)), found
 
 
 def _front(found: Sequence[tuple[Point, tuple[int, ...]]]) -> Iterator[tuple[Point, Any]]:
@@ -103,24 +133,24 @@ def _front(found: Sequence[tuple[Point, tuple[int, ...]]]) -> Iterator[tuple[Poi
             yield point, steps
 
 
-def _parts(
-    module: nn.Module, inputs: Sequence[Any], options: Options
-) -> list[tuple[float, Parts, int]]:
+def _parts(module: nn.Module, inputs: Sequence[Any], options: Options) -> list[_Partition]:
     """PyTorch's partitions of the step at every share."""
     from torch._dynamo.exc import BackendCompilerFailed
 
     from rewright.ir.decompositions import autograd_table
-    from rewright.joint import cut_at, rewritten
+    from rewright.joint import chunked, cut_at, rewritten
     from rewright.torch_compat import aot_backend, min_cut_partition, without_caching
 
-    found: list[tuple[float, Parts, int]] = []
+    found: list[_Partition] = []
     part = min_cut_partition()
 
     def capture(joint: fx.GraphModule, given: Any, *, num_fwd_outputs: int, **more: Any) -> Any:
         joint = rewritten(joint, given, options)
-        for share in SHARES:
-            parts = cut_at(part, joint, given, share, num_fwd_outputs=num_fwd_outputs, **more)
-            found.append((share, parts, num_fwd_outputs))
+        more["num_fwd_outputs"] = num_fwd_outputs
+        for start in dict.fromkeys((joint, chunked(joint, given, options))):
+            for share in SHARES:
+                halves = cut_at(part, start, given, share, **more)
+                found.append(_Partition(share, start is not joint, halves, num_fwd_outputs))
         raise _Captured
 
     backend = aot_backend(

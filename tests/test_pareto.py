@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,9 +33,12 @@ def made() -> tuple[nn.Module, tuple[Tensor]]:
     return Deep(), (torch.randn(2048, 32),)
 
 
+SAID: list[str] = []
+
+
 @pytest.fixture(scope="module")
 def found() -> Study:
-    return study(*made(), Options())
+    return study(*made(), Options(), SAID.append)
 
 
 def test_less_memory_never_takes_less_time(found: Study) -> None:
@@ -50,6 +54,28 @@ def test_no_partition_of_pytorch_beats_all_of_ours(found: Study) -> None:
     for theirs in found.torch:
         ours = [p for p in found.ours if p.peak <= theirs.peak]
         assert min(p.seconds for p in ours) <= theirs.seconds
+
+
+def test_every_schedule_is_told_of(found: Study) -> None:
+    assert len(SAID) > len(found.ours)
+    assert all(re.fullmatch(r"from [\d.]+: peak .+, [+-][\d.]+% time", said) for said in SAID)
+
+
+class Classes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, 400)
+
+    def forward(self, x: Tensor) -> Tensor:
+        words = torch.arange(x.shape[0]) % 400
+        return torch.nn.functional.cross_entropy(self.head(x), words)
+
+
+def test_a_loss_in_parts_is_looked_at_too() -> None:
+    found = study(Classes(), (torch.randn(512, 16),), Options())
+    assert found.ours[-1].name.endswith(", loss in parts")
+    assert found.ours[-1].peak < min(p.peak for p in found.torch)
+    assert len(found.torch) == 11
 
 
 def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,8 @@ FEWEST: Final = 3
 WIDTH: Final = 64
 EPOCHS: Final = 14
 BATCH: Final = 64
+# Batches among which texts are sorted by length.
+ALIKE: Final = 32
 
 
 class TextModel(nn.Module):
@@ -83,17 +85,26 @@ def fit(words: Tensor, logs: Tensor, vocabulary: int) -> TextModel:
     torch.manual_seed(0)
     model = TextModel(vocabulary)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    lengths = (words > 0).sum(1)
     steps = EPOCHS * -(-len(words) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for _ in range(EPOCHS):
-        for batch in torch.randperm(len(words)).split(BATCH):
-            length = int((words[batch] > 0).sum(1).max())
-            loss = nn.functional.l1_loss(model(words[batch, :length]), logs[batch])
+        for batch in _alike(lengths):
+            texts = words[batch, : int(lengths[batch].max())]
+            loss = nn.functional.l1_loss(model(texts), logs[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
     return model.eval()
+
+
+def _alike(lengths: Tensor) -> list[Tensor]:
+    """Batches at random of texts of about one length, so that little is padding."""
+    drawn = torch.randperm(len(lengths))
+    near = [part[lengths[part].argsort()] for part in drawn.split(ALIKE * BATCH)]
+    batches = torch.cat(near).split(BATCH)
+    return [batches[i] for i in torch.randperm(len(batches))]
 
 
 def main() -> None:
