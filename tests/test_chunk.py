@@ -136,6 +136,21 @@ def graph_of(*lines: str, outputs: str, rows: int | str = 128, inside: str = INS
     return parse(f"graph f({inputs}){where} {{\n{text}\n  return {outputs}\n}}")
 
 
+def compared(found: Graph, graph: Graph) -> None:
+    """In float64, on random inputs."""
+    generator = torch.Generator().manual_seed(0)
+    (rows, width), (_, words) = (i.value.tensor.shape for i in graph.inputs[:2])
+    assert isinstance(rows, int) and isinstance(width, int) and isinstance(words, int)
+    inputs = [
+        torch.randn(rows, width, generator=generator),
+        torch.randn(width, words, generator=generator),
+        torch.randint(words, (rows, 1), generator=generator),
+    ]
+    pairs = zip(*(interpret(g, inputs, dtype=torch.float64) for g in (found, graph)), strict=True)
+    for a, b in pairs:
+        torch.testing.assert_close(a, b)
+
+
 def test_parts_are_added_up_and_joined() -> None:
     graph = graph_of(
         "%d = aten._log_softmax_backward_data.default(%p, %p, 1, f32) : f32[ROWS, 9]",
@@ -148,15 +163,45 @@ def test_parts_are_added_up_and_joined() -> None:
     found = ChunkLoss(chunks=3).run(graph, case_env())
     assert found is not graph
     assert all(v.tensor.shape != (200, 9) for n in found.nodes for v in n.results)
-    generator = torch.Generator().manual_seed(0)
-    inputs = [
-        torch.randn(200, 4, generator=generator),
-        torch.randn(4, 9, generator=generator),
-        torch.randint(9, (200, 1), generator=generator),
-    ]
-    pairs = zip(*(interpret(g, inputs, dtype=torch.float64) for g in (found, graph)), strict=True)
-    for a, b in pairs:
-        torch.testing.assert_close(a, b)
+    compared(found, graph)
+
+
+def test_what_reads_a_sum_over_all_rows_waits_for_all_parts() -> None:
+    graph = graph_of(
+        "%s = aten.sum.dim_IntList(%p, [0], true) : f32[1, 9]",
+        "%q = aten.mul.Tensor(%p, %s) : f32[ROWS, 9]",
+        "%r = aten.sum.dim_IntList(%q, [1], false) : f32[ROWS]",
+        outputs="%y, %r",
+    )
+    found = ChunkLoss().run(graph, case_env())
+    assert found is not graph
+    compared(found, graph)
+
+
+def test_two_losses_of_the_same_logits_are_parted_once() -> None:
+    graph = graph_of(
+        "%o = aten._log_softmax.default(%l, 1, false) : f32[ROWS, 9]",
+        "%z = aten.sum.dim_IntList(%o, [1], false) : f32[ROWS]",
+        outputs="%y, %z",
+    )
+    env = case_env()
+    compared(ChunkLoss().run(graph, env), graph)
+    assert len([d for d in env.log if d.pass_ == "chunk-loss"]) == 1
+
+
+def test_sums_in_half_precision_are_added_up_in_single() -> None:
+    inside = INSIDE + "  %d = aten.mul.Tensor(%p, %p) : f32[ROWS, 9]\n"
+    lines = (
+        "%e = aten._to_copy.default(%d, dtype=bf16) : bf16[ROWS, 9]",
+        "%k = aten._to_copy.default(%h, dtype=bf16) : bf16[ROWS, 4]",
+        "%t = aten.permute.default(%e, [1, 0]) : bf16[9, ROWS] strides [1, 9]",
+        "%dw = aten.mm.default(%t, %k) : bf16[9, 4]",
+    )
+    graph = graph_of(*lines, outputs="%y, %dw", rows=512, inside=inside)
+    found = ChunkLoss().run(graph, case_env())
+    added = [n.result.tensor.dtype for n in found.nodes if n.op.name == "aten.add.Tensor"]
+    assert added == [torch.float32] * 7
+    compared(found, graph)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import torch
+
 from rewright.ir import Arg, CheckError, Graph, Node, Size, TensorType, Value, fresh_names
 from rewright.ir.infer import can_infer
 from rewright.passes.base import Env, Pass
@@ -68,6 +70,8 @@ class ChunkLoss(Pass, name="chunk-loss", takes="aten", gives="aten"):
 
     def run(self, graph: Graph, env: Env) -> Graph:
         for loss in [node for node in graph.nodes if node.op.name == LOSS]:
+            if loss.result not in graph.producers:
+                continue  # in parts with another loss of the same logits
             try:
                 region = region_of(graph, loss)
                 parts = tuple(self._parts(region.rows.count))
@@ -116,16 +120,20 @@ class _Writer:
         self.waiting: list[Node] = []
 
     def graph(self) -> Graph:
-        inside = set(self.region.nodes)
         for node in self.region.graph.nodes:
-            if node in inside:
-                self.waiting.append(node)
-                continue
-            if not self.region.made.isdisjoint(node.operands):
+            inside = node.name in self.region.names
+            if any(
+                self.is_whole(value) if inside else value in self.region.made
+                for value in node.operands
+            ):
                 self.write()
-            self.nodes.append(node)
+            (self.waiting if inside else self.nodes).append(node)
         self.write()
         return self.region.graph.with_nodes(self.nodes)
+
+    def is_whole(self, value: Value) -> bool:
+        """True for a sum over rows, which is known when all parts are."""
+        return value in self.region.made and self.rows.axes[value] == SUMMED
 
     def write(self) -> None:
         sums: dict[Value, Value] = {}
@@ -177,18 +185,22 @@ class _Writer:
     def add_up(
         self, node: Node, args: Sequence[Arg], part: _Part, sums: dict[Value, Value], emit: Emitter
     ) -> None:
-        """Onto what the parts before have come to."""
+        """Onto what the parts before have come to: in single precision where it is less."""
         (value,) = node.results
-        before = sums.get(value)
-        if before is not None and node.op.name == "aten.mm.default":
-            emit("aten.addmm.default", before, *args)
+        before, low = sums.get(value), value.tensor.dtype.itemsize < 4
+        if before is not None and node.op.name == "aten.mm.default" and not low:
+            found = emit("aten.addmm.default", before, *args)
         else:
             found = emit.call(node.op, tuple(args), dict(node.kwargs))[0]
+            if low:
+                found = emit("aten._to_copy.default", found, dtype=torch.float32)
             if before is not None:
-                emit("aten.add.Tensor", before, found)
+                found = emit("aten.add.Tensor", before, found)
         if part is self.parts[-1]:
+            if low:
+                emit("aten._to_copy.default", found, dtype=value.tensor.dtype)
             emit.end_in(value)
-        sums[value] = emit.nodes[-1].result
+        sums[value] = found
 
     def join(self, node: Node, value: Value) -> None:
         emit = Emitter(self.fresh, node)

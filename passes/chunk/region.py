@@ -21,14 +21,17 @@ class Region:
     rows: Rows
 
     @cached_property
+    def names(self) -> frozenset[str]:
+        return frozenset(node.name for node in self.nodes)
+
+    @cached_property
     def made(self) -> frozenset[Value]:
         return frozenset(v for node in self.nodes for v in node.results)
 
     def leaves(self, value: Value) -> bool:
         """True for what is read outside, or returned."""
-        inside = set(self.nodes)
-        outside = any(reader not in inside for reader in self.graph.readers.get(value, ()))
-        return outside or value in self.graph.returned
+        readers = self.graph.readers.get(value, ())
+        return value in self.graph.returned or any(r.name not in self.names for r in readers)
 
 
 def region_of(graph: Graph, loss: Node) -> Region:
@@ -39,18 +42,17 @@ def region_of(graph: Graph, loss: Node) -> Region:
         raise NotByRows(f"%{loss.name} is no table of known sizes")
     rows = Rows(logits.shape[0])
     rows.put(loss.result, 0)
-    members = {loss}
-    todo = [loss]
+    names, todo = {loss.name}, [loss]
     while todo:
         node = todo.pop()
         rows.settle(node)
         for value in (*node.operands, *node.results):
             if not rows.has(value, hint(logits.numel) // 2):
                 continue
-            maker = graph.producers.get(value)
-            near = {*graph.readers.get(value, ()), *(() if maker is None else (maker,))} - members
             if value in graph.returned:
                 raise NotByRows(f"%{value.name} is returned")
-            members |= near
-            todo += near
-    return Region(graph, tuple(node for node in graph.nodes if node in members), rows)
+            for near in (graph.producers.get(value), *graph.readers.get(value, ())):
+                if near is not None and near.name not in names:
+                    names.add(near.name)
+                    todo.append(near)
+    return Region(graph, tuple(node for node in graph.nodes if node.name in names), rows)
