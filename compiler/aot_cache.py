@@ -21,6 +21,7 @@ from rewright.building import compiler_for
 from rewright.driver import target_of
 from rewright.ir import ToolchainError
 from rewright.ir.cache import digest
+from rewright.ir.plugins import versions
 from rewright.options import Options
 from rewright.passes.rules import content_key
 from rewright.torch_compat import storage_of
@@ -61,8 +62,8 @@ def _key_seconds() -> float:
 
 
 def tag(options: Options, inputs: Sequence[object] = ()) -> str:
-    """Changes with Rewright's own sources, the options, the target, the compiler, and with which of
-    a graph's inputs lie in one storage: torch's keys look at each by itself."""
+    """Changes with Rewright's own sources and plugins, the options, the target, the compiler, and
+    with which of a graph's inputs lie in one storage: torch's keys look at each by itself."""
     target = target_of(options)
     try:
         compiler = compiler_for(target).fingerprint
@@ -71,7 +72,7 @@ def tag(options: Options, inputs: Sequence[object] = ()) -> str:
     checked = os.environ.get("REWRIGHT_CHECK", "")
     shared = repr(_sharing(inputs))
     parts = repr(options), content_key(options.rules), repr(target), compiler, checked, shared
-    return f"rewright-{digest(_sources(), *parts)}"
+    return f"rewright-{digest(_sources(), *versions(), *parts)}"
 
 
 def _sharing(inputs: Sequence[object]) -> list[int]:

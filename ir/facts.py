@@ -108,9 +108,9 @@ _NOT_PLAIN_VIEWS: Final = frozenset({"aten.lift_fresh.default", "aten._to_sparse
 
 def kind_of(name: str, target: torch._ops.OpOverload) -> Kind:
     """How the operator relates to memory."""
-    from rewright.ir.pointwise import POINTWISE
+    from rewright.ir.pointwise import is_pointwise
 
-    if name in POINTWISE:
+    if is_pointwise(name):
         return Kind.POINTWISE
     if name in REDUCTIONS:
         return Kind.REDUCTION

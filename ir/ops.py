@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from rewright.ir.errors import ImportFailure, did_you_mean
+from rewright.ir.plugins import plugins
 
 if TYPE_CHECKING:
     from rewright.ir.dialect import DialectFacts
@@ -145,6 +146,8 @@ PYTHON_FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
 
 def _torch_op(name: str) -> Op:
     target = _find_overload(name)
+    if target is None and plugins("ops"):
+        target = _find_overload(name)
     if target is None:
         raise ImportFailure(f"unknown operator '{name}'{did_you_mean(name, _near_names(name))}")
     from rewright.ir.facts import kind_of

@@ -30,6 +30,7 @@ from rewright.ir.dims import Dim
 from rewright.ir.errors import UnsupportedError
 from rewright.ir.expr import Call, Expr, Literal, Number, Operand, Scalar, call
 from rewright.ir.graph import Arg, Node, Value
+from rewright.ir.plugins import plugins
 from rewright.ir.promotion import dtype_of, promoted
 from rewright.ir.types import DTYPE_NAMES, TensorType
 
@@ -317,6 +318,8 @@ _TYPED_TESTS: Final[dict[str, Formula]] = {
     "prims.signbit.default": f.signbit,
 }
 
+_TORCHS: Final = ("aten.", "prims.", "rw.", "_c10d_functional.")
+
 POINTWISE: Final[dict[str, Pointwise]] = {
     **{name: Pointwise(build) for name, build in _PLAIN.items()},
     **{name: Pointwise(build, rounds_scalars=True) for name, build in _ROUNDED.items()},
@@ -324,6 +327,15 @@ POINTWISE: Final[dict[str, Pointwise]] = {
     **{name: Pointwise(build, "operands", True) for name, build in _TESTS.items()},
     **{name: Pointwise(build, "operands", True, True) for name, build in _TYPED_TESTS.items()},
 }
+
+
+def is_pointwise(name: str) -> bool:
+    """True for what is in the table. Operators of other namespaces than torch's own may be in a
+    plugin: a mapping of names, as `mine.softclip.default`, to rows, under `rewright.ops`."""
+    if name not in POINTWISE and not name.startswith(_TORCHS):
+        for rows in plugins("ops").values():
+            POINTWISE.update(rows)
+    return name in POINTWISE
 
 
 # --- applying the table to a node ---------------------------------------------------------------

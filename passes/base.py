@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 from rewright.ir import Graph, OptionError, Step, did_you_mean
+from rewright.ir.plugins import plugins
 from rewright.passes.log import DecisionLog
 from rewright.passes.specs import Spec, parse_specs, read_value, show_spec
 
@@ -68,13 +69,15 @@ class Pass(abc.ABC):
 
 
 def passes() -> Mapping[str, type[Pass]]:
-    """Every pass by its name, in alphabetical order."""
+    """Every pass by its name, in alphabetical order; those of plugins too, which are classes under
+    `rewright.passes`."""
+    plugins("passes")
     return dict(sorted(_PASSES.items()))
 
 
 def from_spec(spec: Spec) -> Pass:
     """The pass that a parsed spec names. Raises OptionError for an unknown pass or option."""
-    found = _PASSES.get(spec.name)
+    found = _PASSES.get(spec.name) or passes().get(spec.name)
     if found is None:
         raise OptionError(
             f"no pass named '{spec.name}'{did_you_mean(spec.name, _PASSES)}",

@@ -15,6 +15,7 @@ from typing import Final
 
 from rewright.ir import CheckError, OptionError, did_you_mean
 from rewright.ir.cache import default_cache, digest
+from rewright.ir.plugins import plugins
 from rewright.passes.rules.rule import Rule
 
 # Every shipped set, in the order in which their rules are tried.
@@ -51,12 +52,20 @@ def _set(name: str) -> Sequence[Rule]:
         return _proved(read_file(name), name)
     if "{" in name:
         return _proved(name, "<rules>")
-    known = (*SHIPPED, EXACT, FASTMATH)
+    added = plugins("rules")
+    if name in added:
+        return _proved(_text(added[name]), name)
+    known = (*SHIPPED, EXACT, FASTMATH, *added)
     raise OptionError(
         f"no set of rules is called '{name}'{did_you_mean(name, known)}",
         who="rules",
         help=f"sets are {', '.join(known)}; a file's name ends in .rules",
     )
+
+
+def _text(added: str | Path) -> str:
+    """Of a plugin's set: what stands under `rewright.rules` is a text, or the path of a file."""
+    return read_file(str(added)) if isinstance(added, Path) else added
 
 
 @cache
@@ -76,7 +85,15 @@ def read_file(name: str) -> str:
 
 def content_key(names: Iterable[str]) -> str:
     """Changes with the names and with what is in their files."""
-    return digest(*(read_file(n) if n.endswith(".rules") else n for n in names))
+    return digest(*map(_content, names))
+
+
+def _content(name: str) -> str:
+    if name.endswith(".rules"):
+        return read_file(name)
+    if name in (*SHIPPED, EXACT, FASTMATH) or "{" in name:
+        return name
+    return _text(plugins("rules").get(name, name))
 
 
 def read_rules(text: str, file: str) -> tuple[Rule, ...]:

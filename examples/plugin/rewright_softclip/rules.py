@@ -1,0 +1,6 @@
+"""Where the rules are."""
+
+from pathlib import Path
+from typing import Final
+
+RULES: Final = Path(__file__).parent / "softclip.rules"
