@@ -1,29 +1,56 @@
-"""The full-size models that benchmarks run, by name."""
+"""The full-size models that benchmarks run, by name: those of `models.toml`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
 
-from examples.case import Case
-from examples.huggingface import bert, gpt2, llama
-from examples.transformer import two_block_transformer
+import torch
+
+from examples.case import Case, seeded
+
+_LISTED: Final[Mapping[str, Mapping[str, Any]]] = tomllib.loads(
+    (Path(__file__).parent / "models.toml").read_text(encoding="utf-8")
+)
+# Keys that are no arguments of a factory.
+_OURS: Final = ("set", "make")
 
 
-def gpt2_124m() -> Case:
-    return gpt2(batch=2, length=128)
+def _factory(listed: Mapping[str, Any]) -> Callable[[], Case]:
+    return partial(_made, listed["make"], {k: v for k, v in listed.items() if k not in _OURS})
 
 
-def bert_base() -> Case:
-    return bert(batch=2, length=128)
+def _made(name: str, arguments: Mapping[str, Any]) -> Case:
+    module, _, function = name.partition(":")
+    case: Case = getattr(import_module(module), function)(**arguments)
+    return case
 
 
-def llama_small() -> Case:
-    return llama(batch=2, length=128)
-
-
-MODELS: dict[str, Callable[[], Case]] = {
-    "gpt2_124m": gpt2_124m,
-    "bert_base": bert_base,
-    "llama_small": llama_small,
-    "two_block_transformer": two_block_transformer,
+MODELS: Final[Mapping[str, Callable[[], Case]]] = {
+    name: _factory(listed) for name, listed in _LISTED.items()
 }
+# What is tuned on, and what is only reported.
+SETS: Final[Mapping[str, tuple[str, ...]]] = {
+    wanted: tuple(name for name, listed in _LISTED.items() if listed["set"] == wanted)
+    for wanted in ("tune", "report")
+}
+
+
+def net(name: str, batch: int, size: int = 224) -> Case:
+    """A convolutional network of `benchmarks.remat.nets`: images `[N, 3, size, size]`."""
+    return _images("benchmarks.remat.nets", name, batch, size)
+
+
+def hybrid(name: str, batch: int, size: int = 224) -> Case:
+    """A network of convolutions and attention of `benchmarks.remat.hybrids`."""
+    return _images("benchmarks.remat.hybrids", name, batch, size)
+
+
+def _images(module: str, name: str, batch: int, size: int) -> Case:
+    with seeded(0):
+        made = getattr(import_module(module), name)()
+        return made.eval(), (torch.randn(batch, 3, size, size),)

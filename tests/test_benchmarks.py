@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+import tomllib
 from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from benchmarks.load import warning
+from benchmarks.models import MODELS, SETS
 from benchmarks.startup import Sample, own_seconds
 from benchmarks.steady import WrongAnswer, check
 from benchmarks.timing import Comparison, compare, rotated
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_a_speedup_is_the_ratio_of_medians_within_its_interval() -> None:
@@ -65,3 +72,13 @@ def test_a_busy_machine_is_mentioned() -> None:
     told = warning([0.5, 0.0, None])
     assert told is not None
     assert told.startswith("warning: in 1 of 3 measurements")
+
+
+def test_models_are_listed_with_a_set_and_a_factory_that_takes_their_arguments() -> None:
+    listed = tomllib.loads((ROOT / "benchmarks" / "models.toml").read_text(encoding="utf-8"))
+    assert {name for names in SETS.values() for name in names} == set(listed) == set(MODELS)
+    assert len(listed) >= 12 and not set(SETS["tune"]) & set(SETS["report"])
+    for settings in listed.values():
+        module, _, function = settings.pop("make").partition(":")
+        settings.pop("set")
+        inspect.signature(getattr(import_module(module), function)).bind(**settings)
