@@ -15,6 +15,8 @@ from time import perf_counter
 from typing import NamedTuple
 
 from benchmarks.options import RESULTS, add_count, positive
+from benchmarks.remat.step_traces import buffers
+from benchmarks.remat.steps import STEPS
 from benchmarks.report import print_table, track, write_json
 from rewright.ir import OptionError
 from rewright.ir.native import native
@@ -40,6 +42,8 @@ def instances(jigsaws: int) -> Iterator[Instance]:
         yield Instance(path.name.split(".")[0], read_trace(path), CAPACITY)
     for path in sorted((DATA / "traces").glob("*.csv")):
         yield Instance(path.stem, read_trace(path))
+    for name in STEPS:
+        yield Instance(f"step of {name}", buffers(name))
     for pieces in PIECES:
         for seed in range(1_000, 1_000 + jigsaws):  # none of those that the search was made with
             yield Instance(f"jigsaw {pieces}/{seed}", jigsaw(seed, pieces))
