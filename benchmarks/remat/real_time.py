@@ -9,10 +9,10 @@ gets that peak as its budget, and both are timed in turn. Then the same against 
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,16 +36,20 @@ Step = Callable[[], None]
 
 
 def main() -> None:
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("models", nargs="*", default=list(MODELS))
+    asked.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
+    given = asked.parse_args()
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for name in sys.argv[1:] or MODELS:
-        known[name] = list(rows(name))
+    for name in given.models:
+        known[name] = list(rows(name, given.shares))
         RESULTS.write_text(json.dumps(known, indent=1) + "\n")
 
 
-def rows(name: str) -> Iterator[dict[str, Any]]:
+def rows(name: str, shares: Sequence[float]) -> Iterator[dict[str, Any]]:
     torch._dynamo.reset()
     found = training(name)
-    for share in SHARES:
+    for share in shares:
         with torch._functorch.config.patch(activation_memory_budget=share):
             theirs = compiled(found, "inductor")
         yield against(name, found, f"inductor {share}", theirs)
