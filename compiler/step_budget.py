@@ -136,8 +136,8 @@ def _best(starts: Sequence[Start], returned: int, options: Options) -> _Candidat
             with unset_fake_temporarily():
                 if not search.goes_on(start, parts):
                     left.remove(start)
-            if search.as_it_stands:
-                return search.chosen
+        if search.as_it_stands:
+            break  # no start is faster, so no share of it is
     return search.chosen
 
 
@@ -171,13 +171,11 @@ class _Search:
 
     @property
     def as_it_stands(self) -> bool:
-        """True when the step keeps the budget without being changed."""
+        """True when the best candidate keeps the budget as it stands."""
         best = self.best
-        return (
-            best is not None
-            and best.keeps(self.budget)
-            and best.found.schedule == self.found[0].first
-        )
+        if best is None or not best.keeps(self.budget):
+            return False
+        return best.found.schedule.seconds <= best.scheduled.problem.seconds
 
     @property
     def chosen(self) -> _Candidate:

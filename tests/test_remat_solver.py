@@ -365,3 +365,10 @@ def test_the_twin_makes_the_same_moves(seed: int) -> None:
     quick = Annealer(problem).anneal(problem.given_order, settings)
     assert quick == anneal_slowly(problem, problem.given_order, settings, 128)
     assert quick != list(problem.given_order)
+
+
+@pytest.mark.parametrize("length", [20, 40])
+def test_the_last_schedule_is_the_same_for_every_budget(length: int) -> None:
+    problem = chain(length)
+    lasts = [solve(problem, most=budget).last for budget in (0, 700, peak_of(problem), None)]
+    assert len({last.order for last in lasts}) == 1

@@ -66,9 +66,12 @@ def fitted(
 def _candidates(
     problem: Problem, budget: int | None, seed: int, progress: Progress
 ) -> Iterable[Schedule]:
-    """Schedules for a budget, the fastest first; the last is that of the least peak."""
+    """Schedules for a budget, the fastest first; the last is one of the least peak, the same for
+    every budget: its plan is what a budget can be that is refused."""
     if len(problem.steps) <= COMPARED:
-        yield from solve(problem, seed, progress, budget or 0).schedules
+        front = solve(problem, seed, progress, budget or 0)
+        yield from front.schedules
+        yield front.last
         return
     if budget is not None:
         for share in ROOM:

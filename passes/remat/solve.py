@@ -56,10 +56,12 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Front:
-    """Schedules of falling peak and rising time, and bytes that none gets below."""
+    """Schedules of falling peak and rising time, and bytes that none gets below. `last` is what was
+    found for the least peak, which does not go by what else was asked for."""
 
     schedules: tuple[Schedule, ...]
     bound: int
+    last: Schedule
 
     def within(self, budget: int) -> Schedule | None:
         """The one of least time that holds at most so many bytes."""
@@ -100,7 +102,7 @@ def solve(
             down.append(_Asked(asked, search.fitting(asked, moves, number)))
     found = [search.least([a.found for a in down if a.budget <= LOW * first.peak] or [first])]
     for number, budget in enumerate(_rungs(found[0].peak, first.peak), UP):
-        if most is not None and budget > most:
+        if most is not None and budget > max(most, found[0].peak):
             break
         start = _quickest((*(a.found for a in down if a.budget <= budget), found[-1]), budget)
         assert start is not None
@@ -108,7 +110,7 @@ def solve(
         found.append(search.relaxed(start, budget, moves, number))
     asked_for = [a.found for a in down if most is None or a.budget <= most]
     outside = [search.as_given, *map(search.outside, (first, *asked_for, *found))]
-    return Front(tuple(_front(outside)), search.bound)
+    return Front(tuple(_front(outside)), search.bound, search.outside(_smallest(found[:2])))
 
 
 def fit(
