@@ -376,12 +376,12 @@ def test_unknown_passes_and_values(fail: Run) -> None:
     # Other tests may have made passes of their own.
     assert fail("optimize", "softplus.rw", "--passes", "fold,fuze,memory").startswith(
         "error: no pass named 'fuze'; did you mean 'fuse'?\n"
-        "  = help: passes are attention, attention-pairs, canonicalize, cse, dce, decompose, fold, "
-        "fuse, lower-attention, memory, remat, rules"
+        "  = help: passes are attention, attention-pairs, canonicalize, chunk-loss, cse, dce, "
+        "decompose, fold, fuse, lower-attention, memory, remat, rules"
     )
     assert fail("optimize", "softplus.rw", "--passes", "fuse{max-opps=3},memory") == (
         "error: [fuse] no option 'max-opps'; did you mean 'max-ops'?\n"
-        "  = help: it takes max-ops, horizontal, numerics\n"
+        "  = help: it takes max-ops, max-reads, horizontal, numerics\n"
     )
     assert fail("optimize", "softplus.rw", "--passes", "canonicalize,dce") == (
         "error: [passes] 'canonicalize,dce' does not lead from the aten level to the kernel level\n"
