@@ -248,7 +248,7 @@ def test_a_chain_is_recomputed_once_where_half_of_it_fits() -> None:
 def test_a_larger_budget_never_takes_longer_and_less_never_more_bytes(length: int) -> None:
     problem = chain(length)
     first, least = peak_of(problem), solve(problem).least.peak
-    asked = [least + (first - least) * share // 20 for share in range(20, -1, -1)]
+    asked = [least + (first - least) * share // 8 for share in range(8, -1, -1)]
     found = [solve(problem, most=budget).within(budget) for budget in asked]
     points = [(plan.peak, plan.seconds) for plan in found if plan is not None]
     assert len(points) == len(asked) and len(set(points)) > 3
