@@ -173,7 +173,8 @@ class FusionPlan:
         """How many values of others one kernel of both groups would need at the same time."""
         joined = {*self.groups.members[a], *self.groups.members[b]}
         read = {self.units.roots[value] for i in joined for value in self.units.nodes[i].operands}
-        return sum(self.units.number.get(value, min(joined)) not in joined for value in read)
+        made = (self.units.number[value] for value in read if value in self.units.number)
+        return sum(unit not in joined for unit in made)
 
     def _holds_more(self, a: int, b: int, value: Value) -> bool:
         """True when what two groups that read a value make, which would be there at the same time,
