@@ -18,6 +18,7 @@ from rewright.options import Options
 
 if TYPE_CHECKING:
     from rewright.passes import Pass
+    from rewright.step_budget import Start
 
 IN_PARTS: Final = (
     "the loss is computed some rows at a time, and so are gradients that are sums over them: "
@@ -39,16 +40,63 @@ def partition(options: Options) -> Callable[..., tuple[fx.GraphModule, fx.GraphM
         given["num_fwd_outputs"] = num_fwd_outputs
         if not options.memory_budget:
             return part(joint, inputs, **given)
-        from rewright.step_budget import Start, partition_within
+        from rewright.step_budget import partition_within
 
-        notes = {joint: (), chunked(joint, inputs, options): (IN_PARTS,)} | {joint: ()}
-        starts = [
-            Start(partial(cut_at, part, start, inputs, **given), note)
-            for start, note in notes.items()
-        ]
-        return partition_within(starts, num_fwd_outputs, options)
+        found = starts(part, joint, inputs, options, **given)
+        return partition_within(found, num_fwd_outputs, options)
 
     return parted
+
+
+def starts(
+    part: Callable[..., Any], joint: fx.GraphModule, inputs: Any, options: Options, **given: Any
+) -> list[Start]:
+    """PyTorch's partitioner of the joint graph, and of that with its losses in parts, if any."""
+    from rewright.step_budget import Start
+
+    found = [Start(partial(cut_at, part, joint, inputs, **given))]
+    in_parts = chunked(joint, inputs, options)
+    if in_parts is not joint:
+        found.append(Start(partial(cut_at, part, in_parts, inputs, **given), (IN_PARTS,)))
+    return found
+
+
+class _Captured(Exception):
+    """Ends a compilation whose joint graph has been seen."""
+
+
+def with_joint(
+    step: Callable[..., Any], inputs: Sequence[Any], options: Options, see: Callable[..., None]
+) -> None:
+    """Compile a training step as far as its joint graph, after our passes over it, and call `see`
+    with PyTorch's partitioner, that graph, its inputs, and by name what else the partitioner
+    takes. Raises ImportFailure for what has no training step."""
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    from rewright.ir import ImportFailure
+    from rewright.ir.decompositions import autograd_table
+    from rewright.torch_compat import aot_backend, min_cut_partition, without_caching
+
+    seen = False
+
+    def capture(joint: fx.GraphModule, given: Any, **more: Any) -> Any:
+        nonlocal seen
+        see(min_cut_partition(), rewritten(joint, given, options), given, **more)
+        seen = True
+        raise _Captured
+
+    backend = aot_backend(
+        fw_compiler=None, bw_compiler=None, partition_fn=capture, decompositions=autograd_table()
+    )
+    torch._dynamo.reset()
+    try:
+        with without_caching():
+            torch.compile(step, backend=backend, fullgraph=True, dynamic=False)(*inputs)
+    except BackendCompilerFailed as error:
+        if not seen:
+            raise ImportFailure(f"there is no training step: {error}") from error
+    finally:
+        torch._dynamo.reset()
 
 
 def cut_at(

@@ -76,10 +76,6 @@ class _Partition:
         return f"from {self.share}" + (", loss in parts" if self.in_parts else "")
 
 
-class _Captured(Exception):
-    """Ends a compilation whose parts are known."""
-
-
 def study(
     module: nn.Module,
     inputs: Sequence[Any],
@@ -135,37 +131,18 @@ def _front(found: Sequence[tuple[Point, tuple[int, ...]]]) -> Iterator[tuple[Poi
 
 def _parts(module: nn.Module, inputs: Sequence[Any], options: Options) -> list[_Partition]:
     """PyTorch's partitions of the step at every share."""
-    from torch._dynamo.exc import BackendCompilerFailed
-
-    from rewright.ir.decompositions import autograd_table
-    from rewright.joint import chunked, cut_at, rewritten
-    from rewright.torch_compat import aot_backend, min_cut_partition, without_caching
+    from rewright.joint import starts, with_joint
 
     found: list[_Partition] = []
-    part = min_cut_partition()
 
-    def capture(joint: fx.GraphModule, given: Any, *, num_fwd_outputs: int, **more: Any) -> Any:
-        joint = rewritten(joint, given, options)
-        more["num_fwd_outputs"] = num_fwd_outputs
-        for start in dict.fromkeys((joint, chunked(joint, given, options))):
-            for share in SHARES:
-                halves = cut_at(part, start, given, share, **more)
-                found.append(_Partition(share, start is not joint, halves, num_fwd_outputs))
-        raise _Captured
+    def see(part: Any, joint: fx.GraphModule, given: Any, **more: Any) -> None:
+        for start in starts(part, joint, given, options, **more):
+            found.extend(
+                _Partition(share, bool(start.notes), start.cut(share), more["num_fwd_outputs"])
+                for share in SHARES
+            )
 
-    backend = aot_backend(
-        fw_compiler=None, bw_compiler=None, partition_fn=capture, decompositions=autograd_table()
-    )
-    torch._dynamo.reset()
-    step = torch.compile(_loss(module), backend=backend, fullgraph=True, dynamic=False)
-    try:
-        with without_caching():
-            step(*inputs)
-    except BackendCompilerFailed as error:
-        if not found:
-            raise ImportFailure(f"there is no training step: {error}") from error
-    finally:
-        torch._dynamo.reset()
+    with_joint(_loss(module), inputs, options, see)
     return found
 
 

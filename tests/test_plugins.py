@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("site")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
     source = tmp_path_factory.mktemp("source") / "plugin"
-    subprocess.run(["cp", "-r", str(ROOT / "examples" / "plugin"), str(source)], check=True)
+    shutil.copytree(ROOT / "examples" / "plugin", source)
     subprocess.run([*pip, "--target", str(target), str(source)], check=True)
     return target
 

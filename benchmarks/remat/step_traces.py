@@ -4,49 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import fx
 
 from benchmarks.remat.steps import training
 from rewright.ir import hint
-from rewright.ir.decompositions import autograd_table
-from rewright.joint import cut_at, rewritten
+from rewright.joint import cut_at, with_joint
 from rewright.options import Options
 from rewright.passes.memory.problem import Buffer
 from rewright.step_budget import fused_step, scheduled_step
 from rewright.step_memory import step_memory
-from rewright.torch_compat import aot_backend, min_cut_partition, without_caching
-
-
-class _Captured(Exception):
-    """Ends a compilation whose parts are known."""
 
 
 def buffers(name: str) -> tuple[Buffer, ...]:
     """Of one of `benchmarks.remat.steps`, in the order of its nodes, without recomputation."""
-    found = training(name)
-    options = Options()
+    found, options = training(name), Options()
     traces: list[tuple[Buffer, ...]] = []
 
-    def capture(joint: fx.GraphModule, given: Any, *, num_fwd_outputs: int, **more: Any) -> Any:
-        joint = rewritten(joint, given, options)
-        more["num_fwd_outputs"] = num_fwd_outputs
-        parts = cut_at(min_cut_partition(), joint, given, 1.0, **more)
-        traces.append(_spans(parts, num_fwd_outputs, options))
-        raise _Captured
+    def see(part: Any, joint: fx.GraphModule, given: Any, **more: Any) -> None:
+        halves = cut_at(part, joint, given, 1.0, **more)
+        traces.append(_spans(halves, more["num_fwd_outputs"], options))
 
-    backend = aot_backend(
-        fw_compiler=None, bw_compiler=None, partition_fn=capture, decompositions=autograd_table()
-    )
-    torch._dynamo.reset()
-    step = torch.compile(found.forward, backend=backend, fullgraph=True, dynamic=False)
-    try:
-        with without_caching():
-            step(*found.inputs)
-    except torch._dynamo.exc.BackendCompilerFailed:
-        if not traces:
-            raise
-    torch._dynamo.reset()
+    with_joint(found.forward, found.inputs, options, see)
     return traces[0]
 
 

@@ -70,7 +70,7 @@ def _candidates(
     every budget: its plan is what a budget can be that is refused."""
     if len(problem.steps) <= COMPARED:
         front = solve(problem, seed, progress, budget or 0)
-        yield from front.schedules
+        yield from (found for found in front.schedules if found != front.last)
         yield front.last
         return
     if budget is not None:
