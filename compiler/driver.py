@@ -197,7 +197,7 @@ def plan_graph(graph: Graph, options: Options, passes: str = "") -> Plan:
 def environment(graph: Graph, options: Options) -> tuple[Env, str | None]:
     """What passes over `graph` may use, and why it gets no kernels, if so."""
     target = _target_for(graph, options)
-    env = Env(cost=cost_model(target), target=target, tools=_tools(options, target))
+    env = Env(cost=cost_model(target), target=target, tools=tools_of(options, target))
     return env, _device_note(graph) or _compiler_note(target, options)
 
 
@@ -227,14 +227,13 @@ def planned(
     return Plan(graph, options, result, kernels, env, note, time.perf_counter() - started)
 
 
-def _tools(options: Options, target: Target) -> Tools | None:
-    """What may be measured, when the target is this machine."""
-    seconds = float(options.measure)
-    if seconds == 0 or not is_measured(target):
+def tools_of(options: Options, target: Target) -> Tools | None:
+    """What measures, when the target is this machine."""
+    if not is_measured(target):
         return None
     from rewright.calibrate.tools import BenchTools
 
-    return BenchTools(target, model_file(target), seconds)
+    return BenchTools(target, model_file(target), float(options.measure))
 
 
 # --- the target ---------------------------------------------------------------------------------

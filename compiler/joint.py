@@ -121,9 +121,12 @@ def overrides_tags(options: Options) -> bool:
 
 def rewritten(joint: fx.GraphModule, inputs: Any, options: Options) -> fx.GraphModule:
     """The joint graph after the passes that act on pairs; the very one when none applies."""
-    from rewright.passes import Canonicalize, Cse, Rules
+    from rewright.passes import Canonicalize, ChannelsLast, Cse, Rules
     from rewright.passes.attention import AttentionPairs
 
+    # Both parts of a step must agree on how images lie between them.
+    sign = torch.ops.aten.convolution_backward.default
+    joint = _after(joint, inputs, options, sign, (), ChannelsLast())
     # Without a softmax that is differentiated there is no attention to look for.
     sign = torch.ops.aten._softmax_backward_data.default
     before = Canonicalize(), Cse(), Rules()
@@ -154,7 +157,7 @@ def _after(
     from torch.utils._pytree import tree_leaves
 
     from rewright.costmodel import Roofline
-    from rewright.driver import target_of
+    from rewright.driver import target_of, tools_of
     from rewright.ir.fx_export import to_fx
     from rewright.ir.fx_import import from_fx
     from rewright.passes import Env
@@ -166,7 +169,7 @@ def _after(
     with unset_fake_temporarily():
         graph = from_fx(joint, name="joint")
         target = target_of(options)
-        env = Env(cost=Roofline(target), target=target)
+        env = Env(cost=Roofline(target), target=target, tools=tools_of(options, target))
         for preparation in before:
             graph = preparation.run(graph, env)
         found = step.run(graph, env)

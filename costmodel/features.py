@@ -14,6 +14,7 @@ from typing import Final
 import torch
 
 from rewright.costmodel.library_features import (
+    CONVOLUTIONS,
     LIBRARY,
     PRODUCTS,
     library_features,
@@ -61,7 +62,7 @@ def family_of(node: Node) -> str:
         return "kernel"
     if node.op.name in PRODUCTS:
         return "product"
-    if node.op.name.startswith("aten.convolution"):
+    if node.op.name in CONVOLUTIONS:
         return "convolution"
     if node.op.kind is Kind.CONTRACTION and "attention" in node.op.name:
         return "attention"

@@ -12,13 +12,21 @@ import torch
 
 from rewright.costmodel.facts import facts
 from rewright.ir import Kind, Node, TensorType, Value, hint
+from rewright.ir.onednn import CONVOLUTION as ONEDNN_CONVOLUTION
+from rewright.ir.onednn import CONVOLUTION_BINARY, LINEAR, LINEAR_BINARY
 
-# Which argument of a product its left factor is; what stands before it is added.
+# Which arguments of a product its factors are; what stands before the left one is added.
 _PRODUCTS: Final = ("mm", "bmm", "mv", "dot", "_int_mm", "linear", "matmul")
 PRODUCTS: Final = {
-    **{f"aten.{name}.default": 0 for name in _PRODUCTS},
-    **{f"aten.{name}.default": 1 for name in ("addmm", "baddbmm", "addmv")},
+    **{f"aten.{name}.default": (0, 1) for name in _PRODUCTS},
+    **{f"aten.{name}.default": (1, 2) for name in ("addmm", "baddbmm", "addmv")},
+    LINEAR: (0, 1),
+    LINEAR_BINARY: (0, 2),
 }
+CONVOLUTIONS: Final = (
+    *("aten.convolution.default", "aten.convolution_backward.default"),
+    *(ONEDNN_CONVOLUTION, CONVOLUTION_BINARY),
+)
 
 
 # Numbers and parts.
@@ -62,8 +70,8 @@ def library_features(family: str, node: Node, compute: float) -> Own:
 
 def _product_sizes(node: Node) -> tuple[int, int, int, int]:
     """(products, m, n, k)."""
-    place = PRODUCTS[node.op.name]
-    left, right = _tensor(node.args[place]), _tensor(node.args[place + 1])
+    place, after = PRODUCTS[node.op.name]
+    left, right = _tensor(node.args[place]), _tensor(node.args[after])
     result = node.results[0].tensor
     k = hint(left.shape[-1])
     m = hint(left.shape[-2]) if len(left.shape) > 1 else 1
@@ -72,8 +80,8 @@ def _product_sizes(node: Node) -> tuple[int, int, int, int]:
 
 
 def _product(node: Node) -> tuple[float, ...]:
-    place = PRODUCTS[node.op.name]
-    left, right = _tensor(node.args[place]), _tensor(node.args[place + 1])
+    place, after = PRODUCTS[node.op.name]
+    left, right = _tensor(node.args[place]), _tensor(node.args[after])
     batch, m, n, k = _product_sizes(node)
     intensity = batch * m * n * k / max(1, m * k + n * k + m * n)
     return (
@@ -91,7 +99,8 @@ def _product(node: Node) -> tuple[float, ...]:
 def _convolution(node: Node) -> tuple[float, ...]:
     backward = "backward" in node.op.name
     first = 1 if backward else 0
-    source, weight = _tensor(node.args[first]), _tensor(node.args[first + 1])
+    after = 2 if node.op.name == CONVOLUTION_BINARY else first + 1
+    source, weight = _tensor(node.args[first]), _tensor(node.args[after])
     out = _tensor(node.args[0]) if backward else node.results[0].tensor
     groups = node.arg("groups")
     assert isinstance(groups, int)
@@ -101,13 +110,13 @@ def _convolution(node: Node) -> tuple[float, ...]:
     channels, filters = hint(source.shape[1]), hint(out.shape[1])
     pixels, out_pixels = _area(source), _area(out)
     taps = math.prod(hint(s) for s in weight.shape[2:])
-    biased = mask[2] is True if backward else node.arg("bias") is not None
+    biased = mask[2] is True if backward else node.args[after + 1] is not None
     return (
         *map(log_size, (hint(source.shape[0]), channels, filters, pixels, out_pixels, taps)),
         float(stride[0] if isinstance(stride[0], int) else 1),
         log_size(groups),
         float(groups > 1 and groups == channels),
-        float(node.arg("transposed") is True),
+        float("transposed" in node.op.argument_names and node.arg("transposed") is True),
         float(len(source.layout) > 1 and hint(source.layout[1]) == 1 and channels > 1),
         float(any(d != 1 for d in dilation)),
         float(backward),

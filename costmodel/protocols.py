@@ -50,6 +50,16 @@ class CostModel(Protocol):
 class Tools(Protocol):
     """What only the driver can do for passes: build calls and run them."""
 
+    @property
+    def seconds(self) -> float:
+        """How long kernels may be measured for; 0: not at all."""
+        ...
+
+    def race(self, calls: Sequence[Graph]) -> list[float] | None:
+        """Seconds that graphs of one library call each take on the target, as measured in some
+        hundredths of a second, or as remembered; None when one of them does not run."""
+        ...
+
     def measure(self, calls: Sequence[Graph]) -> list[Estimate] | None:
         """What graphs of one call each take on the target, timed in turn, or as it was remembered;
         None when there is no budget left for it, or one of them does not run."""

@@ -7,10 +7,21 @@ from collections.abc import Mapping, Sequence
 
 from rewright.ir.cache import digest
 from rewright.ir.constant import Constant
-from rewright.ir.dims import symbols_of
+from rewright.ir.dims import Dim, hint, symbols_of
 from rewright.ir.effects import effects_of
-from rewright.ir.graph import Graph, Input, Node, Value, leaves, map_values, sizes_of
-from rewright.ir.types import TensorType
+from rewright.ir.graph import (
+    Arg,
+    Graph,
+    Input,
+    Node,
+    Value,
+    freeze,
+    leaves,
+    map_leaves,
+    map_values,
+    sizes_of,
+)
+from rewright.ir.types import TensorType, Type
 from rewright.ir.work import is_call
 
 
@@ -66,3 +77,27 @@ def _body(graph: Graph) -> Graph:
 def call_name(text: str, cold: Sequence[int] = ()) -> str:
     """Names a call by the text of its graph, and by which of its inputs no cache holds."""
     return digest(text, str(list(cold)))
+
+
+def at_hints(node: Node) -> Node:
+    """A call of operators with its symbolic sizes at their hints."""
+    values = {v: Value(v.name, _type_at_hints(v.type)) for v in (*node.operands, *node.results)}
+    sized = node.replace(values)
+    return dataclasses.replace(
+        sized,
+        args=tuple(freeze(map_leaves(a, _size_at_hint)) for a in sized.args),
+        kwargs=tuple((k, freeze(map_leaves(a, _size_at_hint))) for k, a in sized.kwargs),
+        results=tuple(values[v] for v in node.results),
+    )
+
+
+def _size_at_hint(arg: Arg) -> Arg:
+    return hint(arg) if isinstance(arg, Dim) else arg
+
+
+def _type_at_hints(type: Type) -> Type:
+    if not isinstance(type, TensorType):
+        return type
+    shape = tuple(map(hint, type.shape))
+    strides = None if type.strides is None else tuple(map(hint, type.strides))
+    return TensorType(type.dtype, shape, strides, type.device)

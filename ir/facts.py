@@ -86,6 +86,10 @@ CONTRACTIONS: Final = frozenset(
         "aten._scaled_dot_product_attention_math_for_mha.default",
         "aten._int_mm.default",
         "aten._scaled_mm.default",
+        "mkldnn._linear_pointwise.default",
+        "mkldnn._linear_pointwise.binary",
+        "mkldnn._convolution_pointwise.default",
+        "mkldnn._convolution_pointwise.binary",
     }
 )
 

@@ -19,7 +19,15 @@ from rewright.ir.errors import CheckError, UnsupportedError
 from rewright.ir.graph import Arg, Node, Value, leaves
 from rewright.ir.ops import Op
 from rewright.ir.pointwise import POINTWISE
-from rewright.ir.types import CPU, ScalarType, TensorType, Type, contiguous_strides, is_dense
+from rewright.ir.types import (
+    CPU,
+    ScalarType,
+    TensorType,
+    Type,
+    channels_last_strides,
+    contiguous_strides,
+    is_dense,
+)
 
 Rule = Callable[[Node], tuple[Type, ...]]
 
@@ -56,7 +64,10 @@ def _pointwise(node: Node) -> TensorType:
     shape = broadcast_shape([t.shape for t in tensors])
     dtype = result_dtype(node)
     device = next((t.device for t in tensors if t.rank), tensors[0].device)
-    is_row_major = node.op.name in _ROW_MAJOR or node.kwarg("memory_format") in _ROW_MAJOR
+    wanted = node.kwarg("memory_format")
+    if wanted is torch.channels_last and len(shape) == 4:
+        return TensorType(dtype, shape, channels_last_strides(shape), device)
+    is_row_major = node.op.name in _ROW_MAJOR or wanted in _ROW_MAJOR
     strides = None if is_row_major else elementwise_strides(tensors, shape)
     return TensorType(dtype, shape, strides, device)
 

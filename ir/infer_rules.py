@@ -1,8 +1,8 @@
-"""What single operators give: views, creations, contractions, reductions, joins."""
+"""What single operators give: views, creations, reductions, joins."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -12,54 +12,18 @@ from rewright.ir.dims import Dim, Size, equal, exact_div, product
 from rewright.ir.errors import CheckError, UnsupportedError
 from rewright.ir.graph import Arg, Node, Value
 from rewright.ir.infer import Rule, elementwise_strides
+from rewright.ir.infer_args import (
+    dim_at,
+    dims_at,
+    fresh,
+    moving_dim,
+    sizes_at,
+    strided,
+    tensor_at,
+)
+from rewright.ir.infer_contractions import CONTRACTIONS
 from rewright.ir.promotion import dtype_of
 from rewright.ir.types import CPU, TensorType, Type, contiguous_strides
-
-
-def tensor_at(node: Node, place: int) -> TensorType:
-    value = node.args[place] if place < len(node.args) else None
-    if not isinstance(value, Value):
-        raise CheckError(f"argument {place} of {node.op} is not a tensor")
-    return value.tensor
-
-
-def sizes_at(node: Node, name: str) -> tuple[Size, ...]:
-    found = node.arg(name)
-    if not isinstance(found, tuple) or not all(isinstance(s, (int, Dim)) for s in found):
-        raise CheckError(f"'{name}' of {node.op} is not a list of sizes")
-    return found  # type: ignore[return-value]
-
-
-def dims_at(node: Node, name: str, rank: int) -> tuple[int, ...]:
-    """Dimensions, counted from the front; all of them for None or an empty list."""
-    found = node.arg(name)
-    listed = (found,) if isinstance(found, int) else found or tuple(range(rank))
-    assert isinstance(listed, tuple)
-    return tuple(_dim(d, rank) for d in listed)
-
-
-def _dim(dim: Arg, rank: int) -> int:
-    if not isinstance(dim, int) or not -max(rank, 1) <= dim < max(rank, 1):
-        raise CheckError(f"there is no dimension {dim} among {rank}")
-    return dim % rank if rank else 0
-
-
-def _moving(dim: Arg, rank: int) -> int:
-    """A dimension that is there: a tensor without any has none to cut."""
-    if not rank:
-        raise CheckError("a tensor without dimensions cannot be cut")
-    return _dim(dim, rank)
-
-
-def _strided(x: TensorType, shape: Sequence[Size], strides: Sequence[Size]) -> tuple[Type, ...]:
-    return (TensorType(x.dtype, tuple(shape), tuple(strides), x.device),)
-
-
-def _fresh(
-    x: TensorType, shape: Sequence[Size], dtype: torch.dtype | None = None
-) -> tuple[Type, ...]:
-    return (TensorType(dtype or x.dtype, tuple(shape), None, x.device),)
-
 
 # --- views --------------------------------------------------------------------------------------
 
@@ -70,26 +34,26 @@ def _same(node: Node) -> tuple[Type, ...]:
 
 def _permute(node: Node) -> tuple[Type, ...]:
     x = tensor_at(node, 0)
-    order = [_dim(d, x.rank) for d in sizes_at(node, "dims")]
+    order = [dim_at(d, x.rank) for d in sizes_at(node, "dims")]
     if sorted(order) != list(range(x.rank)):
         raise CheckError(f"{tuple(order)} is not an order of {x.rank} dimensions")
-    return _strided(x, [x.shape[d] for d in order], [x.layout[d] for d in order])
+    return strided(x, [x.shape[d] for d in order], [x.layout[d] for d in order])
 
 
 def _transpose(node: Node) -> tuple[Type, ...]:
     x = tensor_at(node, 0)
     order = list(range(x.rank))
-    a, b = (_dim(node.args[i], x.rank) for i in (1, 2))
+    a, b = (dim_at(node.args[i], x.rank) for i in (1, 2))
     if x.rank:
         order[a], order[b] = order[b], order[a]
-    return _strided(x, [x.shape[d] for d in order], [x.layout[d] for d in order])
+    return strided(x, [x.shape[d] for d in order], [x.layout[d] for d in order])
 
 
 def _t(node: Node) -> tuple[Type, ...]:
     x = tensor_at(node, 0)
     if x.rank > 2:
         raise CheckError(f"t takes a matrix, not {x.rank} dimensions")
-    return _strided(x, x.shape[::-1], x.layout[::-1])
+    return strided(x, x.shape[::-1], x.layout[::-1])
 
 
 def _expand(node: Node) -> tuple[Type, ...]:
@@ -107,32 +71,32 @@ def _expand(node: Node) -> tuple[Type, ...]:
             raise CheckError(f"a size {size} does not expand to {shape[d]}")
         strides.append(stride if stays else 0)
     # What is new in front steps over all that it repeats, which is nothing.
-    return _strided(x, shape, strides)
+    return strided(x, shape, strides)
 
 
 def _unsqueeze(node: Node) -> tuple[Type, ...]:
     x = tensor_at(node, 0)
-    d = _dim(node.args[1], x.rank + 1)
+    d = dim_at(node.args[1], x.rank + 1)
     step = x.shape[d] * x.layout[d] if d < x.rank else 1
-    return _strided(x, (*x.shape[:d], 1, *x.shape[d:]), (*x.layout[:d], step, *x.layout[d:]))
+    return strided(x, (*x.shape[:d], 1, *x.shape[d:]), (*x.layout[:d], step, *x.layout[d:]))
 
 
 def _squeeze(node: Node) -> tuple[Type, ...]:
     x = tensor_at(node, 0)
     listed = dims_at(node, "dim", x.rank) if "dim" in node.op.argument_names else range(x.rank)
     kept = [d for d in range(x.rank) if d not in listed or x.shape[d] != 1]
-    return _strided(x, [x.shape[d] for d in kept], [x.layout[d] for d in kept])
+    return strided(x, [x.shape[d] for d in kept], [x.layout[d] for d in kept])
 
 
 def _select(node: Node) -> tuple[Type, ...]:
     x = tensor_at(node, 0)
-    d = _moving(node.args[1], x.rank)
-    return _strided(x, (*x.shape[:d], *x.shape[d + 1 :]), (*x.layout[:d], *x.layout[d + 1 :]))
+    d = moving_dim(node.args[1], x.rank)
+    return strided(x, (*x.shape[:d], *x.shape[d + 1 :]), (*x.layout[:d], *x.layout[d + 1 :]))
 
 
 def _slice(node: Node) -> tuple[Type, ...]:
     x = tensor_at(node, 0)
-    d = _moving(node.arg("dim"), x.rank)
+    d = moving_dim(node.arg("dim"), x.rank)
     size, step = x.shape[d], node.arg("step")
     if not isinstance(step, int):
         raise UnsupportedError("a slice whose step is known only at run time", who="infer")
@@ -141,7 +105,7 @@ def _slice(node: Node) -> tuple[Type, ...]:
     if isinstance(count, int):
         count = max(count, 0)
     taken = count if step == 1 else (count + step - 1) // step
-    return _strided(
+    return strided(
         x,
         (*x.shape[:d], taken, *x.shape[d + 1 :]),
         (*x.layout[:d], x.layout[d] * step, *x.layout[d + 1 :]),
@@ -169,9 +133,9 @@ def _view(node: Node, *, copies: bool = False) -> tuple[Type, ...]:
     shape = _completed(sizes_at(node, name), x.numel)
     strides = view_strides(x, shape)
     if strides is not None:
-        return _strided(x, shape, strides)
+        return strided(x, shape, strides)
     if copies:
-        return _fresh(x, shape)
+        return fresh(x, shape)
     raise CheckError("no view of these strides has the wanted shape")
 
 
@@ -257,70 +221,6 @@ def _new(node: Node) -> tuple[Type, ...]:
     return (TensorType(dtype, sizes_at(node, "size"), None, device),)
 
 
-# --- contractions -------------------------------------------------------------------------------
-
-
-def _product(node: Node, left: int, *, batched: bool) -> tuple[Type, ...]:
-    a, b = tensor_at(node, left), tensor_at(node, left + 1)
-    rank = 3 if batched else 2
-    fits = (
-        a.rank == b.rank == rank
-        and a.dtype == b.dtype
-        and equal(a.shape[-1], b.shape[-2])
-        and all(equal(m, n) for m, n in zip(a.shape[:-2], b.shape[:-2], strict=True))
-    )
-    if not fits:
-        raise CheckError(f"{node.op} does not multiply {a.shape} and {b.shape}")
-    return _fresh(a, (*a.shape[:-1], b.shape[-1]))
-
-
-def _linear(node: Node) -> tuple[Type, ...]:
-    x, weight = tensor_at(node, 0), tensor_at(node, 1)
-    if weight.rank != 2 or x.rank == 0 or not equal(x.shape[-1], weight.shape[-1]):
-        raise CheckError(f"linear does not multiply {x.shape} and {weight.shape}")
-    return _fresh(x, (*x.shape[:-1], weight.shape[0]))
-
-
-def _convolution(node: Node) -> tuple[Type, ...]:
-    x, weight = tensor_at(node, 0), tensor_at(node, 1)
-    if node.arg("transposed") or not (x.is_contiguous and weight.is_contiguous):
-        raise UnsupportedError("transposed convolutions, and other layouts", who="infer")
-    groups = node.arg("groups")
-    assert isinstance(groups, int)
-    if x.rank != weight.rank or not equal(x.shape[1], weight.shape[1] * groups):
-        raise CheckError(f"{node.op} does not take {x.shape} with {weight.shape}")
-    listed = (sizes_at(node, name) for name in ("stride", "padding", "dilation"))
-    sizes = [
-        (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-        for size, kernel, stride, pad, dilation in zip(
-            x.shape[2:], weight.shape[2:], *listed, strict=True
-        )
-    ]
-    if any(isinstance(size, int) and size <= 0 for size in sizes):
-        raise CheckError("the kernel is larger than what it slides over")
-    return _fresh(x, (x.shape[0], weight.shape[0], *sizes))
-
-
-def _flash_attention(node: Node) -> tuple[Type, ...]:
-    """The result lies as [batch, rows, heads, features]; sums of halves are f32."""
-    query, value = tensor_at(node, 0), tensor_at(node, 2)
-    batch, heads, rows, width = (*query.shape[:3], value.shape[-1])
-    strides = (rows * heads * width, width, heads * width, 1)
-    wide = torch.promote_types(query.dtype, torch.float32)
-    sums = TensorType(wide, (batch, heads, rows), (rows * heads, 1, heads), query.device)
-    return (*_strided(query, (batch, heads, rows, width), strides), sums)
-
-
-def _flash_attention_backward(node: Node) -> tuple[Type, ...]:
-    """Gradients lie as [batch, rows, heads, features]."""
-    found: list[Type] = []
-    for place in (1, 2, 3):
-        x = tensor_at(node, place)
-        _, heads, rows, width = x.shape
-        found += _strided(x, x.shape, (rows * heads * width, width, heads * width, 1))
-    return tuple(found)
-
-
 # --- reductions ---------------------------------------------------------------------------------
 
 
@@ -332,7 +232,7 @@ def _reduction(
     dims = dims_at(node, "dim", x.rank) if has_dims else tuple(range(x.rank))
     keeps = has_dims and bool(node.arg("keepdim"))
     shape = [1 if d in dims else s for d, s in enumerate(x.shape) if keeps or d not in dims]
-    return _fresh(x, shape, dtype_of(node, x.dtype)) * results
+    return fresh(x, shape, dtype_of(node, x.dtype)) * results
 
 
 def _extreme_and_place(node: Node) -> tuple[Type, ...]:
@@ -365,12 +265,12 @@ def _gather(node: Node) -> tuple[Type, ...]:
     x, index = tensor_at(node, 0), tensor_at(node, 2)
     if index.rank != x.rank or index.dtype not in (torch.int64, torch.int32):
         raise CheckError(f"an index {index} does not gather from {x}")
-    return _fresh(x, index.shape)
+    return fresh(x, index.shape)
 
 
 def _softmax(node: Node) -> tuple[Type, ...]:
     x = tensor_at(node, 0)
-    return _fresh(x, x.shape, torch.float32 if node.args[2] is True else None)
+    return fresh(x, x.shape, torch.float32 if node.args[2] is True else None)
 
 
 def _layer_norm(node: Node) -> tuple[Type, ...]:
@@ -380,15 +280,15 @@ def _layer_norm(node: Node) -> tuple[Type, ...]:
     statistics = (*x.shape[:kept], *[1] * normalized)
     weight = node.arg("weight")
     dtype = weight.tensor.dtype if isinstance(weight, Value) else x.dtype
-    statistic = _fresh(x, statistics, dtype)
-    return (*_fresh(x, x.shape), *statistic, *statistic)
+    statistic = fresh(x, statistics, dtype)
+    return (*fresh(x, x.shape), *statistic, *statistic)
 
 
 def _rms_norm(node: Node) -> tuple[Type, ...]:
     x, normalized = tensor_at(node, 0), len(sizes_at(node, "normalized_shape"))
     statistics = (*x.shape[: x.rank - normalized], *[1] * normalized)
     wide = torch.float32 if x.dtype.itemsize < 4 else x.dtype
-    return (*_fresh(x, x.shape), *_fresh(x, statistics, wide))
+    return (*fresh(x, x.shape), *fresh(x, statistics, wide))
 
 
 # --- joins --------------------------------------------------------------------------------------
@@ -399,7 +299,7 @@ def _cat(node: Node) -> tuple[Type, ...]:
     if not isinstance(listed, tuple) or not listed:
         raise CheckError(f"{node.op} joins nothing")
     types = [v.tensor for v in listed if isinstance(v, Value)]
-    x, d = types[0], _moving(node.arg("dim"), types[0].rank)
+    x, d = types[0], moving_dim(node.arg("dim"), types[0].rank)
     if any(t.rank != x.rank or t.dtype != x.dtype for t in types):
         raise UnsupportedError("joins of several ranks or dtypes", who="infer")
     if x.rank > 3 and not all(t.is_contiguous for t in types):
@@ -412,7 +312,7 @@ def _cat(node: Node) -> tuple[Type, ...]:
     total: Size = 0
     for other in types:
         total = total + other.shape[d]
-    return _fresh(x, (*x.shape[:d], total, *x.shape[d + 1 :]))
+    return fresh(x, (*x.shape[:d], total, *x.shape[d + 1 :]))
 
 
 _REDUCTIONS: Final[dict[str, Rule]] = {
@@ -454,18 +354,10 @@ RULES: Final[dict[str, Rule]] = {
     "aten._unsafe_view.default": _view,
     "aten.reshape.default": partial(_view, copies=True),
     "aten.flip.default": _rearranged,
-    "aten.tril.default": lambda node: _fresh(tensor_at(node, 0), tensor_at(node, 0).shape),
-    "aten.triu.default": lambda node: _fresh(tensor_at(node, 0), tensor_at(node, 0).shape),
+    "aten.tril.default": lambda node: fresh(tensor_at(node, 0), tensor_at(node, 0).shape),
+    "aten.triu.default": lambda node: fresh(tensor_at(node, 0), tensor_at(node, 0).shape),
     "aten.full.default": _full,
     **{f"aten.new_{name}.default": _new for name in ("zeros", "ones", "full")},
-    "aten.mm.default": partial(_product, left=0, batched=False),
-    "aten.bmm.default": partial(_product, left=0, batched=True),
-    "aten.addmm.default": partial(_product, left=1, batched=False),
-    "aten.baddbmm.default": partial(_product, left=1, batched=True),
-    "aten.linear.default": _linear,
-    "aten.convolution.default": _convolution,
-    "aten._scaled_dot_product_flash_attention_for_cpu.default": _flash_attention,
-    "aten._scaled_dot_product_flash_attention_for_cpu_backward.default": _flash_attention_backward,
     "aten._softmax.default": _softmax,
     "aten._log_softmax.default": _softmax,
     "aten.native_layer_norm.default": _layer_norm,
@@ -473,4 +365,5 @@ RULES: Final[dict[str, Rule]] = {
     "aten.cat.default": _cat,
     "aten.gather.default": _gather,
     **_REDUCTIONS,
+    **CONTRACTIONS,
 }

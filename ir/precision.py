@@ -10,6 +10,7 @@ import torch
 from rewright.ir.attention import ATTENTION
 from rewright.ir.effects import effect_of
 from rewright.ir.graph import Node, Value
+from rewright.ir.onednn import REFERENCES
 from rewright.ir.ops import Effect
 from rewright.ir.types import TensorType
 
@@ -51,6 +52,8 @@ class Precision:
         name = node.op.name
         if name in ATTENTION:
             return ATTENTION[name](node, args, kwargs)
+        if name in REFERENCES:
+            return REFERENCES[name](*args, **kwargs)
         if name in _WIDENING:
             return target(*args[:2], False)
         if name == "aten.native_dropout.default":

@@ -126,6 +126,22 @@ def contiguous_strides(shape: tuple[Size, ...]) -> tuple[Size, ...]:
     return tuple(reversed(strides))
 
 
+def channels_last_strides(shape: tuple[Size, ...]) -> tuple[Size, ...]:
+    """Strides of a tensor [N, C, *sizes] that lies as [N, *sizes, C]."""
+    images, channels, *sizes = shape
+    first, *rest, last = contiguous_strides((images, *sizes, channels))
+    return (first, last, *rest)
+
+
+def is_channels_last(type: TensorType) -> bool:
+    """True when a tensor [N, C, H, W] lies as [N, H, W, C]; of those that lie as both, those too
+    that say so in their strides."""
+    if type.rank != 4:
+        return False
+    moved = [(type.layout[d], type.shape[d]) for d in (1, 3, 2, 0)]
+    return not any(size == 0 for size in type.shape) and _chain(moved)
+
+
 def _is_row_major(shape: tuple[Size, ...], strides: tuple[Size, ...]) -> bool:
     if any(size == 0 for size in shape):
         return True

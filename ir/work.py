@@ -15,6 +15,7 @@ from rewright.ir.dims import Size, hint, product
 from rewright.ir.errors import UnsupportedError
 from rewright.ir.expr import Call, Scalar
 from rewright.ir.graph import Arg, Graph, Node, Value
+from rewright.ir.onednn import CONVOLUTION, CONVOLUTION_BINARY, LINEAR, LINEAR_BINARY
 from rewright.ir.ops import Kind
 from rewright.ir.pointwise import scalar_expr
 from rewright.ir.storage import shares_input_storage
@@ -147,19 +148,20 @@ def _product(node: Node, left: int = 0) -> Size:
     return elements * (2 * _shape(node.args[left])[-1]) + elements * left
 
 
-def _linear(node: Node) -> Size:
-    biased = len(node.args) > 2 and node.args[2] is not None
+def _linear(node: Node, weight: int = 1) -> Size:
+    """A bias comes after the weight."""
+    biased = len(node.args) > weight + 1 and node.args[weight + 1] is not None
     return _product(node) + (node.result.tensor.numel if biased else 0)
 
 
-def _convolution(node: Node) -> Size:
+def _convolution(node: Node, weight: int = 1) -> Size:
     """Each element of the result, or of the input when transposed, meets one filter."""
     names = node.op.argument_names
     transposed = "transposed" in names and node.arg("transposed") is True
     result = node.results[0].tensor.numel
     meets = product(_shape(node.args[0])) if transposed else result
-    biased = len(node.args) > 2 and node.args[2] is not None
-    return 2 * meets * product(_shape(node.args[1])[1:]) + (result if biased else 0)
+    biased = len(node.args) > weight + 1 and node.args[weight + 1] is not None
+    return 2 * meets * product(_shape(node.args[weight])[1:]) + (result if biased else 0)
 
 
 def _convolution_backward(node: Node) -> Size:
@@ -210,6 +212,10 @@ _CONTRACTIONS: Final[Mapping[str, Callable[[Node], Size]]] = {
     "aten.linear.default": _linear,
     "aten.convolution.default": _convolution,
     "aten.conv2d.default": _convolution,
+    LINEAR: _linear,
+    LINEAR_BINARY: partial(_linear, weight=2),
+    CONVOLUTION: _convolution,
+    CONVOLUTION_BINARY: partial(_convolution, weight=2),
     "aten.convolution_backward.default": _convolution_backward,
     **dict.fromkeys(_ATTENTION, partial(_attention, first=0, of_qk=1, of_pv=1)),
     **dict.fromkeys(_ATTENTION_BACKWARD, partial(_attention, first=1, of_qk=3, of_pv=2)),

@@ -14,6 +14,7 @@ from rewright.passes.dce import Dce
 from rewright.passes.decompose import Decompose
 from rewright.passes.fold import Fold
 from rewright.passes.fuse import Fuse
+from rewright.passes.libraries import ChannelsLast, Epilogues, Libraries
 from rewright.passes.log import Decision, DecisionLog
 from rewright.passes.memory import PlanMemory, peak_bytes
 from rewright.passes.pipeline import Pipeline, PipelineResult, Stage
@@ -23,6 +24,7 @@ from rewright.passes.specs import Bytes
 
 DEFAULT = (
     Decompose(),
+    ChannelsLast(),
     Canonicalize(),
     Fold(),  # before Cse, which then sees equal constants
     Cse(),  # before Rules, which then find one value where it was computed several times
@@ -31,6 +33,8 @@ DEFAULT = (
     LowerAttention(),
     Fold(),  # what attention made of masks
     Cse(),
+    Libraries(),
+    Epilogues(),
     Dce(),
     Fuse(),
     PlanMemory(),
@@ -41,6 +45,7 @@ __all__ = [
     "Attention",
     "Bytes",
     "Canonicalize",
+    "ChannelsLast",
     "ChunkLoss",
     "Cse",
     "Dce",
@@ -48,8 +53,10 @@ __all__ = [
     "DecisionLog",
     "Decompose",
     "Env",
+    "Epilogues",
     "Fold",
     "Fuse",
+    "Libraries",
     "LowerAttention",
     "Pass",
     "Pipeline",

@@ -56,12 +56,14 @@ def missing() -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def same_plans_everywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is fused does not depend on the machine that runs the tests, nor on what else ran when
-    it measured itself: the roofline decides, but in tests that are marked `learned`."""
+    """What is fused, and which library is called, does not depend on the machine that runs the
+    tests, nor on what else ran when it measured itself: the roofline decides, and no library wins a
+    race, but in tests that are marked `learned`."""
     if request.node.get_closest_marker("learned") is None:
         from rewright.costmodel import Roofline
 
         monkeypatch.setattr("rewright.driver.cost_model", Roofline)
+        monkeypatch.setattr("rewright.calibrate.tools.race", lambda calls, target: None)
 
 
 @pytest.fixture(autouse=True)

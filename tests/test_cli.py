@@ -376,8 +376,8 @@ def test_unknown_passes_and_values(fail: Run) -> None:
     # Other tests may have made passes of their own.
     assert fail("optimize", "softplus.rw", "--passes", "fold,fuze,memory").startswith(
         "error: no pass named 'fuze'; did you mean 'fuse'?\n"
-        "  = help: passes are attention, attention-pairs, canonicalize, chunk-loss, cse, dce, "
-        "decompose, fold, fuse, lower-attention, memory, remat, rules"
+        "  = help: passes are attention, attention-pairs, canonicalize, channels-last, chunk-loss, "
+        "cse, dce, decompose, epilogues, fold, fuse, libraries, lower-attention, memory, remat, rules"
     )
     assert fail("optimize", "softplus.rw", "--passes", "fuse{max-opps=3},memory") == (
         "error: [fuse] no option 'max-opps'; did you mean 'max-ops'?\n"
@@ -389,8 +389,8 @@ def test_unknown_passes_and_values(fail: Run) -> None:
     )
     assert fail("show", "softplus.rw", "--after", "fus") == (
         "error: no pass 'fus' ran; did you mean 'fuse'?\n"
-        "  = help: ran: import, decompose, canonicalize, fold, cse, rules, attention, "
-        "lower-attention, dce, fuse, memory\n"
+        "  = help: ran: import, decompose, channels-last, canonicalize, fold, cse, rules, "
+        "attention, lower-attention, libraries, epilogues, dce, fuse, memory\n"
     )
     assert fail("why", "softplus.rw", "%bb") == (
         "error: no value '%bb' in graph softplus; did you mean '%b'?\n"

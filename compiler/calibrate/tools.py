@@ -1,4 +1,4 @@
-"""What passes may have measured: calls, on this machine, within a budget, remembered."""
+"""What passes may have measured: calls, on this machine, remembered."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from rewright.calibrate.bench import Bench, Sample
 from rewright.calibrate.calibration import Calibration, read_calibration, write_calibration
 from rewright.calibrate.corpus import Call
+from rewright.calibrate.race import race
 from rewright.costmodel import Estimate
 from rewright.ir import Graph
 from rewright.ir.alone import call_name
@@ -17,14 +18,15 @@ from rewright.ir.target import Target
 
 
 class BenchTools:
-    """`Tools` for this machine. Begins nothing after `seconds`; what it measures goes into the
-    calibration for the cost model in `model`, where later compiles find it."""
+    """`Tools` for this machine. Kernels are measured for about `seconds`, and go into the
+    calibration for the cost model in `model`, where later compiles find them."""
 
     def __init__(self, target: Target, model: Path, seconds: float) -> None:
-        self.target, self._model = target, model
+        self.target, self.seconds, self._model = target, seconds, model
         self._until = time.monotonic() + seconds
-        found = read_calibration(target, model) or Calibration({}, {})
-        self._scale, self._measured = found.scale, dict(found.measured)
+
+    def race(self, calls: Sequence[Graph]) -> list[float] | None:
+        return race(calls, self.target)
 
     def measure(self, calls: Sequence[Graph]) -> list[Estimate] | None:
         names = [call_name(str(call)) for call in calls]
@@ -42,8 +44,17 @@ class BenchTools:
         for call, sample in self._bench.measure(calls):
             if isinstance(sample, Sample):
                 self._measured[names[id(call)]] = sample.seconds, sample.low, sample.high
-        write_calibration(self.target, self._model, Calibration(self._scale, self._measured))
+        found = Calibration(self._calibration.scale, self._measured)
+        write_calibration(self.target, self._model, found)
         return all(name in self._measured for name in new)
+
+    @cached_property
+    def _measured(self) -> dict[str, tuple[float, float, float]]:
+        return dict(self._calibration.measured)
+
+    @cached_property
+    def _calibration(self) -> Calibration:
+        return read_calibration(self.target, self._model) or Calibration({}, {})
 
     @cached_property
     def _bench(self) -> Bench:

@@ -60,7 +60,7 @@ class Fuse(Pass, name="fuse", takes="aten", gives="fused"):
         if self.max_ops == 0:
             return graph
         cost, fused, log = self._shortest(graph, env)
-        if env.tools is not None:
+        if env.tools is not None and env.tools.seconds:
             without = dataclasses.replace(env, cost=cost, tools=None)
             return settled(lambda e: self._fused(graph, e), without, env.tools)
         env.log.take(log)

@@ -1,0 +1,80 @@
+"""Calls of libraries against each other, in turn, for as long as it takes to tell them apart.
+
+Each runs as a program of one call. What it took is remembered for the machine: a later compile
+chooses alike.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Final
+
+import torch
+
+from rewright.calibrate.host import VERSION, fingerprint
+from rewright.calibrate.programs import executables
+from rewright.costmodel import Roofline
+from rewright.costmodel.timings import Timings
+from rewright.ir import Graph
+from rewright.ir.cache import default_cache, digest
+from rewright.ir.target import Target
+from rewright.passes import Env
+from rewright.quiet import without_collection
+from rewright.sources import random_inputs
+
+# Every call has this many turns, then more until all together took so long. A turn repeats a call
+# that is too short for the clock.
+ROUNDS, MOST_ROUNDS = 4, 40
+SECONDS: Final = 0.015
+LONG_ENOUGH: Final = 5e-5
+
+
+def race(calls: Sequence[Graph], target: Target) -> list[float] | None:
+    """Seconds that each takes when little disturbs; None when one of them does not run."""
+    texts = [str(call) for call in calls]
+    name = digest("race", VERSION, *texts, *fingerprint(torch.get_num_threads())) + ".race"
+    record = default_cache().read(name)
+    if record is not None:
+        return [float(seconds) for seconds in json.loads(record)]
+    try:
+        found = _timed(calls, target)
+    except (RuntimeError, NotImplementedError):  # this build of torch has no such operator
+        return None
+    with suppress(OSError):
+        default_cache().write(name, json.dumps(found).encode())
+    return found
+
+
+def _timed(calls: Sequence[Graph], target: Target) -> list[float]:
+    programs = executables(calls, Env(cost=Roofline(target), target=target))
+    inputs = [random_inputs(program.graph) for program in programs]
+    turns: list[Callable[[], object]] = [
+        lambda p=program, given=given: p(list(given))  # type: ignore[misc]
+        for program, given in zip(programs, inputs, strict=True)
+    ]
+    rounds: list[tuple[float, ...]] = []
+    with without_collection(), torch.no_grad():
+        times = [_times(turn) for turn in turns]
+        started = time.perf_counter()
+        while len(rounds) < ROUNDS or (
+            len(rounds) < MOST_ROUNDS and time.perf_counter() - started < SECONDS
+        ):
+            rounds.append(tuple(map(_turn, turns, times)))
+    timings = Timings(tuple(rounds))
+    return [timings.quiet(place) for place in range(len(turns))]
+
+
+def _times(turn: Callable[[], object]) -> int:
+    """How often a call runs in a turn; it has run before then."""
+    turn()
+    return max(1, round(LONG_ENOUGH / max(_turn(turn, 1), 1e-7)))
+
+
+def _turn(turn: Callable[[], object], times: int) -> float:
+    started = time.perf_counter()
+    for _ in range(times):
+        turn()
+    return (time.perf_counter() - started) / times

@@ -1,0 +1,105 @@
+"""oneDNN's products and convolutions, with what is done to their results at once.
+
+ATen offers them as `mkldnn._linear_pointwise` and `mkldnn._convolution_pointwise`; their `attr` and
+what follows it name an elementwise function. They exist for a few types of numbers and on CPUs
+only; the references here compute the same by other operators, in any precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LINEAR: Final = "mkldnn._linear_pointwise.default"
+LINEAR_BINARY: Final = "mkldnn._linear_pointwise.binary"
+CONVOLUTION: Final = "mkldnn._convolution_pointwise.default"
+CONVOLUTION_BINARY: Final = "mkldnn._convolution_pointwise.binary"
+
+_UNARY: Final[Mapping[str, Callable[..., Tensor]]] = {
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "swish": F.silu,
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "leaky_relu": F.leaky_relu,
+    "hardtanh": F.hardtanh,
+}
+_BINARY: Final[Mapping[str, Callable[[Tensor, Tensor], Tensor]]] = {
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+}
+
+
+def _unary(x: Tensor, name: str | None, scalars: Sequence[Any], algorithm: str | None) -> Tensor:
+    if name in (None, "none"):
+        return x
+    if name == "gelu":
+        return F.gelu(x, approximate=algorithm or "none")
+    return _UNARY[name](x, *scalars)
+
+
+def _linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    attr: str,
+    scalars: Sequence[Any],
+    algorithm: str | None,
+) -> Tensor:
+    return _unary(F.linear(x, weight, bias), attr, scalars, algorithm)
+
+
+def _linear_binary(
+    x: Tensor, other: Tensor, weight: Tensor, bias: Tensor | None, attr: str
+) -> Tensor:
+    return _BINARY[attr](F.linear(x, weight, bias), other)
+
+
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    attr: str,
+    scalars: Sequence[Any],
+    algorithm: str | None,
+) -> Tensor:
+    plain = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    return _unary(plain, attr, scalars, algorithm)
+
+
+def _convolution_binary(
+    x: Tensor,
+    other: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    binary_attr: str,
+    alpha: float | None,
+    unary_attr: str | None,
+    scalars: Sequence[Any],
+    algorithm: str | None,
+) -> Tensor:
+    plain = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    assert alpha is None
+    return _unary(_BINARY[binary_attr](plain, other), unary_attr, scalars, algorithm)
+
+
+REFERENCES: Final[Mapping[str, Callable[..., Tensor]]] = {
+    LINEAR: _linear,
+    LINEAR_BINARY: _linear_binary,
+    CONVOLUTION: _convolution,
+    CONVOLUTION_BINARY: _convolution_binary,
+}

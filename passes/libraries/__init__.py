@@ -1,0 +1,10 @@
+"""What libraries compute, and how they like it: who multiplies, how images lie, what is done to
+results while they lie in registers."""
+
+from __future__ import annotations
+
+from rewright.passes.libraries.channels_last import ChannelsLast
+from rewright.passes.libraries.choose import Libraries
+from rewright.passes.libraries.epilogues import Epilogues
+
+__all__ = ["ChannelsLast", "Epilogues", "Libraries"]

@@ -1,0 +1,114 @@
+"""Elementwise functions of what oneDNN computes, applied while it lies in registers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from rewright.ir import Arg, Graph, Kind, Node, Value
+from rewright.ir.onednn import LINEAR
+from rewright.passes.base import Env, Pass
+
+# What follows the operands among the arguments: the function, its numbers, its variant.
+Function = tuple[str, tuple[Arg, ...], str]
+PLAIN: Final[Function] = ("none", (), "")
+
+
+def _numbers(name: str, *arguments: str) -> Callable[[Node], Function]:
+    return lambda node: (name, tuple(node.arg(a) for a in arguments), "")
+
+
+def _gelu(node: Node) -> Function:
+    approximate = node.arg("approximate")
+    assert isinstance(approximate, str)
+    return "gelu", (), approximate
+
+
+_FUNCTIONS: Final[Mapping[str, Callable[[Node], Function]]] = {
+    "aten.relu.default": _numbers("relu"),
+    "aten.sigmoid.default": _numbers("sigmoid"),
+    "aten.tanh.default": _numbers("tanh"),
+    "aten.silu.default": _numbers("swish"),
+    "aten.hardswish.default": _numbers("hardswish"),
+    "aten.hardsigmoid.default": _numbers("hardsigmoid"),
+    "aten.leaky_relu.default": _numbers("leaky_relu", "negative_slope"),
+    "aten.hardtanh.default": _numbers("hardtanh", "min_val", "max_val"),
+    "aten.gelu.default": _gelu,
+}
+
+
+@dataclass(frozen=True)
+class Epilogues(Pass, name="epilogues", takes="aten", gives="aten"):
+    """Let oneDNN apply the function that follows a product, where nothing else reads the product.
+
+    before:
+        graph f(%x: f32[8, 4], %w: f32[6, 4]) {
+          %a = mkldnn._linear_pointwise.default(%x, %w, none, "none", [], "") : f32[8, 6]
+          %b = aten.view.default(%a, [2, 4, 6]) : f32[2, 4, 6]
+          %c = aten.gelu.default(%b) : f32[2, 4, 6]
+          return %c
+        }
+    after:
+        graph f(%x: f32[8, 4], %w: f32[6, 4]) {
+          %a = mkldnn._linear_pointwise.default(%x, %w, none, "gelu", [], "none") : f32[8, 6]
+          %c = aten.view.default(%a, [2, 4, 6]) : f32[2, 4, 6]
+          return %c
+        }
+
+    Refuses: functions that oneDNN does not have; products that something else reads too.
+    """
+
+    def run(self, graph: Graph, env: Env) -> Graph:
+        joined: dict[str, tuple[Node, Node]] = {}
+        for node in graph.nodes:
+            if node.op.name == LINEAR and node.args[-3:] == PLAIN:
+                found = _followed(node, graph)
+                if found is not None:
+                    joined[node.name] = found
+        return self.gave(*_rewritten(graph, joined)) if joined else graph
+
+
+def _followed(node: Node, graph: Graph) -> tuple[Node, Node] | None:
+    """The function that is applied to a product and to nothing else that comes of it: its node, and
+    that which makes its argument, a view of the product or the product itself."""
+    last = node
+    while True:
+        value = last.result
+        readers = graph.readers.get(value, ())
+        if len(readers) != 1 or value in graph.returned:
+            return None
+        (reader,) = readers
+        if reader.op.name in _FUNCTIONS:
+            return (reader, last) if reader.result.type == value.type else None
+        if not _shows(reader, value):
+            return None
+        last = reader
+
+
+def _shows(node: Node, value: Value) -> bool:
+    """True for a view of nothing but `value`."""
+    return node.op.kind is Kind.VIEW and node.operands == (value,) and len(node.results) == 1
+
+
+def _rewritten(
+    graph: Graph, joined: Mapping[str, tuple[Node, Node]]
+) -> tuple[Graph, Mapping[str, tuple[str, ...]]]:
+    """The graph in which products end in their functions, and what became of their names."""
+    followed = {last.name: function for function, last in joined.values()}
+    dropped = {function.name for function in followed.values()}
+    nodes = []
+    for node in graph.nodes:
+        if node.name in dropped:
+            continue
+        changed = node
+        if node.name in joined:
+            function, _ = joined[node.name]
+            args = (*node.args[:-3], *_FUNCTIONS[function.op.name](function))
+            changed = dataclasses.replace(node, args=args)
+        if node.name in followed:
+            changed = dataclasses.replace(changed, results=followed[node.name].results)
+        nodes.append(changed)
+    renamed = {last: (function.name,) for last, function in followed.items()}
+    return graph.with_nodes(nodes), renamed

@@ -1,0 +1,112 @@
+"""Matrix products, and the calls that can compute them: torch's own (MKL on x86) and oneDNN's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+
+from rewright.costmodel import Tools
+from rewright.ir import Graph, Node, TensorType, Value, fresh_names, hint, op
+from rewright.ir.alone import alone
+from rewright.ir.onednn import LINEAR
+from rewright.passes.emitter import Emitter
+
+# Where a product's bias and its factors stand among the arguments.
+PLACES: Final[Mapping[str, tuple[int | None, int, int]]] = {
+    "aten.mm.default": (None, 0, 1),
+    "aten.addmm.default": (0, 1, 2),
+}
+# Below so many operations a call is mostly its overhead, which torch's own has less of.
+LEAST_WORK: Final = 2e6
+# A race is run over at most so many; the largest size of a larger product is cut.
+MOST_WORK: Final = 4e9
+
+
+@dataclass(frozen=True)
+class Product:
+    """Sizes and layout of `[m, k] x [k, n]`; a factor is transposed when neighbours in memory are
+    neighbours in a column."""
+
+    m: int
+    k: int
+    n: int
+    left_transposed: bool
+    right_transposed: bool
+    bias: bool
+
+    @property
+    def work(self) -> int:
+        return 2 * self.m * self.k * self.n
+
+    def cut(self) -> Product:
+        """One of `MOST_WORK` at most, in place of a larger."""
+        sizes = [self.m, self.k, self.n]
+        while 2 * math.prod(sizes) > MOST_WORK:
+            largest = sizes.index(max(sizes))
+            sizes[largest] = (sizes[largest] + 1) // 2
+        m, k, n = sizes
+        return replace(self, m=m, k=k, n=n)
+
+
+def product_of(node: Node) -> Product | None:
+    """What a node multiplies, when oneDNN can too; sizes at their hints."""
+    places = PLACES.get(node.op.name)
+    if places is None or node.kwargs:
+        return None
+    types = [v.tensor for v in (*node.operands, *node.results)]
+    if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in types):
+        return None
+    bias, left, right = (None if p is None else _tensor(node, p) for p in places)
+    assert left is not None and right is not None
+    if bias is not None and bias.rank != 1:
+        return None
+    if not (_is_plain(left) and _is_plain(right)):
+        return None
+    m, k, n = hint(left.shape[0]), hint(left.shape[1]), hint(right.shape[1])
+    return Product(m, k, n, not left.is_contiguous, not right.is_contiguous, bias is not None)
+
+
+def _tensor(node: Node, place: int) -> TensorType:
+    value = node.args[place]
+    assert isinstance(value, Value)
+    return value.tensor
+
+
+def _is_plain(type: TensorType) -> bool:
+    """A matrix without gaps, by rows or by columns."""
+    return type.is_contiguous or _turned(type).is_contiguous
+
+
+def _turned(type: TensorType) -> TensorType:
+    layout = tuple(reversed(type.layout))
+    return TensorType(type.dtype, tuple(reversed(type.shape)), layout, type.device)
+
+
+def race(product: Product, tools: Tools) -> list[float] | None:
+    """Seconds of torch's own call and of oneDNN's; of a large product from a part of it."""
+    part = product.cut()
+    found = tools.race(contestants(part))
+    return None if found is None else [s * product.work / part.work for s in found]
+
+
+def contestants(product: Product) -> tuple[Graph, Graph]:
+    """Torch's own call and oneDNN's, each alone."""
+    m, k, n = product.m, product.k, product.n
+    left, right = TensorType(torch.float32, (m, k)), TensorType(torch.float32, (k, n))
+    if product.left_transposed:
+        left = TensorType(torch.float32, (m, k), (1, m))
+    if product.right_transposed:
+        right = TensorType(torch.float32, (k, n), (1, k))
+    a, b, w = Value("a", left), Value("b", right), Value("w", _turned(right))
+    bias = Value("bias", TensorType(torch.float32, (n,))) if product.bias else None
+    result = Value("y", TensorType(torch.float32, (m, n)))
+    factors = (a, b) if bias is None else (bias, a, b)
+    name = "aten.mm.default" if bias is None else "aten.addmm.default"
+    usual = Node(op(name), factors, (), (result,))
+    emit = Emitter(fresh_names(()), usual)
+    emit(LINEAR, a, w, bias, "none", (), "")
+    return alone(usual), alone(emit.nodes[-1])
