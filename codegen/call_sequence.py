@@ -147,6 +147,8 @@ class _Writer:
                 self.free(node.operands[0])
             case "rw.constant":
                 self.constant(node)
+            case "rw.frozen":
+                self.frozen(node)
             case _ if node.op.kind is Kind.REGION:
                 self.region(node)
             case _:
@@ -179,6 +181,12 @@ class _Writer:
         self.constants[self.names[value.name]] = data
         self.in_frame.add(value)
         self.prepare.append(f"{self.name(value)} = constants[{self.names[value.name]!r}]")
+
+    def frozen(self, node: Node) -> None:
+        self.local.update(node.results)
+        names = ", ".join(self.name(v) for v in node.results)
+        self.run.append(f"[{names}] = {self.functions[id(node), 'body']}({self.args(node)})")
+        self.run += self._laid_out(node.results)
 
     def region(self, node: Node) -> None:
         kernel = self.kernels[node.name]
@@ -408,12 +416,12 @@ def _operator_names(graph: Graph) -> dict[str, str]:
 
 
 def _function_names(graph: Graph) -> dict[tuple[int, str], str]:
-    """Functions that run nested graphs of higher-order operators, by node and graph."""
+    """Functions that run nested graphs which are no kernels, by node and graph."""
     fresh = fresh_names(())
     return {
         (id(node), name): fresh(re.sub(r"\W", "_", f"run_{name}"))
         for node in graph.nodes
-        if node.op.namespace == "hop"
+        if node.op.namespace == "hop" or node.op.name == "rw.frozen"
         for name, _ in node.graphs
     }
 

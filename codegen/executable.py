@@ -9,7 +9,7 @@ import torch
 
 from rewright.codegen.call_sequence import CallSequence, write_calls
 from rewright.codegen.input_sizes import input_sizes
-from rewright.codegen.runtime import Frame, Frames, laid_out, new, own, place_again
+from rewright.codegen.runtime import Frame, Frames, Frozen, laid_out, new, own, place_again
 from rewright.ir import Graph, Node, TensorType, op
 
 Kernel = Callable[[Any, Any], None]
@@ -98,11 +98,13 @@ def _namespace(calls: CallSequence, kernels: Mapping[str, Kernel]) -> dict[str, 
 
 
 def _nested(node: Node, name: str) -> Callable[..., Any]:
-    """A nested graph of a higher-order operator as what that operator calls."""
+    """A nested graph as a function: what a higher-order operator calls, or what is kept."""
     from rewright.ir.fx_export import to_fx
     from rewright.ir.hop_args import bare_graphs
 
     module = to_fx(node.graph(name))
+    if node.op.name == "rw.frozen":
+        return Frozen(module)
     if name not in bare_graphs(node):
         return module
     return lambda *args: module(*args)[0]

@@ -186,6 +186,32 @@ def own(
     return copy.set_(owned[constant], window.storage_offset(), window.shape, window.stride())
 
 
+class Frozen:
+    """What is computed of parameters, kept until one of them is another tensor or was written to.
+
+    Held to their storages, so that no other tensor comes to lie at an address that is remembered.
+    Writes that torch's version counters do not count (through `.data`, by other libraries, into
+    tensors made under inference mode) are not noticed.
+    """
+
+    def __init__(self, compute: Callable[..., Sequence[torch.Tensor]]) -> None:
+        self._compute = compute
+        self._seen: list[tuple[int, int]] = []
+        self._held: list[torch.Tensor] = []
+        self._kept: list[torch.Tensor] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, *parameters: torch.Tensor) -> list[torch.Tensor]:
+        seen = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+        with self._lock:
+            if seen != self._seen:
+                with torch.inference_mode(False), torch.no_grad():
+                    self._kept = list(self._compute(*parameters))
+                    self._held = [p.detach() for p in parameters]
+                self._seen = seen
+            return self._kept
+
+
 # --- artefacts only -----------------------------------------------------------------------------
 
 

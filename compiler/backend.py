@@ -100,10 +100,16 @@ def _plain(options: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return {} if options is None else options
 
 
-def roles_of(gm: fx.GraphModule) -> list[str]:
-    """Of a backward graph's inputs: gradients of outputs, and what the forward saved."""
-    inputs = (node.name for node in gm.graph.nodes if node.op == "placeholder")
-    return ["tangent" if name.startswith("tangents_") else "saved" for name in inputs]
+def roles_of(gm: fx.GraphModule, phase: str) -> list[str]:
+    """Of a backward graph's inputs: gradients of outputs, and what the forward saved; of an
+    inference graph's what the caller passes, and parameters and buffers, which lie still."""
+    from rewright.torch_compat import static_inputs
+
+    inputs = [node.name for node in gm.graph.nodes if node.op == "placeholder"]
+    if phase == "backward":
+        return ["tangent" if name.startswith("tangents_") else "saved" for name in inputs]
+    static = static_inputs() if phase == "inference" else frozenset()
+    return ["param" if place in static else "input" for place in range(len(inputs))]
 
 
 def graph_of(gm: fx.GraphModule, phase: str) -> Graph:
@@ -114,7 +120,7 @@ def graph_of(gm: fx.GraphModule, phase: str) -> Graph:
 
     # AOTAutograd calls under its FakeTensorMode; constants here are real tensors.
     with unset_fake_temporarily():
-        return from_fx(gm, name=phase, roles=roles_of(gm) if phase == "backward" else None)
+        return from_fx(gm, name=phase, roles=roles_of(gm, phase))
 
 
 def _compiler(options: Options, phase: str) -> Callable[..., Any]:

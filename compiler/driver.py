@@ -33,8 +33,11 @@ from rewright.options import Options
 from rewright.passes import (
     DEFAULT,
     Bytes,
+    ChannelsLast,
     Env,
+    Freeze,
     Fuse,
+    Libraries,
     Pass,
     Pipeline,
     PipelineResult,
@@ -323,6 +326,8 @@ def pipeline_of(options: Options, *, kernels: bool = True) -> Pipeline:
         )
     if options.memory_budget:
         chosen = Pipeline(tuple(_within_budget(chosen, Bytes(options.budget or LEAST))))
+    if options.freeze == "yes":
+        chosen = Pipeline(tuple(_with_frozen(chosen)))
     if options.rules:
         chosen = Pipeline(tuple(_with_rules(p, options.rules) for p in chosen))
     if options.numerics != "eager":
@@ -351,6 +356,16 @@ def _within_budget(passes: Iterable[Pass], budget: Bytes) -> Iterator[Pass]:
         if isinstance(step, PlanMemory):
             yield asked
             step = replace(step, most=SMALL)
+        yield step
+
+
+def _with_frozen(passes: Iterable[Pass]) -> Iterator[Pass]:
+    """Weights are frozen before anything else is done about the calls that read them."""
+    for step in passes:
+        if isinstance(step, ChannelsLast):
+            step = replace(step, packed=True)
+        if isinstance(step, Libraries):
+            yield Freeze()
         yield step
 
 

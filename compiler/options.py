@@ -54,6 +54,14 @@ class Options:
             "open; what was timed is remembered"
         },
     )
+    freeze: str = field(
+        default="no",
+        metadata={
+            "choices": ("no", "yes"),
+            "doc": "in inference, compute once what depends on parameters only, take batch norms and "
+            "other scales into weights and pack these: a copy of them for speed",
+        },
+    )
     memory_budget: str = field(
         default="",
         metadata={
@@ -79,6 +87,7 @@ class Options:
     def of(given: Mapping[str, Any]) -> Options:
         """Check names and values. Raises OptionError with the nearest known name."""
         known = {f.name: f for f in fields(Options)}
+        given = {k: _YES_OR_NO.get(v, v) if type(v) is bool else v for k, v in given.items()}
         for name, value in given.items():
             if name not in known:
                 listed = ", ".join(known)
@@ -107,6 +116,9 @@ class Options:
         """Bytes that a step may allocate; None where as few as can be are asked for. Only with a
         `memory_budget`."""
         return None if self.memory_budget == "min" else Bytes.parse(self.memory_budget)
+
+
+_YES_OR_NO = {True: "yes", False: "no"}
 
 
 def _is_count(text: str) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewright.costmodel import graph_estimate
-from rewright.ir import Graph, Kind, Node, UnsupportedError, shares_input_storage
+from rewright.ir import Graph, Kind, Node, UnsupportedError, lasts, shares_input_storage
 from rewright.passes import Env, PipelineResult, peak_bytes
 
 
@@ -95,7 +95,7 @@ def pass_rows(source: Graph, result: PipelineResult, env: Env) -> Iterator[PassR
 
 def is_launched(node: Node) -> bool:
     """True for a node that is a call of its own: no view, constant or allocation."""
-    quiet = node.op.kind is Kind.STORAGE or node.op.name == "rw.constant"
+    quiet = node.op.kind is Kind.STORAGE or lasts(node)
     return not quiet and not shares_input_storage(node)
 
 
@@ -127,7 +127,7 @@ def _runs(node: Node) -> str:
         return "ours"
     if shares_input_storage(node):
         return "view"
-    return "constant" if node.op.name == "rw.constant" else "aten"
+    return "constant" if lasts(node) else "aten"
 
 
 def refuse_fallback(source: Graph, final: Graph) -> None:

@@ -218,7 +218,7 @@ def fused_step(parts: Parts, returned: int, options: Options) -> tuple[TrainingS
 
     sizes = SizeTable()
     forward = import_graph(parts[0], "forward", sizes)
-    backward = import_graph(parts[1], "backward", sizes, roles_of(parts[1]))
+    backward = import_graph(parts[1], "backward", sizes, roles_of(parts[1], "backward"))
     _refuse_repeats(forward, backward)
     env, note = environment(forward, options)
     passes = pipeline_of(options, kernels=note is None)

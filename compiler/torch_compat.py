@@ -111,6 +111,17 @@ def without_operator_checks() -> Iterator[None]:
         yield
 
 
+def static_inputs() -> frozenset[int]:
+    """Which inputs of the graph that AOTAutograd is about to hand over are parameters and buffers,
+    or were declared to stay where they are."""
+    from torch._guards import TracingContext
+
+    context = TracingContext.try_get()
+    if context is None or context.fw_metadata is None:
+        return frozenset()
+    return frozenset(context.fw_metadata.static_input_indices or ())
+
+
 def donate_nothing() -> None:
     """Called while a backward is compiled: it writes into nothing that the forward saved, so that
     autograd may walk a graph back twice. AOTAutograd would refuse that otherwise."""

@@ -61,7 +61,7 @@ from rewright.ir.late_sizes import late_sizes, symbols_read
 from rewright.ir.ops import Effect, Kind, Op, op, op_of_target, out_variant
 from rewright.ir.pointwise import compute_dtype
 from rewright.ir.pointwise import obstacle as pointwise_obstacle
-from rewright.ir.storage import may_share_input_storage, shares_input_storage, storage_roots
+from rewright.ir.storage import lasts, may_share_input_storage, shares_input_storage, storage_roots
 from rewright.ir.structure import graph_key, node_key
 from rewright.ir.target import Cache, Emitter, Target, known_targets
 from rewright.ir.types import (
@@ -132,6 +132,7 @@ __all__ = [
     "is_call",
     "is_dense",
     "known_targets",
+    "lasts",
     "late_sizes",
     "leaves",
     "map_leaves",

@@ -81,7 +81,7 @@ def _effects(graph: Graph) -> dict[Effect, list[str]]:
     """What runs with each effect, in order."""
     found: dict[Effect, list[str]] = {}
     for node in graph.nodes:
-        if node.op.kind is Kind.REGION:
+        if node.op.has_body:
             for inner, names in _effects(node.graph("body")).items():
                 found.setdefault(inner, []).extend(names)
         elif node.op.kind is not Kind.STORAGE:
@@ -121,9 +121,9 @@ class _Checker:
             elif isinstance(leaf, Dim):
                 self.known(leaf.symbols, node)
         for _, graph in node.graphs:
-            inner = LEVELS["aten"] if node.op.kind is Kind.REGION else self.level
+            inner = LEVELS["aten"] if node.op.has_body else self.level
             _Checker(graph, inner, self.symbols).run()
-        if node.op.kind is Kind.REGION:
+        if node.op.has_body:
             _check_region(node)
         for result in node.results:
             self.define(result, node)

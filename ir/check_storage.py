@@ -13,12 +13,12 @@ from rewright.ir.fault import Fault
 from rewright.ir.graph import Arg, Graph, Node, Value, values_in
 from rewright.ir.ops import Kind, out_variant
 from rewright.ir.show import show_type
-from rewright.ir.storage import shares_input_storage
+from rewright.ir.storage import lasts, shares_input_storage
 from rewright.ir.types import TensorType
 
 # Storages that the program must not free.
 _INPUT: Final = "an input"
-_CONSTANT: Final = "a constant"
+_LASTING: Final = "what lasts longer than a run"
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ class _Sweep:
         for value in node.results:
             base = self.storage[node.operands[0].name] if views else value.name
             self.storage.setdefault(value.name, base)
-            if node.op.name == "rw.constant":
-                self.kept[value.name] = _CONSTANT
+            if lasts(node):
+                self.kept[value.name] = _LASTING
 
     def read(self, value: Value, node: Node | None, reader: str) -> None:
         storage = self.storage[value.name]

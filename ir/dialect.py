@@ -38,6 +38,14 @@ _DECLARATIONS: Final = (
         body="body",
     ),
     DialectFacts(
+        "rw.frozen",
+        Kind.OTHER,
+        "What is computed of parameters once, and again only when one of them is another tensor or "
+        "was written to; `body` says what. Results may lie in a layout of a library, of which only "
+        "the sizes are told.",
+        body="body",
+    ),
+    DialectFacts(
         "rw.fused",
         Kind.REGION,
         "One kernel: computes its nested graph `body` on its operands, bit for bit.",

@@ -17,7 +17,6 @@ from rewright.ir.graph import (
     sizes_of,
     values_in,
 )
-from rewright.ir.ops import Kind
 from rewright.ir.types import ScalarType, TensorType, Type
 
 
@@ -34,7 +33,7 @@ def expand(graph: Graph) -> Graph:
     nodes: list[Node] = []
     for node in graph.nodes:
         node = node.replace(replaced)
-        if node.op.kind is Kind.REGION:
+        if node.op.has_body:
             inlined, results = _inline(node, fresh)
             nodes += inlined
             replaced |= results

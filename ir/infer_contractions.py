@@ -12,7 +12,15 @@ from rewright.ir.errors import CheckError, UnsupportedError
 from rewright.ir.graph import Node
 from rewright.ir.infer import Rule
 from rewright.ir.infer_args import fresh, sizes_at, strided, tensor_at
-from rewright.ir.onednn import CONVOLUTION, CONVOLUTION_BINARY, LINEAR, LINEAR_BINARY
+from rewright.ir.onednn import (
+    CONVOLUTION,
+    CONVOLUTION_BINARY,
+    LINEAR,
+    LINEAR_BINARY,
+    PACK_CONVOLUTION,
+    PACK_LINEAR,
+    TO_MKLDNN,
+)
 from rewright.ir.types import TensorType, Type, channels_last_strides, is_channels_last
 
 
@@ -95,7 +103,13 @@ def _flash_attention_backward(node: Node) -> tuple[Type, ...]:
     return tuple(found)
 
 
+def _packed(node: Node) -> tuple[Type, ...]:
+    """Of a library's own layout only the sizes are told."""
+    return fresh(tensor_at(node, 0), tensor_at(node, 0).shape)
+
+
 CONTRACTIONS: Final[dict[str, Rule]] = {
+    **dict.fromkeys((TO_MKLDNN, PACK_CONVOLUTION, PACK_LINEAR), _packed),
     "aten.mm.default": partial(_product, left=0, batched=False),
     "aten.bmm.default": partial(_product, left=0, batched=True),
     "aten.addmm.default": partial(_product, left=1, batched=False),

@@ -19,7 +19,6 @@ from rewright.ir.dims import Dim, Size, evaluate
 from rewright.ir.errors import CheckError, UnsupportedError
 from rewright.ir.expand import body_of
 from rewright.ir.graph import Arg, Graph, Node, Value, map_leaves
-from rewright.ir.ops import Kind
 from rewright.ir.precision import Precision
 from rewright.ir.signature import result_paths
 from rewright.ir.storage import storage_roots
@@ -105,7 +104,7 @@ class _Run:
             self._values[value] = result
 
     def _results(self, node: Node) -> Sequence[Any]:
-        if node.op.kind is Kind.REGION:
+        if node.op.has_body:
             return self._region(node)
         match node.op.name:
             case "rw.constant":

@@ -19,6 +19,11 @@ LINEAR_BINARY: Final = "mkldnn._linear_pointwise.binary"
 CONVOLUTION: Final = "mkldnn._convolution_pointwise.default"
 CONVOLUTION_BINARY: Final = "mkldnn._convolution_pointwise.binary"
 
+# What brings weights into the layouts that these like best.
+TO_MKLDNN: Final = "aten.to_mkldnn.default"
+PACK_CONVOLUTION: Final = "aten.mkldnn_reorder_conv2d_weight.default"
+PACK_LINEAR: Final = "mkldnn._reorder_linear_weight.default"
+
 _UNARY: Final[Mapping[str, Callable[..., Tensor]]] = {
     "relu": torch.relu,
     "sigmoid": torch.sigmoid,
@@ -97,9 +102,14 @@ def _convolution_binary(
     return _unary(_BINARY[binary_attr](plain, other), unary_attr, scalars, algorithm)
 
 
+def _packed(weight: Tensor, *_: object) -> Tensor:
+    return weight
+
+
 REFERENCES: Final[Mapping[str, Callable[..., Tensor]]] = {
     LINEAR: _linear,
     LINEAR_BINARY: _linear_binary,
     CONVOLUTION: _convolution,
     CONVOLUTION_BINARY: _convolution_binary,
+    **dict.fromkeys((TO_MKLDNN, PACK_CONVOLUTION, PACK_LINEAR), _packed),
 }

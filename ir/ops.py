@@ -75,6 +75,11 @@ class Op:
         return tuple(a.name for a in self.schema.arguments) if self.schema else ()
 
     @property
+    def has_body(self) -> bool:
+        """True when a nested graph says what it computes."""
+        return self.dialect is not None and self.dialect.body is not None
+
+    @property
     def is_pure(self) -> bool:
         return self.effect is Effect.NONE
 

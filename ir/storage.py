@@ -41,6 +41,11 @@ def may_share_input_storage(node: Node) -> bool:
     return node.op.name not in MAY_COPY or not _is_copy(node)
 
 
+def lasts(node: Node) -> bool:
+    """True when what the node makes is there before the graph runs, and after."""
+    return node.op.name in ("rw.constant", "rw.frozen")
+
+
 def storage_roots(graph: Graph) -> Mapping[Value, Value]:
     """For every value the value that owns its storage (itself when it has its own).
 

@@ -18,24 +18,24 @@ from rewright.ir.graph import Arg, Graph, Node, Value
 from rewright.ir.onednn import CONVOLUTION, CONVOLUTION_BINARY, LINEAR, LINEAR_BINARY
 from rewright.ir.ops import Kind
 from rewright.ir.pointwise import scalar_expr
-from rewright.ir.storage import shares_input_storage
+from rewright.ir.storage import lasts, shares_input_storage
 from rewright.ir.types import TensorType
 
 
 def is_call(node: Node) -> bool:
-    """True when running the node calls a kernel or an operator: not for views, constants,
-    allocations and arithmetic on Python numbers."""
-    if node.op.kind is Kind.STORAGE or node.op.name == "rw.constant" or node.op.namespace == "py":
+    """True when running the node calls a kernel or an operator: not for views, what is there before
+    the graph runs, allocations and arithmetic on Python numbers."""
+    if node.op.kind is Kind.STORAGE or lasts(node) or node.op.namespace == "py":
         return False
     return not shares_input_storage(node)
 
 
 def flops(node: Node) -> Size:
     """Arithmetic operations of one run, those of nested graphs included."""
-    if node.graphs:
-        return _sum(flops(inner) for _, graph in node.graphs for inner in graph.nodes)
     if not is_call(node):
         return 0
+    if node.graphs:
+        return _sum(flops(inner) for _, graph in node.graphs for inner in graph.nodes)
     if node.kwarg("out") is not None:  # where a result goes is no part of the work
         node = dataclasses.replace(node, kwargs=tuple(k for k in node.kwargs if k[0] != "out"))
     formula = _CONTRACTIONS.get(node.op.name)

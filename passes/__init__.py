@@ -14,7 +14,7 @@ from rewright.passes.dce import Dce
 from rewright.passes.decompose import Decompose
 from rewright.passes.fold import Fold
 from rewright.passes.fuse import Fuse
-from rewright.passes.libraries import ChannelsLast, Epilogues, Libraries
+from rewright.passes.libraries import ChannelsLast, Epilogues, Freeze, Libraries
 from rewright.passes.log import Decision, DecisionLog
 from rewright.passes.memory import PlanMemory, peak_bytes
 from rewright.passes.pipeline import Pipeline, PipelineResult, Stage
@@ -55,6 +55,7 @@ __all__ = [
     "Env",
     "Epilogues",
     "Fold",
+    "Freeze",
     "Fuse",
     "Libraries",
     "LowerAttention",

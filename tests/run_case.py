@@ -60,7 +60,7 @@ class Outcome:
 
 
 # Passes that promise the same in real arithmetic, and not the same bits.
-INEXACT: Final = re.compile(r"fastmath|attention|libraries|epilogues|channels-last")
+INEXACT: Final = re.compile(r"fastmath|attention|libraries|epilogues|channels-last|freeze")
 
 
 def read_case(path: Path) -> Case:

@@ -6,7 +6,7 @@ import itertools
 from typing import Final
 
 from rewright.costmodel import Draft, Sketcher
-from rewright.ir import Graph, Node, Value, hint
+from rewright.ir import Graph, Node, Value, hint, lasts
 from rewright.passes.base import Env
 from rewright.passes.fuse.groups import Groups
 from rewright.passes.fuse.legality import Domain, domain_of, obstacle
@@ -43,7 +43,7 @@ class FusionPlan:
         if why is None:
             self.domains[i], self.joins[i] = domain_of(node), []
             self._drafts[i] = self._sketcher.draft([node], self.maker.leaving([i]))
-        elif node.op.name != "rw.constant":  # which nothing runs for
+        elif not lasts(node):  # for which nothing runs
             self.env.log.refuse("fuse", node.name, why)
 
     # --- growing ----------------------------------------------------------------------------

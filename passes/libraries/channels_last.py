@@ -66,14 +66,18 @@ class ChannelsLast(Pass, name="channels-last", takes="aten", gives="aten"):
     What leaves the graph lies as before. Random numbers are drawn in the order in which they were,
     so what they are drawn for lies as before too.
 
+    Where weights are `packed`, as after `freeze`, channels last is always the quicker way.
+
     Refuses: convolutions of other than images; transposed ones; other devices than the CPU; outputs
     that share memory with others and would lie otherwise.
     """
 
+    packed: bool = False
+
     def run(self, graph: Graph, env: Env) -> Graph:
         if not any(map(_is_wanted, graph.nodes)):
             return graph
-        relaid = _Relaid(graph, env)
+        relaid = _Relaid(graph, dataclasses.replace(env, tools=None) if self.packed else env)
         for node in graph.nodes:
             relaid.node(node)
         why = relaid.obstacle()

@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from rewright.ir import Arg, Graph, Kind, Node, Value
-from rewright.ir.onednn import LINEAR
+from rewright.ir import Arg, Graph, Kind, Node, Value, op
+from rewright.ir.onednn import CONVOLUTION, CONVOLUTION_BINARY, LINEAR
 from rewright.passes.base import Env, Pass
 
 # What follows the operands among the arguments: the function, its numbers, its variant.
 Function = tuple[str, tuple[Arg, ...], str]
 PLAIN: Final[Function] = ("none", (), "")
+# The same of a sum.
+NOTHING: Final = (None, (), "")
+_ANCHORS: Final = (LINEAR, CONVOLUTION, CONVOLUTION_BINARY)
 
 
 def _numbers(name: str, *arguments: str) -> Callable[[Node], Function]:
@@ -57,17 +60,52 @@ class Epilogues(Pass, name="epilogues", takes="aten", gives="aten"):
           return %c
         }
 
+    A convolution also takes in the sum with another image, before a function.
+
     Refuses: functions that oneDNN does not have; products that something else reads too.
     """
 
     def run(self, graph: Graph, env: Env) -> Graph:
+        summed = _with_sums(graph)
         joined: dict[str, tuple[Node, Node]] = {}
-        for node in graph.nodes:
-            if node.op.name == LINEAR and node.args[-3:] == PLAIN:
-                found = _followed(node, graph)
+        for node in summed.nodes:
+            if node.op.name in _ANCHORS and node.args[-3:] in (PLAIN, NOTHING):
+                found = _followed(node, summed)
                 if found is not None:
                     joined[node.name] = found
-        return self.gave(*_rewritten(graph, joined)) if joined else graph
+        if not joined:
+            return graph if summed is graph else self.gave(summed, {})
+        return self.gave(*_rewritten(summed, joined))
+
+
+def _with_sums(graph: Graph) -> Graph:
+    """The graph in which convolutions add what was added to them alone. The sum stays where it is:
+    the other image may be made after the convolution."""
+    replaced: dict[str, Node | None] = {}
+    for node in graph.nodes:
+        if node.op.name != CONVOLUTION or node.args[-3:] != PLAIN:
+            continue
+        value = node.result
+        readers = graph.readers.get(value, ())
+        if len(readers) != 1 or value in graph.returned or readers[0].name in replaced:
+            continue
+        (reader,) = readers
+        if reader.op.name != "aten.add.Tensor" or reader.kwargs:
+            continue
+        other = reader.args[1] if reader.args[0] == value else reader.args[0]
+        if not isinstance(other, Value) or other == value:
+            continue
+        if other.type == value.type == reader.result.type:
+            image, weight, bias, *how = node.args[:-3]
+            args = (image, other, weight, bias, *how, "add", None, *NOTHING)
+            replaced[node.name] = None
+            replaced[reader.name] = dataclasses.replace(
+                node, op=op(CONVOLUTION_BINARY), args=args, results=reader.results
+            )
+    if not replaced:
+        return graph
+    changed = (replaced.get(node.name, node) for node in graph.nodes)
+    return graph.with_nodes(node for node in changed if node is not None)
 
 
 def _followed(node: Node, graph: Graph) -> tuple[Node, Node] | None:

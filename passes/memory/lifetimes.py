@@ -9,7 +9,17 @@ from math import inf
 
 import torch
 
-from rewright.ir import Graph, Kind, Node, TensorType, Value, out_variant, storage_roots, symbols_of
+from rewright.ir import (
+    Graph,
+    Kind,
+    Node,
+    TensorType,
+    Value,
+    lasts,
+    out_variant,
+    storage_roots,
+    symbols_of,
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ def _home(found: Iterable[Lifetime]) -> torch.device | None:
 
 
 def _allocates(node: Node, value: Value) -> bool:
-    return isinstance(value.type, TensorType) and node.op.name != "rw.constant"
+    return isinstance(value.type, TensorType) and not lasts(node)
 
 
 def _is_sized(value: Value) -> bool:

@@ -16,6 +16,7 @@ from rewright.ir import (
     TensorType,
     Value,
     fresh_names,
+    lasts,
     op,
     shares_input_storage,
 )
@@ -131,7 +132,7 @@ def _destined(node: Node) -> Iterator[int]:
 
 
 def _owned(node: Node) -> tuple[Value, ...]:
-    if node.op.name == "rw.constant":
+    if lasts(node):
         return ()
     return () if shares_input_storage(node) else node.results
 
