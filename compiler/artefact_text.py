@@ -12,6 +12,7 @@ from rewright.codegen import input_sizes, main_device
 from rewright.codegen.python_text import python_tuple
 from rewright.codegen.runtime import cpu_flags
 from rewright.ir import Graph, ScalarType, TensorType, UnsupportedError, Value, op
+from rewright.ir.python_dump import as_function
 
 if TYPE_CHECKING:
     from rewright.driver import Program
@@ -33,9 +34,14 @@ def program_text(program: Program, held: Container[str]) -> str:
     calls, graph = program.executable.calls, program.source
     given = [input.value for input in graph.inputs if input.value.name not in held]
     operators = [f"{short} = {_operator(name)}" for short, name in sorted(calls.operators.items())]
+    kept = [
+        f"@Frozen\n{as_function(short, node.graph(name))}"
+        for short, (node, name) in calls.functions.items()
+    ]
     return _PROGRAM.format(
         title=graph.name,
         operators="\n".join(operators),
+        kept="\n\n\n".join(kept),
         kernels=json.dumps(sorted(set(calls.kernels.values()))),
         needs=json.dumps(_needs(program) if calls.kernels else []),
         device=str(main_device(program.graph)),
@@ -112,11 +118,13 @@ import torch
 
 HERE = pathlib.Path(__file__).resolve().parent
 runtime = runpy.run_path(str(HERE / "runtime.py"))
-Frame, Frames = runtime["Frame"], runtime["Frames"]
+Frame, Frames, Frozen = (runtime[name] for name in ("Frame", "Frames", "Frozen"))
 laid_out, new, own = (runtime[name] for name in ("laid_out", "new", "own"))
 place_again = runtime["place_again"]
 
 {operators}
+
+{kept}
 
 DEVICE = torch.device("{device}")
 KERNELS = {kernels}

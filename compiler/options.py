@@ -58,8 +58,8 @@ class Options:
         default="no",
         metadata={
             "choices": ("no", "yes"),
-            "doc": "in inference, compute once what depends on parameters only, take batch norms and "
-            "other scales into weights and pack these: a copy of them for speed",
+            "doc": "in inference, compute once what depends on parameters only, take batch norms "
+            "and other scales into weights and pack these: a copy of them for speed",
         },
     )
     memory_budget: str = field(

@@ -39,6 +39,14 @@ def as_python(graph: Graph) -> str:
     return _Script(graph).text()
 
 
+def as_function(name: str, graph: Graph) -> str:
+    """A function that takes the inputs of `graph`, which has no constants, and returns the tuple of
+    its outputs. It wants torch to be imported. Raises UnsupportedError as `as_python`."""
+    script = _Script(graph)
+    script.function(name, graph, bare=False)
+    return "\n\n\n".join(script.functions)
+
+
 class _Script:
     """Everything at the top level; hands out names, each once in the whole script."""
 

@@ -76,7 +76,7 @@ def _strip(nest: Nest, vector: Axis | None) -> int:
 def _tile(nest: Nest, style: str, outer: Sequence[Axis]) -> Axis | None:
     """The row axis along which most of the strided reads are contiguous."""
     lanes = _lane_axis(nest, style)
-    if lanes is None or hint(lanes.size) < LANES // 2:
+    if lanes is None or hint(lanes.size) < (2 if style == "elements" else LANES // 2):
         return None
     candidates = [axis for axis in outer if hint(axis.size) >= LANES // 2]
     votes = {axis: len(set(tiled_loads(nest, lanes, axis))) for axis in candidates}
