@@ -7,7 +7,7 @@ process holds a core, steadily so: the spread of its timings does not give that 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from time import perf_counter, process_time
 
@@ -17,19 +17,29 @@ QUIET = 0.1
 """Up to this share of the cores, other processes are taken not to matter."""
 
 
-def watch_others() -> Callable[[], float | None]:
-    """Start watching; the answer tells the share of all cores that other processes have used
-    since, or None where the system does not say."""
+def watch_others(ours: Collection[int] = ()) -> Callable[[], float | None]:
+    """Start watching; the answer tells the share of all cores that processes other than this one
+    and `ours` have used since, or None where the system does not say."""
     if not STAT.exists():
         return lambda: None
-    start, busy, own = perf_counter(), busy_seconds(), process_time()
+    start, busy, own = perf_counter(), busy_seconds(), own_seconds(ours)
 
     def others() -> float:
         capacity = (perf_counter() - start) * (os.cpu_count() or 1)
-        used = (busy_seconds() - busy) - (process_time() - own)
+        used = (busy_seconds() - busy) - (own_seconds(ours) - own)
         return min(max(used / capacity, 0.0), 1.0)
 
     return others
+
+
+def own_seconds(ours: Collection[int]) -> float:
+    """CPU seconds of this process and of `ours`."""
+    ticks = 0
+    for process in ours:
+        # The name, which may hold blanks, is in brackets; utime and stime follow eleven fields on.
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return process_time() + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def busy_seconds() -> float:

@@ -1,19 +1,20 @@
-"""Comparing callables fairly on a machine that is not quiet.
+"""Comparing candidates fairly on a machine that is not quiet.
 
-The candidates are timed in turn, round after round, in one process: what disturbs one disturbs
-the others. A result is a ratio of medians with the interval that the rounds support, and says how
-much of the machine other processes used meanwhile.
+They are timed in turn, round after round: what disturbs one disturbs the others. A result is a
+ratio of medians with the interval that the rounds support, and says how much of the machine other
+processes used meanwhile.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from statistics import median
 from time import perf_counter
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from benchmarks.load import watch_others
 from rewright.quiet import without_collection
@@ -55,32 +56,44 @@ class Comparison:
         return Speedup(median(slow) / median(fast), low, high)
 
 
+Timer: TypeAlias = Callable[[int], float]
+"""Makes so many calls, and says how many seconds they took."""
+
+
 def compare(
     callables: Mapping[str, Callable[[], object]], rounds: int = 15, min_seconds: float = 0.05
 ) -> Comparison:
-    """Time every callable once a round, each time over as many calls as last `min_seconds`.
+    """`compare_timers` of functions of this process."""
+    timers = {name: partial(time_calls, call) for name, call in callables.items()}
+    gc.collect()
+    with without_collection():
+        return compare_timers(timers, rounds, min_seconds)
+
+
+def compare_timers(
+    timers: Mapping[str, Timer], rounds: int, min_seconds: float, ours: Collection[int] = ()
+) -> Comparison:
+    """Time every candidate once a round, each time over as many calls as last `min_seconds`.
 
     Each is called before the first round until its time settles what "as many" is, so compilation
     on a first call is not counted. The order rotates from round to round, so that none always
-    runs in the caches its neighbour left.
+    runs in the caches its neighbour left. `ours` are other processes that count as this one.
     """
     if rounds < 1:
         raise ValueError(f"compare: rounds must be at least 1, got {rounds}")
-    calls = {name: calls_lasting(min_seconds, call) for name, call in callables.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in callables}
-    gc.collect()
-    with without_collection():
-        others = watch_others()
-        for turn in range(rounds):
-            for name in rotated(list(callables), turn):
-                seconds[name].append(time_calls(callables[name], calls[name]) / calls[name])
-        return Comparison(seconds, others())
+    calls = {name: calls_lasting(min_seconds, timer) for name, timer in timers.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in timers}
+    others = watch_others(ours)
+    for turn in range(rounds):
+        for name in rotated(list(timers), turn):
+            seconds[name].append(timers[name](calls[name]) / calls[name])
+    return Comparison(seconds, others())
 
 
-def calls_lasting(min_seconds: float, call: Callable[[], object]) -> int:
-    time_calls(call, 1)
+def calls_lasting(min_seconds: float, timer: Timer) -> int:
+    timer(1)
     count = 1
-    while time_calls(call, count) < min_seconds:
+    while timer(count) < min_seconds:
         count *= 2
     return count
 

@@ -87,7 +87,8 @@ class Options:
     def of(given: Mapping[str, Any]) -> Options:
         """Check names and values. Raises OptionError with the nearest known name."""
         known = {f.name: f for f in fields(Options)}
-        given = {k: _YES_OR_NO.get(v, v) if type(v) is bool else v for k, v in given.items()}
+        if type(given.get("freeze")) is bool:
+            given = {**given, "freeze": "yes" if given["freeze"] else "no"}
         for name, value in given.items():
             if name not in known:
                 listed = ", ".join(known)
@@ -116,9 +117,6 @@ class Options:
         """Bytes that a step may allocate; None where as few as can be are asked for. Only with a
         `memory_budget`."""
         return None if self.memory_budget == "min" else Bytes.parse(self.memory_budget)
-
-
-_YES_OR_NO = {True: "yes", False: "no"}
 
 
 def _is_count(text: str) -> bool:

@@ -18,7 +18,7 @@ from rewright.ir.types import TensorType
 
 # Storages that the program must not free.
 _INPUT: Final = "an input"
-_LASTING: Final = "what lasts longer than a run"
+_LASTING: Final = {"rw.constant": "a constant", "rw.frozen": "what is computed once"}
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class _Sweep:
             base = self.storage[node.operands[0].name] if views else value.name
             self.storage.setdefault(value.name, base)
             if lasts(node):
-                self.kept[value.name] = _LASTING
+                self.kept[value.name] = _LASTING[node.op.name]
 
     def read(self, value: Value, node: Node | None, reader: str) -> None:
         storage = self.storage[value.name]

@@ -12,6 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.contestants import step_of, without_dropout
+from benchmarks.inference import First, means, worker
+from benchmarks.load import own_seconds as cpu_seconds
 from benchmarks.load import warning
 from benchmarks.models import MODELS, SETS
 from benchmarks.startup import Sample, own_seconds
@@ -82,3 +85,43 @@ def test_models_are_listed_with_a_set_and_a_factory_that_takes_their_arguments()
         module, _, function = settings.pop("make").partition(":")
         settings.pop("set")
         inspect.signature(getattr(import_module(module), function)).bind(**settings)
+
+
+def test_only_right_answers_are_timed() -> None:
+    assert First(1.0, error=2e-7, eager_error=2e-7).wrong == ""
+    assert First(1.0, error=3e-6, eager_error=9e-7).wrong == "3.0e-06 off float64, over 2.8e-06"
+    assert First(1.0, error=float("nan"), eager_error=1e-7).wrong.startswith("nan off float64")
+    assert First(failed="it died").wrong == "it died"
+
+
+def test_means_are_geometric_and_by_set() -> None:
+    tuned, reported = SETS["tune"][:2], SETS["report"][0]
+    ratios = {tuned[0]: 1.0, tuned[1]: 4.0, reported: 0.5}
+    results = {m: {"speedup": {"a vs b": {"ratio": r}}} for m, r in ratios.items()}
+    assert list(means(results)) == [
+        ("tune", "a vs b", 2.0, 1.0, 2),
+        ("report", "a vs b", 0.5, 0.5, 1),
+        ("all", "a vs b", pytest.approx(2 ** (1 / 3)), 0.5, 3),
+    ]
+
+
+def test_a_worker_runs_one_contestant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for mode in ("inference", "training"):
+        with worker("two_block_transformer", "eager", mode, 1) as made:
+            assert made.first.wrong == "" and made.first.error == made.first.eager_error > 0
+            assert 1e-5 < made.time(2) < 60
+            assert cpu_seconds([made.process.pid]) > cpu_seconds([])
+    with worker("two_block_transformer", "nobody", "inference", 1) as made:
+        assert made.first.wrong == "KeyError: 'nobody'"
+
+
+def test_a_step_is_a_loss_and_its_gradients() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Dropout(0.5))
+    without_dropout(model)
+    x = torch.randn(4, 3)
+    loss, weight, bias = step_of(lambda: model(x), model)()
+    y = model(x)
+    torch.testing.assert_close(loss, y.square().mean())
+    torch.testing.assert_close(bias, 2 * y.detach().sum(0) / y.numel())
+    assert weight.shape == (2, 3)

@@ -48,9 +48,7 @@ def net() -> Net:
 
 
 def frozen(model: nn.Module, dynamic: bool | None = False) -> Callable[[Tensor], Tensor]:
-    return torch.compile(
-        model, backend="rewright", dynamic=dynamic, options={"freeze": True}
-    )
+    return torch.compile(model, backend="rewright", dynamic=dynamic, options={"freeze": True})
 
 
 def is_right(found: Tensor, model: nn.Module, x: Tensor) -> bool:
