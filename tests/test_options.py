@@ -35,8 +35,8 @@ def test_every_option_is_documented() -> None:
         ({"fallbak": "error"}, "no option 'fallbak'; did you mean 'fallback'?"),
         (
             {"quux": "1"},
-            "no option 'quux'; it takes fallback, target, numerics, passes, rules, measure, freeze, "
-            "memory_budget, memory_budget_scope, trace",
+            "no option 'quux'; it takes fallback, target, numerics, passes, rules, measure, "
+            "freeze, memory_budget, memory_budget_scope, trace",
         ),
         ({"fallback": "eager"}, "fallback is 'aten' or 'error', not 'eager'"),
         ({"fallback": True}, "fallback takes a string, not True"),
