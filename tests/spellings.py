@@ -104,6 +104,7 @@ SPELLINGS: Final[Mapping[str, Function]] = {
     "cast-through-wider": lambda x: x.half().float().bfloat16().sin(),
     "integer-cast-through-wider": lambda i: i.int().long().float().sin(),
     "cast-and-back": lambda x: x.double().float().sin(),
+    "cast-between-views": lambda x: x.view(-1).double().view(x.shape).sin(),
     "clone-is-nothing": lambda x: x.clone().sin(),
     "copy-over-all": lambda x: aten.copy(x, x.sin()).cos(),
     "cast-of-filled": lambda x: x * torch.full((6,), 2.0).half(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
-import math
 import os
 import subprocess
 import sys
@@ -23,9 +22,9 @@ from rewright.ir.parse import parse
 from triton_cases import (
     CASES,
     NUMBERS,
-    expected,
+    check,
+    check_primitives,
     primitive_nest,
-    primitives,
     run_case,
     run_primitives,
 )
@@ -70,40 +69,11 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return results
 
 
-def relative_error(found: Tensor, reference: Tensor) -> float:
-    """Relative L2 where the reference is finite; infinite where the rest is not the same."""
-    found, reference = found.double(), reference.double()
-    finite = reference.isfinite()
-    if not torch.equal(found[~finite].nan_to_num(7.0), reference[~finite].nan_to_num(7.0)):
-        return math.inf
-    difference = torch.linalg.vector_norm((found - reference)[finite])
-    return float(difference / torch.linalg.vector_norm(reference[finite]).clamp_min(1e-30))
-
-
 def check_case(name: str, outputs: list[list[Tensor]]) -> None:
     case = CASES[name]
     assert len(outputs) == len(case.sizes)
     for values, found in zip(case.sizes, outputs, strict=True):
-        inputs = case.inputs(values)
-        exact = interpret(case.graph(), inputs, dtype=torch.float64)
-        eager = interpret(case.graph(), inputs)
-        for ours, theirs, reference in zip(found, eager, exact, strict=True):
-            assert ours.shape == theirs.shape
-            assert ours.dtype == theirs.dtype
-            if not ours.dtype.is_floating_point:
-                assert torch.equal(ours, theirs)
-                continue
-            limit = 2 * relative_error(theirs, reference) + 1e-6
-            assert relative_error(ours, reference) <= limit
-
-
-def check_primitives(dtype: torch.dtype, found: list[Tensor], tolerance: float) -> None:
-    wrong = []
-    for name, ours in zip(primitives(dtype), found, strict=True):
-        wanted = expected(name, dtype)
-        if not torch.allclose(ours, wanted, rtol=tolerance, atol=0, equal_nan=True):
-            wrong.append(name)
-    assert not wrong
+        check(case, values, found)
 
 
 @pytest.mark.cpu

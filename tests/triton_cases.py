@@ -3,6 +3,7 @@ them interpreted and saves what came out."""
 
 from __future__ import annotations
 
+import math
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from torch import Tensor
 from primitives import FUNCTIONS
 from rewright.ir import Graph, TensorType, evaluate
 from rewright.ir.expr import PREDICATES, PRIMITIVES
+from rewright.ir.interpret import interpret
 from rewright.ir.loops import (
     Affine,
     Apply,
@@ -365,6 +367,43 @@ def run_case(name: str, device: str) -> list[list[Tensor]]:
         run(case.nest(), case.symbols(), values, [t.to(device) for t in case.inputs(values)])
         for values in case.sizes
     ]
+
+
+def relative_error(found: Tensor, reference: Tensor) -> float:
+    """Relative L2 where the reference is finite; infinite where the rest is not the same."""
+    found, reference = found.double(), reference.double()
+    finite = reference.isfinite()
+    if not torch.equal(found[~finite].nan_to_num(7.0), reference[~finite].nan_to_num(7.0)):
+        return math.inf
+    difference = torch.linalg.vector_norm((found - reference)[finite])
+    return float(difference / torch.linalg.vector_norm(reference[finite]).clamp_min(1e-30))
+
+
+def check(case: Case, values: Sequence[int], found: Sequence[Tensor]) -> None:
+    """Outputs are as good as eager's, at twice its distance from float64 and 1e-6."""
+    inputs = case.inputs(values)
+    exact = interpret(case.graph(), inputs, dtype=torch.float64)
+    eager = interpret(case.graph(), inputs)
+    for ours, theirs, reference in zip(found, eager, exact, strict=True):
+        assert ours.shape == theirs.shape
+        assert ours.dtype == theirs.dtype
+        if not ours.dtype.is_floating_point:
+            assert torch.equal(ours, theirs)
+            continue
+        limit = 2 * relative_error(theirs, reference) + 1e-6
+        assert relative_error(ours, reference) <= limit
+
+
+def check_primitives(
+    dtype: torch.dtype, found: list[Tensor], tolerance: float, least: float = 0.0
+) -> None:
+    """Within a relative tolerance, or within `least`."""
+    wrong = []
+    for name, ours in zip(primitives(dtype), found, strict=True):
+        wanted = expected(name, dtype)
+        if not torch.allclose(ours, wanted, rtol=tolerance, atol=least, equal_nan=True):
+            wrong.append(name)
+    assert not wrong, wrong
 
 
 def run_primitives(dtype: torch.dtype, device: str) -> list[Tensor]:
