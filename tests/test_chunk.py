@@ -52,6 +52,12 @@ def pulled_to_zero(logits: Tensor, words: Tensor) -> Tensor:
     return F.cross_entropy(logits, words) + 1e-2 * logits.logsumexp(-1).square().mean()
 
 
+def of_sequences(logits: Tensor, words: Tensor) -> Tensor:
+    """As models of `transformers` spell it: cast between a view and the view back."""
+    wide = logits.view(2, -1, WORDS).double().view(-1, WORDS)
+    return F.cross_entropy(wide, words).float()
+
+
 def step(call: Callable[..., Tensor], module: nn.Module) -> list[Tensor]:
     torch.manual_seed(1)
     x, words = torch.randn(ROWS, WIDTH, requires_grad=True), torch.arange(ROWS) % WORDS
@@ -80,6 +86,7 @@ def notes() -> set[str]:
         (smoothed, False, False),
         (weighted, True, False),
         (pulled_to_zero, False, False),
+        (of_sequences, False, False),
     ],
 )
 def test_a_loss_in_parts_has_the_same_gradients(loss: Loss, bias: bool, half: bool) -> None:
