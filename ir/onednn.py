@@ -8,6 +8,7 @@ only; the references here compute the same by other operators, in any precision.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 import torch
@@ -23,6 +24,14 @@ CONVOLUTION_BINARY: Final = "mkldnn._convolution_pointwise.binary"
 TO_MKLDNN: Final = "aten.to_mkldnn.default"
 PACK_CONVOLUTION: Final = "aten.mkldnn_reorder_conv2d_weight.default"
 PACK_LINEAR: Final = "mkldnn._reorder_linear_weight.default"
+
+
+@cache
+def is_available() -> bool:
+    """False in builds of torch without oneDNN, as for some other architectures."""
+    mkldnn = torch.ops.mkldnn
+    return torch.backends.mkldnn.is_available() and hasattr(mkldnn, "_linear_pointwise")
+
 
 _UNARY: Final[Mapping[str, Callable[..., Tensor]]] = {
     "relu": torch.relu,

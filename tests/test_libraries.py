@@ -204,3 +204,8 @@ def test_a_model_by_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
             assert float((ours.grad - its.grad).norm() / its.grad.norm()) < 2e-6
         model.zero_grad()
         exact.zero_grad()
+
+
+def test_a_build_without_onednn_keeps_torchs_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rewright.passes.libraries.products.is_available", lambda: False)
+    assert chosen(0.5)[0][-1] == "aten.addmm.default"

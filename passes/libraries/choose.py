@@ -16,7 +16,14 @@ from rewright.ir.onednn import LINEAR
 from rewright.passes.base import Env, Pass
 from rewright.passes.emitter import Emitter
 from rewright.passes.libraries.images import product_of_pixels
-from rewright.passes.libraries.products import LEAST_WORK, PLACES, Product, product_of, race
+from rewright.passes.libraries.products import (
+    LEAST_WORK,
+    PLACES,
+    Product,
+    product_of,
+    race,
+    transposed,
+)
 
 # What makes the transpose of a matrix.
 _TURNS: Final = ("aten.permute.default", "aten.t.default", "aten.transpose.int")
@@ -131,6 +138,8 @@ class _Choice:
         """The transpose of a matrix, which may itself be one."""
         assert isinstance(matrix, Value)
         made = self._graph.producers.get(matrix)
-        if made is not None and made.op.name in _TURNS and len(made.operands) == 1:
-            return made.operands[0]
+        if made is not None and made.op.name in _TURNS:
+            source = made.operands[0]
+            if source.tensor == transposed(matrix.tensor):
+                return source
         return emit("aten.permute.default", matrix, (1, 0))

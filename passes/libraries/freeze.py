@@ -25,7 +25,7 @@ from rewright.ir import (
     storage_roots,
 )
 from rewright.ir.onednn import CONVOLUTION as PACKED_CONVOLUTION
-from rewright.ir.onednn import LINEAR, PACK_CONVOLUTION, PACK_LINEAR, TO_MKLDNN
+from rewright.ir.onednn import LINEAR, PACK_CONVOLUTION, PACK_LINEAR, TO_MKLDNN, is_available
 from rewright.ir.types import is_channels_last
 from rewright.passes.base import Env, Pass
 from rewright.passes.dce import split_dead
@@ -121,7 +121,8 @@ def _packed(graph: Graph, env: Env) -> Graph:
 def _can_pack(node: Node, frozen: set[Value]) -> bool:
     images = images_of(node)
     return (
-        len(images) == 1
+        is_available()
+        and len(images) == 1
         and images[0].dtype == torch.float32
         and is_channels_last(images[0])
         and is_channels_last(node.result.tensor)
@@ -151,7 +152,7 @@ def _product(node: Node, emit: Emitter) -> None:
 def _pays(node: Node, env: Env) -> bool:
     """True when a product is quicker on packed weights, measured."""
     product = product_of(node)
-    if env.tools is None or product is None or product.work < LEAST_WORK:
+    if env.tools is None or product is None or product.work < LEAST_WORK or not is_available():
         return False
     part = product.cut()
     usual, plain = contestants(part)

@@ -12,7 +12,7 @@ import torch
 from rewright.costmodel import Tools
 from rewright.ir import Graph, Node, TensorType, Value, fresh_names, hint, op
 from rewright.ir.alone import alone
-from rewright.ir.onednn import LINEAR
+from rewright.ir.onednn import LINEAR, is_available
 from rewright.passes.emitter import Emitter
 
 # Where a product's bias and its factors stand among the arguments.
@@ -78,16 +78,20 @@ def _tensor(node: Node, place: int) -> TensorType:
 
 def _is_plain(type: TensorType) -> bool:
     """A matrix without gaps, by rows or by columns."""
-    return type.is_contiguous or _turned(type).is_contiguous
+    return type.is_contiguous or transposed(type).is_contiguous
 
 
-def _turned(type: TensorType) -> TensorType:
+def transposed(type: TensorType) -> TensorType:
+    """The type of a matrix's transpose, in the same memory."""
     layout = tuple(reversed(type.layout))
     return TensorType(type.dtype, tuple(reversed(type.shape)), layout, type.device)
 
 
 def race(product: Product, tools: Tools) -> list[float] | None:
-    """Seconds of torch's own call and of oneDNN's; of a large product from a part of it."""
+    """Seconds of torch's own call and of oneDNN's; of a large product from a part of it. None where
+    they cannot be told, or there is no oneDNN."""
+    if not is_available():
+        return None
     part = product.cut()
     found = tools.race(contestants(part))
     return None if found is None else [s * product.work / part.work for s in found]
@@ -101,7 +105,7 @@ def contestants(product: Product) -> tuple[Graph, Graph]:
         left = TensorType(torch.float32, (m, k), (1, m))
     if product.right_transposed:
         right = TensorType(torch.float32, (k, n), (1, k))
-    a, b, w = Value("a", left), Value("b", right), Value("w", _turned(right))
+    a, b, w = Value("a", left), Value("b", right), Value("w", transposed(right))
     bias = Value("bias", TensorType(torch.float32, (n,))) if product.bias else None
     result = Value("y", TensorType(torch.float32, (m, n)))
     factors = (a, b) if bias is None else (bias, a, b)
