@@ -135,10 +135,11 @@ def rewritten(joint: fx.GraphModule, inputs: Any, options: Options) -> fx.GraphM
 
 def chunked(joint: fx.GraphModule, inputs: Any, options: Options) -> fx.GraphModule:
     """The joint graph with losses over many classes in parts; the very one when there is none."""
-    from rewright.passes import Canonicalize, ChunkLoss, Cse
+    from rewright.passes import Canonicalize, ChunkLoss, Cse, Rules
 
     sign = torch.ops.aten._log_softmax_backward_data.default
-    return _after(joint, inputs, options, sign, (Canonicalize(), Cse()), ChunkLoss())
+    before = Canonicalize(), Cse(), Rules(("joins",))
+    return _after(joint, inputs, options, sign, before, ChunkLoss())
 
 
 def _after(
