@@ -37,6 +37,7 @@ from rewright.costmodel.roofline import ELEMENTWISE
 from rewright.ir import Kind, Node, hint
 from rewright.ir.loops import lower
 from rewright.ir.loops.schedule import LANES
+from rewright.ir.onednn import CONVOLUTION, CONVOLUTION_BINARY, LINEAR, LINEAR_BINARY
 from rewright.ir.target import Target
 from rewright.ir.work import bytes_read, bytes_written, flops
 
@@ -102,8 +103,15 @@ def features(node: Node, target: Target, cold: int = 0, held: int = 0) -> Featur
         cold / target.bandwidth,
         *own_parts,
     )
-    return Features(family, floor, (*common, *own_numbers), parts, node.op.name)
+    operator = _ESTIMATED_AS.get(node.op.name, node.op.name)
+    return Features(family, floor, (*common, *own_numbers), parts, operator)
 
+
+# What other libraries run instead of torch's choice takes about as long, for all that is known.
+_ESTIMATED_AS: Final = {
+    **dict.fromkeys((LINEAR, LINEAR_BINARY), "aten.addmm.default"),
+    **dict.fromkeys((CONVOLUTION, CONVOLUTION_BINARY), "aten.convolution.default"),
+}
 
 COMMON: Final = (
     *("expected", "usual"),

@@ -84,16 +84,25 @@ def _product(node: Node) -> tuple[float, ...]:
     left, right = _tensor(node.args[place]), _tensor(node.args[after])
     batch, m, n, k = _product_sizes(node)
     intensity = batch * m * n * k / max(1, m * k + n * k + m * n)
+    # oneDNN's weights are the right factor's transpose.
+    turned = _is_transposed(right) != (node.op.name in (LINEAR, LINEAR_BINARY))
     return (
         *map(log_size, (batch, m, n, k, min(m, n, k))),
         *(float(size % 16) for size in (m, n, k)),
         float(m % 6),
         float(n % 64),
         float(_is_transposed(left)),
-        float(_is_transposed(right)),
-        float(place),
+        float(turned),
+        float(_has_addend(node, place, after)),
         log_size(intensity),
     )
+
+
+def _has_addend(node: Node, place: int, after: int) -> bool:
+    """Something is added: before the left factor, or as a bias after oneDNN's weights."""
+    if node.op.name in (LINEAR, LINEAR_BINARY):
+        return node.args[after + 1] is not None
+    return place > 0
 
 
 def _convolution(node: Node) -> tuple[float, ...]:

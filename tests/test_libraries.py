@@ -88,6 +88,19 @@ def test_contestants_compute_the_same(left: bool, right: bool, bias: bool) -> No
         torch.testing.assert_close(found, a @ b + (addend if bias else 0))
 
 
+@pytest.mark.parametrize("right", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_both_calls_look_alike_to_the_cost_model(right: bool, bias: bool) -> None:
+    """Which is quicker is measured; nothing else is known of oneDNN's."""
+    target = host()
+    usual, onednn = (g.nodes[0] for g in contestants(Product(64, 96, 32, False, right, bias)))
+    expected, found = (
+        dict(zip(FAMILIES["product"], features(n, target).numbers, strict=True))
+        for n in (usual, onednn)
+    )
+    assert found == pytest.approx(expected, rel=0.1)
+
+
 def test_a_race_is_run_over_a_part_of_a_large_product() -> None:
     whole = Product(256, 768, 50257, False, True, False)
     cut = whole.cut()
