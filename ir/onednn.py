@@ -20,6 +20,9 @@ LINEAR_BINARY: Final = "mkldnn._linear_pointwise.binary"
 CONVOLUTION: Final = "mkldnn._convolution_pointwise.default"
 CONVOLUTION_BINARY: Final = "mkldnn._convolution_pointwise.binary"
 
+# The arguments that end a call after whose result nothing follows: function, numbers, variant.
+PLAIN: Final = ("none", (), "")
+
 # What brings weights into the layouts that these like best.
 TO_MKLDNN: Final = "aten.to_mkldnn.default"
 PACK_CONVOLUTION: Final = "aten.mkldnn_reorder_conv2d_weight.default"
@@ -75,40 +78,18 @@ def _linear_binary(
     return _BINARY[attr](F.linear(x, weight, bias), other)
 
 
-def _convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    padding: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    attr: str,
-    scalars: Sequence[Any],
-    algorithm: str | None,
-) -> Tensor:
-    plain = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    return _unary(plain, attr, scalars, algorithm)
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    padding, stride, dilation, groups, *function = rest
+    return _unary(F.conv2d(x, weight, bias, stride, padding, dilation, groups), *function)
 
 
 def _convolution_binary(
-    x: Tensor,
-    other: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    padding: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    binary_attr: str,
-    alpha: float | None,
-    unary_attr: str | None,
-    scalars: Sequence[Any],
-    algorithm: str | None,
+    x: Tensor, other: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
 ) -> Tensor:
-    plain = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    *how, name, alpha, function, scalars, algorithm = rest
     assert alpha is None
-    return _unary(_BINARY[binary_attr](plain, other), unary_attr, scalars, algorithm)
+    plain = _convolution(x, weight, bias, *how, *PLAIN)
+    return _unary(_BINARY[name](plain, other), function, scalars, algorithm)
 
 
 def _packed(weight: Tensor, *_: object) -> Tensor:

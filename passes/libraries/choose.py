@@ -12,16 +12,17 @@ from typing import Final
 from rewright.costmodel import Tools, show_seconds
 from rewright.ir import Arg, Graph, Node, Value, fresh_names
 from rewright.ir.alone import alone, at_hints
-from rewright.ir.onednn import LINEAR
+from rewright.ir.onednn import LINEAR, PLAIN
 from rewright.passes.base import Env, Pass
 from rewright.passes.emitter import Emitter
 from rewright.passes.libraries.images import product_of_pixels
 from rewright.passes.libraries.products import (
     LEAST_WORK,
-    PLACES,
     Product,
+    factors,
     product_of,
     race,
+    torchs_call,
     transposed,
 )
 
@@ -87,10 +88,9 @@ class _Choice:
         found = race(product, self._tools)
         if found is None or not self._is_best(node, *found):
             return None
-        places = PLACES[node.op.name]
-        bias, left, right = (None if p is None else node.args[p] for p in places)
+        left, right, bias = factors(node)
         emit = Emitter(self._fresh, node)
-        emit(LINEAR, left, self._turned(right, emit), bias, "none", (), "")
+        emit(LINEAR, left, self._turned(right, emit), bias, *PLAIN)
         emit.end_in(node.result)
         return emit.nodes
 
@@ -112,12 +112,10 @@ class _Choice:
         left = emit("aten.view.default", left, (batch * height * width, channels))
         right = emit("aten.view.default", weight, (filters, channels))
         if onednn < (1 - MARGIN) * usual:
-            made = emit(LINEAR, left, right, bias, "none", (), "")
+            made = emit(LINEAR, left, right, bias, *PLAIN)
         else:
             turned = emit("aten.permute.default", right, (1, 0))
-            factors = (left, turned) if bias is None else (bias, left, turned)
-            name = "aten.mm.default" if bias is None else "aten.addmm.default"
-            made = emit(name, *factors)
+            (made,) = emit.call(*torchs_call(left, turned, bias), {})
         if node.result.tensor.is_contiguous:  # one pixel, or one filter, lies in both ways
             emit("aten.view.default", made, (batch, filters, height, width))
         else:

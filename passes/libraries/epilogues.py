@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from rewright.ir import Arg, Graph, Kind, Node, Value, op
-from rewright.ir.onednn import CONVOLUTION, CONVOLUTION_BINARY, LINEAR
+from rewright.ir.onednn import CONVOLUTION, CONVOLUTION_BINARY, LINEAR, PLAIN
 from rewright.passes.base import Env, Pass
 
 # What follows the operands among the arguments: the function, its numbers, its variant.
 Function = tuple[str, tuple[Arg, ...], str]
-PLAIN: Final[Function] = ("none", (), "")
-# The same of a sum.
+# What stands there of a sum that nothing follows.
 NOTHING: Final = (None, (), "")
 _ANCHORS: Final = (LINEAR, CONVOLUTION, CONVOLUTION_BINARY)
 

@@ -25,14 +25,21 @@ from rewright.ir import (
     storage_roots,
 )
 from rewright.ir.onednn import CONVOLUTION as PACKED_CONVOLUTION
-from rewright.ir.onednn import LINEAR, PACK_CONVOLUTION, PACK_LINEAR, TO_MKLDNN, is_available
+from rewright.ir.onednn import LINEAR, PACK_CONVOLUTION, PACK_LINEAR, PLAIN, TO_MKLDNN, is_available
 from rewright.ir.types import is_channels_last
 from rewright.passes.base import Env, Pass
 from rewright.passes.dce import split_dead
 from rewright.passes.emitter import Emitter
 from rewright.passes.libraries.images import CONVOLUTION, images_of
-from rewright.passes.libraries.products import LEAST_WORK, PLACES, Product, contestants, product_of
-from rewright.passes.libraries.scales import parts, take_in
+from rewright.passes.libraries.products import (
+    LEAST_WORK,
+    PLACES,
+    Product,
+    contestants,
+    factors,
+    product_of,
+)
+from rewright.passes.libraries.scales import take_in
 
 # Inputs of a graph that stay the same from call to call.
 _LASTING: Final = ("param", "buffer")
@@ -108,7 +115,7 @@ def _packed(graph: Graph, env: Env) -> Graph:
         emit = Emitter(fresh, node)
         if node.op.name == CONVOLUTION and _can_pack(node, frozen):
             _convolution(node, emit)
-        elif node.op.name in PLACES and parts(node)[1] in frozen and _pays(node, env):
+        elif node.op.name in PLACES and factors(node)[1] in frozen and _pays(node, env):
             _product(node, emit)
         else:
             nodes.append(node)
@@ -138,15 +145,15 @@ def _convolution(node: Node, emit: Emitter) -> None:
     plain = emit(TO_MKLDNN, weight)
     packed = emit(PACK_CONVOLUTION, plain, padding, stride, dilation, groups, sizes)
     how = padding, stride, dilation, groups
-    emit(PACKED_CONVOLUTION, image, packed, bias, *how, "none", (), "")
+    emit(PACKED_CONVOLUTION, image, packed, bias, *how, *PLAIN)
 
 
 def _product(node: Node, emit: Emitter) -> None:
-    left, right, bias = parts(node)
+    left, right, bias = factors(node)
     assert isinstance(left, Value)
     weight = emit("aten.permute.default", right, (1, 0))
     rows = hint(left.tensor.shape[0])
-    emit(LINEAR, left, emit(PACK_LINEAR, weight, rows), bias, "none", (), "")
+    emit(LINEAR, left, emit(PACK_LINEAR, weight, rows), bias, *PLAIN)
 
 
 def _pays(node: Node, env: Env) -> bool:

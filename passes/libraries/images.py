@@ -11,6 +11,7 @@ import torch
 from rewright.ir import Node, TensorType, Type, Value, hint
 from rewright.ir.alone import at_hints
 from rewright.ir.ask_torch import asked, without_data
+from rewright.ir.infer_args import tensor_at
 from rewright.ir.types import channels_last_strides, is_channels_last
 from rewright.passes.libraries.products import Product
 
@@ -67,7 +68,7 @@ def product_of_pixels(node: Node) -> Product | None:
     `[pixels, channels] x [channels, filters]`; sizes at their hints."""
     if node.op.name != CONVOLUTION or not images_of(node):
         return None
-    image, weight = (_tensor(node, place) for place in (0, 1))
+    image, weight = (tensor_at(node, place) for place in (0, 1))
     sees_one = all(hint(s) == 1 for s in weight.shape[2:])
     steps = (node.arg("stride"), node.arg("padding"), node.arg("groups"))
     if not sees_one or steps != ((1, 1), (0, 0), 1) or image.dtype != torch.float32:
@@ -78,9 +79,3 @@ def product_of_pixels(node: Node) -> Product | None:
     biased = node.arg("bias") is not None
     filters = hint(weight.shape[0])
     return Product(batch * height * width, channels, filters, False, True, biased)
-
-
-def _tensor(node: Node, place: int) -> TensorType:
-    value = node.args[place]
-    assert isinstance(value, Value)
-    return value.tensor

@@ -10,9 +10,10 @@ from typing import Final
 import torch
 
 from rewright.costmodel import Tools
-from rewright.ir import Graph, Node, TensorType, Value, fresh_names, hint, op
+from rewright.ir import Arg, Graph, Node, Op, TensorType, Value, fresh_names, hint, op
 from rewright.ir.alone import alone
-from rewright.ir.onednn import LINEAR, is_available
+from rewright.ir.infer_args import tensor_at
+from rewright.ir.onednn import LINEAR, PLAIN, is_available
 from rewright.passes.emitter import Emitter
 
 # Where a product's bias and its factors stand among the arguments.
@@ -54,26 +55,32 @@ class Product:
 
 def product_of(node: Node) -> Product | None:
     """What a node multiplies, when oneDNN can too; sizes at their hints."""
-    places = PLACES.get(node.op.name)
-    if places is None or node.kwargs:
+    if node.op.name not in PLACES or node.kwargs:
         return None
     types = [v.tensor for v in (*node.operands, *node.results)]
     if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in types):
         return None
-    bias, left, right = (None if p is None else _tensor(node, p) for p in places)
-    assert left is not None and right is not None
-    if bias is not None and bias.rank != 1:
+    bias_at, left_at, right_at = PLACES[node.op.name]
+    left, right = tensor_at(node, left_at), tensor_at(node, right_at)
+    if bias_at is not None and tensor_at(node, bias_at).rank != 1:
         return None
     if not (_is_plain(left) and _is_plain(right)):
         return None
     m, k, n = hint(left.shape[0]), hint(left.shape[1]), hint(right.shape[1])
-    return Product(m, k, n, not left.is_contiguous, not right.is_contiguous, bias is not None)
+    return Product(m, k, n, not left.is_contiguous, not right.is_contiguous, bias_at is not None)
 
 
-def _tensor(node: Node, place: int) -> TensorType:
-    value = node.args[place]
-    assert isinstance(value, Value)
-    return value.tensor
+def factors(node: Node) -> tuple[Arg, Arg, Arg]:
+    """The left factor, the right one, the bias."""
+    bias, left, right = PLACES[node.op.name]
+    return node.args[left], node.args[right], None if bias is None else node.args[bias]
+
+
+def torchs_call(left: Arg, right: Arg, bias: Arg) -> tuple[Op, tuple[Arg, ...]]:
+    """The operator that multiplies, and its arguments."""
+    if bias is None:
+        return op("aten.mm.default"), (left, right)
+    return op("aten.addmm.default"), (bias, left, right)
 
 
 def _is_plain(type: TensorType) -> bool:
@@ -108,9 +115,7 @@ def contestants(product: Product) -> tuple[Graph, Graph]:
     a, b, w = Value("a", left), Value("b", right), Value("w", transposed(right))
     bias = Value("bias", TensorType(torch.float32, (n,))) if product.bias else None
     result = Value("y", TensorType(torch.float32, (m, n)))
-    factors = (a, b) if bias is None else (bias, a, b)
-    name = "aten.mm.default" if bias is None else "aten.addmm.default"
-    usual = Node(op(name), factors, (), (result,))
+    usual = Node(*torchs_call(a, b, bias), (), (result,))
     emit = Emitter(fresh_names(()), usual)
-    emit(LINEAR, a, w, bias, "none", (), "")
+    emit(LINEAR, a, w, bias, *PLAIN)
     return alone(usual), alone(emit.nodes[-1])

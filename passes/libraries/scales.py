@@ -9,10 +9,10 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Final
 
-from rewright.ir import Arg, Graph, Node, Size, Value, equal, fresh_names, op
+from rewright.ir import Arg, Graph, Node, Size, Value, equal, fresh_names
 from rewright.passes.emitter import Emitter
 from rewright.passes.libraries.images import CONVOLUTION
-from rewright.passes.libraries.products import PLACES
+from rewright.passes.libraries.products import PLACES, factors, torchs_call
 
 _SCALED: Final = ("aten.mul.Tensor", "aten.add.Tensor", "aten.sub.Tensor")
 
@@ -33,12 +33,11 @@ def take_in(graph: Graph, frozen: Collection[Value]) -> Graph:
     return graph.with_nodes(n for node in graph.nodes for n in replaced.get(node.name, [node]))
 
 
-def parts(node: Node) -> tuple[Arg, Arg, Arg]:
+def _parts(node: Node) -> tuple[Arg, Arg, Arg]:
     """What is multiplied, the weight, the bias."""
     if node.op.name == CONVOLUTION:
         return node.args[0], node.args[1], node.args[2]
-    bias, left, right = PLACES[node.op.name]
-    return node.args[left], node.args[right], None if bias is None else node.args[bias]
+    return factors(node)
 
 
 def _is_ours(node: Node, frozen: Collection[Value]) -> bool:
@@ -48,7 +47,7 @@ def _is_ours(node: Node, frozen: Collection[Value]) -> bool:
             return False
     elif node.op.name not in PLACES or node.kwargs:
         return False
-    left, weight, bias = parts(node)
+    left, weight, bias = _parts(node)
     if bias is not None and not (isinstance(bias, Value) and len(bias.tensor.shape) == 1):
         return False
     return left not in frozen and weight in frozen and (bias is None or bias in frozen)
@@ -106,7 +105,7 @@ def _other(node: Node, value: Arg) -> Arg:
 
 def _taken(node: Node, chain: Sequence[Node], emit: Emitter) -> list[Node]:
     """The node with scales and shifts in its weight and bias, then the views of the chain."""
-    left, weight, bias = parts(node)
+    left, weight, bias = _parts(node)
     channels = node.result.tensor.shape[_channel(node)]
     value, views = node.result, []
     for each in chain:
@@ -118,11 +117,9 @@ def _taken(node: Node, chain: Sequence[Node], emit: Emitter) -> list[Node]:
         value = each.result
     if node.op.name == CONVOLUTION:
         again = dataclasses.replace(node, args=(left, weight, bias, *node.args[3:]))
-    elif bias is None:
-        again = dataclasses.replace(node, args=(left, weight))
     else:
-        addmm = op("aten.addmm.default")
-        again = dataclasses.replace(node, op=addmm, args=(bias, left, weight))
+        called, args = torchs_call(left, weight, bias)
+        again = dataclasses.replace(node, op=called, args=args)
     last = [again, *views]
     last[-1] = dataclasses.replace(last[-1], results=chain[-1].results)
     # A view reads what the one before it makes, which is as it was but for the last.
