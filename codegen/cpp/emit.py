@@ -9,7 +9,7 @@ from rewright.codegen.cpp.columns import columns
 from rewright.codegen.cpp.elements import elements
 from rewright.codegen.cpp.kernel import Kernel
 from rewright.codegen.cpp.lanes import lanes
-from rewright.ir.loops import Axis, Let, Nest, Reduce
+from rewright.ir.loops import Axis, Nest
 from rewright.ir.loops.schedule import schedule
 
 LINE: Final = 100
@@ -71,16 +71,10 @@ def _sizes(symbols: Sequence[str], body: Iterable[str]) -> list[str]:
 
 def _heading(nest: Nest) -> list[str]:
     """What the kernel computes: its nodes and the space it runs over."""
-    given = {"", *(b.name for b in nest.inputs)}
-    origins = dict.fromkeys(
-        s.origin
-        for s in nest.statements()
-        if isinstance(s, (Let, Reduce)) and s.origin not in given
-    )
     space = f"rows [{_extent(nest.rows)}]"
     if nest.order is not None:
         space += f", reduced [{_extent(nest.cols)}] in {nest.order.style}"
-    return [*_wrapped(", ".join(origins) or "a copy"), f"// {space}"]
+    return [*_wrapped(", ".join(nest.origins()) or "a copy"), f"// {space}"]
 
 
 def _extent(axes: Sequence[Axis]) -> str:

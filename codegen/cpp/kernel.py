@@ -100,8 +100,12 @@ def indented(lines: Iterable[str]) -> list[str]:
     return [f"  {line}" for line in lines]
 
 
+def combination(reduction: Reduce) -> tuple[str, str]:
+    """The type of a reduction, and how it combines."""
+    dtype = reduction.term.dtype
+    return STORAGE[dtype], (HOW_MASKS if dtype == torch.bool else HOW)[reduction.how]
+
+
 def how(reduction: Reduce) -> str:
     """Arguments of the templates that hold a reduction: its type, and how it combines."""
-    dtype = reduction.term.dtype
-    table = HOW_MASKS if dtype == torch.bool else HOW
-    return f"{STORAGE[dtype]}, {table[reduction.how]}"
+    return ", ".join(combination(reduction))

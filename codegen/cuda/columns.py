@@ -5,7 +5,7 @@ from __future__ import annotations
 from rewright.codegen.cpp.index import counter
 from rewright.codegen.cpp.kernel import count_of
 from rewright.codegen.cpp.text import size_text
-from rewright.codegen.cuda.writer import Writer, how
+from rewright.codegen.cuda.writer import Writer
 from rewright.ir.loops import Let, Reduce, Stage
 
 # A block's threads, across rows and down the columns of each.
@@ -32,9 +32,7 @@ class Columns(Writer):
         printer = self.printer()
         if stage.per == "column":
             reduces = [s for s in stage.body if isinstance(s, Reduce)]
-            for reduce in reduces:
-                op, type = how(reduce)
-                self.line(f"{type} {reduce.name}_part = {op}::neutral<{type}>();")
+            self.start(reduces)
             name = self.over.name
             self.open(
                 f"for (i64 {name} = threadIdx.y; active && {name} < {cols}; {name} += {DOWN})"
@@ -49,13 +47,11 @@ class Columns(Writer):
                 else:
                     self.let(Let(statement.name, statement.term), printer)
             elif stage.per == "column":
-                self.store(statement, printer)
+                self.store(statement)
             else:
                 self.open("if (active && threadIdx.y == 0)")
-                self.store(statement, printer)
+                self.store(statement)
                 self.close()
         if stage.per == "column":
             self.close()
-            for reduce in reduces:
-                op, type = how(reduce)
-                self.line(f"const {type} {reduce.name} = down<{op}, {DOWN}>({reduce.name}_part);")
+            self.finish(reduces, "down", DOWN)

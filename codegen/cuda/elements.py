@@ -5,8 +5,8 @@ from __future__ import annotations
 from rewright.codegen.cpp.index import counter
 from rewright.codegen.cpp.kernel import count_of
 from rewright.codegen.cpp.text import size_text
-from rewright.codegen.cuda.terms import Printer, index
-from rewright.codegen.cuda.writer import ELEMENTS, THREADS, Writer, pack_width
+from rewright.codegen.cuda.terms import Printer
+from rewright.codegen.cuda.writer import THREADS, Writer, pack_width
 from rewright.ir.loops import Axis, Let, Store
 
 
@@ -34,7 +34,7 @@ class Elements(Writer):
         for stage in self.nest.stages:
             for statement in stage.body:
                 if isinstance(statement, Store):
-                    self.store(statement, printer)
+                    self.store(statement)
                 else:
                     # A reduction of nothing but one element is that element.
                     self.let(Let(statement.name, statement.term), printer)
@@ -44,16 +44,11 @@ class Elements(Writer):
         statements = list(self.nest.statements())
         stores = [s for s in statements if isinstance(s, Store)]
         printer = self.packs(statements, width, inner)
-        for place, store in enumerate(stores):
-            type = ELEMENTS[self.storage[store.buffer]]
-            self.line(f"Pack<{type}, {width}> out{place};")
-        self.each_of_pack(width, inner)
+        self.open_packs(stores, width, inner)
         for statement in statements:
             if isinstance(statement, Store):
                 place = stores.index(statement)
-                self.line(f"out{place}.at[v] = {self.stored(statement, printer)};")
+                self.line(f"out{place}.at[v] = {self.stored(statement)};")
             else:
                 self.let(Let(statement.name, statement.term), printer)
-        self.close()
-        for place, store in enumerate(stores):
-            self.line(f"store({self.outputs[store.buffer]} + {index(store.at)}, out{place});")
+        self.close_packs(stores)

@@ -34,7 +34,7 @@ def emit(nest: Nest, symbols: Sequence[str] = ()) -> CudaKernel:
     sizes = [f"i64 {name}" for name in symbols]
     across, down = writer.threads
     lines = [
-        f"// {', '.join(writer.origins()) or 'a copy'}",
+        f"// {', '.join(nest.origins()) or 'a copy'}",
         f'extern "C" __global__ void __launch_bounds__({across * down})',
         f"{nest.name}({', '.join([*writer.parameters(), *sizes])}) {{",
         *(f"  {line}" for line in body),

@@ -8,8 +8,8 @@ from typing import Final
 from rewright.codegen.cpp.index import counter
 from rewright.codegen.cpp.kernel import count_of
 from rewright.codegen.cpp.text import STORAGE, size_text
-from rewright.codegen.cuda.terms import Printer, index
-from rewright.codegen.cuda.writer import ELEMENTS, Writer, how, pack_width
+from rewright.codegen.cuda.terms import Printer
+from rewright.codegen.cuda.writer import Writer, pack_width
 from rewright.ir import hint
 from rewright.ir.loops import Let, Reduce, Stage, Statement, Store, needed
 
@@ -73,21 +73,15 @@ class Rows(Writer):
             for statement in statements:
                 if isinstance(statement, Store):
                     self.open("if (t == 0)")
-                    self.store(statement, self.printer())
+                    self.store(statement)
                     self.close()
                 else:
                     self.let(Let(statement.name, statement.term), self.printer())
             return
         reduces = [s for s in statements if isinstance(s, Reduce)]
-        for reduce in reduces:
-            op, type = how(reduce)
-            self.line(f"{type} {reduce.name}_part = {op}::neutral<{type}>();")
+        self.start(reduces)
         self._columns(statements)
-        for reduce in reduces:
-            op, type = how(reduce)
-            self.line(
-                f"const {type} {reduce.name} = across<{op}, {self.team}>({reduce.name}_part);"
-            )
+        self.finish(reduces, "across", self.team)
 
     def _columns(self, body: Sequence[Statement]) -> None:
         name, width = self.over.name, self.width
@@ -109,13 +103,9 @@ class Rows(Writer):
             inner = self.nest.cols[-1]
             printer = self.packs(statements, width, inner)
             stores = [s for s in statements if isinstance(s, Store)]
-            for place, store in enumerate(stores):
-                self.line(f"Pack<{ELEMENTS[self.storage[store.buffer]]}, {width}> out{place};")
-            self.each_of_pack(width, inner)
+            self.open_packs(stores, width, inner)
             self._body(body, printer, stores)
-            self.close()
-            for place, store in enumerate(stores):
-                self.line(f"store({self.outputs[store.buffer]} + {index(store.at)}, out{place});")
+            self.close_packs(stores)
         if self.keeps:
             self.close()
             self.defined |= {s.name for s in body if isinstance(s, Let)}
@@ -141,9 +131,9 @@ class Rows(Writer):
                 self.combine(statement, printer)
             elif packed:
                 out = packed.index(statement)
-                self.line(f"out{out}.at[v] = {self.stored(statement, printer)};")
+                self.line(f"out{out}.at[v] = {self.stored(statement)};")
             else:
-                self.store(statement, printer)
+                self.store(statement)
 
 
 def _team(cols: int, width: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,23 +22,23 @@ from rewright.ir.loops import (
     Round,
     Term,
     Within,
+    computes_in,
 )
 
 
 @dataclass(frozen=True)
 class Printer:
-    """`names` gives identifiers to buffers, `storage` their element types, `refs` the text of a
-    scalar, `loaded` that of reads that are made ahead, by buffer and place."""
+    """`names` gives identifiers to buffers, `storage` their element types, `loaded` the text of
+    reads that are made ahead, by buffer and place."""
 
     names: Mapping[str, str]
     storage: Mapping[str, torch.dtype]
-    refs: Callable[[str], str]
     loaded: Mapping[tuple[str, Affine], str]
 
     def term(self, term: Term) -> str:
         match term:
             case Ref(name=name):
-                return self.refs(name)
+                return name
             case Number(value=value, dtype=dtype):
                 return f"{STORAGE[dtype]}({number_text(value, dtype)})"
             case Load():
@@ -83,11 +83,6 @@ class Printer:
     def _inside(self, guards: Sequence[Within]) -> str:
         parts = [f"within({index(g.at)}, {size_text(g.low)}, {size_text(g.high)})" for g in guards]
         return " && ".join(parts) or "true"
-
-
-def computes_in(operands: Sequence[Term]) -> torch.dtype:
-    """The type of the operands; masks among numbers count as 0 or 1."""
-    return next((o.dtype for o in operands if o.dtype is not torch.bool), torch.bool)
 
 
 def index(at: Affine) -> str:

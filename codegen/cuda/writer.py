@@ -6,14 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-import torch
-
 from rewright.codegen.cpp.index import Counter
-from rewright.codegen.cpp.kernel import HOW, HOW_MASKS
+from rewright.codegen.cpp.kernel import combination
 from rewright.codegen.cpp.text import STORAGE, identifiers
 from rewright.codegen.cuda.terms import Printer, index
 from rewright.ir import Size, UnsupportedError, divisible
-from rewright.ir.loops import Affine, Axis, Let, Load, Nest, Reduce, Statement, Store, subterms
+from rewright.ir.loops import Affine, Axis, Let, Nest, Reduce, Statement, Store, loads
 
 PACK_BYTES: Final = 16
 # Threads of an elementwise kernel's block.
@@ -48,7 +46,6 @@ class Writer:
         self.names = {name: named[name] for name in given}
         self.outputs = {name: named[other] for name, other in outputs.items()}
         self.storage = {b.name: b.type.dtype for b in buffers}
-        self.held: dict[str, str] = {}
 
     def write(self) -> list[str]:
         raise NotImplementedError
@@ -59,11 +56,6 @@ class Writer:
             yield f"const {type}* __restrict__ {name}"
         for buffer in self.nest.outputs:
             yield f"{ELEMENTS[buffer.type.dtype]}* __restrict__ {self.outputs[buffer.name]}"
-
-    def origins(self) -> list[str]:
-        given = {"", *(b.name for b in self.nest.inputs)}
-        found = (s.origin for s in self.nest.statements() if isinstance(s, (Let, Reduce)))
-        return [o for o in dict.fromkeys(found) if o not in given]
 
     # --- lines ----------------------------------------------------------------------------------
 
@@ -88,15 +80,28 @@ class Writer:
 
     # --- statements -----------------------------------------------------------------------------
 
-    def printer(self, loaded: dict[tuple[str, Affine], str] | None = None) -> Printer:
-        return Printer(self.names, self.storage, lambda n: self.held.get(n, n), loaded or {})
+    def printer(self) -> Printer:
+        return Printer(self.names, self.storage, {})
 
     def let(self, statement: Let, printer: Printer) -> None:
         type = STORAGE[statement.term.dtype]
         self.line(f"const {type} {statement.name} = {printer.term(statement.term)};")
 
+    def start(self, reduces: Iterable[Reduce]) -> None:
+        """What each thread adds up begins with what changes nothing."""
+        for reduce in reduces:
+            type, op = combination(reduce)
+            self.line(f"{type} {reduce.name}_part = {op}::neutral<{type}>();")
+
+    def finish(self, reduces: Iterable[Reduce], across: str, count: int) -> None:
+        """What several threads have added up comes together by the function `across`."""
+        for reduce in reduces:
+            type, op = combination(reduce)
+            whole = f"{across}<{op}, {count}>({reduce.name}_part)"
+            self.line(f"const {type} {reduce.name} = {whole};")
+
     def combine(self, statement: Reduce, printer: Printer) -> None:
-        op, type = how(statement)
+        type, op = combination(statement)
         part = f"{statement.name}_part"
         self.line(f"{part} = {op}::of<{type}>({part}, {printer.term(statement.term)});")
 
@@ -110,38 +115,33 @@ class Writer:
                 place = f"{self.names[load.buffer]} + {index(load.at)}"
                 self.line(f"const auto {pack} = load<{width}>({place});")
                 loaded[key] = f"{pack}.at[v]"
-        return self.printer(loaded)
+        return Printer(self.names, self.storage, loaded)
 
-    def each_of_pack(self, width: int, inner: Axis) -> None:
-        """Open a loop over the elements of a pack, in which the axis is that of the element."""
+    def open_packs(self, stores: Sequence[Store], width: int, inner: Axis) -> None:
+        """Room for what is written at once, and a loop over the elements of packs, in which the
+        axis is that of the element."""
+        for place, store in enumerate(stores):
+            self.line(f"Pack<{ELEMENTS[self.storage[store.buffer]]}, {width}> out{place};")
         self.line(f"const i64 first = {inner.name};")
         self.line("#pragma unroll")
         self.open(f"for (int v = 0; v < {width}; ++v)")
         self.line(f"const i64 {inner.name} = first + v;")
 
-    def store(self, statement: Store, printer: Printer) -> None:
-        place = f"{self.outputs[statement.buffer]}[{index(statement.at)}]"
-        self.line(f"{place} = {self.stored(statement, printer)};")
+    def close_packs(self, stores: Sequence[Store]) -> None:
+        self.close()
+        for place, store in enumerate(stores):
+            self.line(f"store({self.outputs[store.buffer]} + {index(store.at)}, out{place});")
 
-    def stored(self, statement: Store, printer: Printer) -> str:
-        dtype = self.storage[statement.buffer]
-        value = printer.refs(statement.value.name)
+    def store(self, statement: Store) -> None:
+        place = f"{self.outputs[statement.buffer]}[{index(statement.at)}]"
+        self.line(f"{place} = {self.stored(statement)};")
+
+    def stored(self, statement: Store) -> str:
+        dtype, value = self.storage[statement.buffer], statement.value.name
         return value if dtype == statement.value.dtype else f"cast<{STORAGE[dtype]}>({value})"
 
 
 # --- choices --------------------------------------------------------------------------------------
-
-
-def how(reduce: Reduce) -> tuple[str, str]:
-    """How a reduction combines, and in what type."""
-    dtype = reduce.term.dtype
-    return (HOW_MASKS if dtype is torch.bool else HOW)[reduce.how], STORAGE[dtype]
-
-
-def loads(statements: Iterable[Statement]) -> Iterator[Load]:
-    for statement in statements:
-        if not isinstance(statement, Store):
-            yield from (t for t in subterms(statement.term) if isinstance(t, Load))
 
 
 def pack_width(nest: Nest, axes: Sequence[Axis]) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from rewright.ir import Size, hint, product
-from rewright.ir.loops import Axis, Load, Nest, Store, subterms
+from rewright.ir.loops import Axis, Nest, loads
 
 # A row up to this many elements stays in registers from its first stage to its last.
 LONGEST_KEPT_ROW: Final = 16384
@@ -75,7 +75,7 @@ def _transposed_axis(nest: Nest) -> Axis | None:
     long = [a for a in nest.rows if hint(a.size) >= SHORTEST_SIDE]
     if not long or long[-1] != nest.rows[-1]:
         return None
-    for load in loads(nest):
+    for load in loads(nest.statements()):
         if load.at.coefficient(long[-1].name) not in (0, 1):
             lies = (a for a in long[:-1] if load.at.coefficient(a.name) == 1)
             return next(lies, None)
@@ -116,10 +116,3 @@ def power_of_two(size: Size) -> int:
 def _warps(elements: int, *, each: int, most: int) -> int:
     """Warps of 32 threads with about `each` elements a thread."""
     return max(1, min(most, elements // (32 * each)))
-
-
-def loads(nest: Nest) -> Iterator[Load]:
-    """Every read of the nest, with repeats."""
-    for statement in nest.statements():
-        if not isinstance(statement, Store):
-            yield from (t for t in subterms(statement.term) if isinstance(t, Load))

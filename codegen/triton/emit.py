@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from rewright.codegen.python_text import python_names
-from rewright.codegen.triton.blocks import blocks_of, loads
+from rewright.codegen.triton.blocks import blocks_of
 from rewright.codegen.triton.body import Body
 from rewright.codegen.triton.kernel import (
     ARITHMETIC,
@@ -30,7 +30,7 @@ from rewright.codegen.triton.module import module_text
 from rewright.codegen.triton.primitives import POINTER_TYPES
 from rewright.ir import DTYPE_NAMES, Size, UnsupportedError, product
 from rewright.ir.dims import bounds
-from rewright.ir.loops import Affine, Buffer, Nest, Position, Store, subterms
+from rewright.ir.loops import Affine, Buffer, Nest, Position, Store, loads, subterms
 
 
 def emit(nest: Nest, symbols: Sequence[str]) -> TritonKernel:
@@ -99,7 +99,7 @@ def _far_extents(nest: Nest) -> tuple[Size, ...]:
     rows, cols = product(a.size for a in nest.rows), product(a.size for a in nest.cols)
     counts = {a.name: a.size for a in nest.axes}
     terms = [t for s in nest.statements() if not isinstance(s, Store) for t in subterms(s.term)]
-    read = {load.buffer for load in loads(nest)}
+    read = {load.buffer for load in loads(nest.statements())}
     buffers = (*(b for b in nest.inputs if b.name in read), *nest.outputs)
     found = [rows * cols, *(b.type.storage_elements for b in buffers)]
     found += [_reach(t.at, counts) for t in terms if isinstance(t, Position)]

@@ -22,6 +22,7 @@ from rewright.ir.loops import (
     Ref,
     Round,
     Term,
+    computes_in,
 )
 
 LARGEST_F32: Final = torch.finfo(torch.float32).max
@@ -84,7 +85,7 @@ class Terms:
 
     def _apply(self, term: Apply) -> Text:
         masks = 1 if term.name == "select" else 0
-        dtype = _computes_in(term.args[masks:])
+        dtype = computes_in(term.args[masks:])
         form = template(term.name, dtype)
         plain = takes_literals(form) and not all(isinstance(a, Number) for a in term.args[masks:])
         texts = [self.as_type(a, torch.bool) for a in term.args[:masks]]
@@ -99,11 +100,6 @@ class Terms:
         if plain and not isinstance(term.value, Dim):
             return Text(literal(term.value, dtype))
         return self._number(term.value, dtype)
-
-
-def _computes_in(operands: tuple[Term, ...]) -> torch.dtype:
-    """The type of the operands; masks among numbers count as 0 or 1."""
-    return next((o.dtype for o in operands if o.dtype is not torch.bool), torch.bool)
 
 
 def literal(value: object, dtype: torch.dtype) -> str:

@@ -8,7 +8,7 @@ defines one typed scalar, so an emitter prints a nest line by line.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -195,6 +195,24 @@ class Nest:
     def statements(self) -> Iterator[Statement]:
         for stage in self.stages:
             yield from stage.body
+
+    def origins(self) -> tuple[str, ...]:
+        """The IR nodes that it computes, in order."""
+        given = {"", *(b.name for b in self.inputs)}
+        made = (s.origin for s in self.statements() if isinstance(s, (Let, Reduce)))
+        return tuple(dict.fromkeys(origin for origin in made if origin not in given))
+
+
+def loads(statements: Iterable[Statement]) -> Iterator[Load]:
+    """Every read, with repeats."""
+    for statement in statements:
+        if not isinstance(statement, Store):
+            yield from (t for t in subterms(statement.term) if isinstance(t, Load))
+
+
+def computes_in(operands: Sequence[Term]) -> torch.dtype:
+    """The type of the operands of a primitive; masks among numbers count as 0 or 1."""
+    return next((o.dtype for o in operands if o.dtype is not torch.bool), torch.bool)
 
 
 def subterms(term: Term) -> Iterator[Term]:
