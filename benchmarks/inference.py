@@ -9,15 +9,16 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.contestants import INFERENCE, TRAINING
 from benchmarks.load import percent, warning
 from benchmarks.models import MODELS, SETS
-from benchmarks.options import RESULTS, add_choice, add_count
+from benchmarks.options import RESULTS, add_choice, add_turns
 from benchmarks.report import print_table, track, warn, write_json
+from benchmarks.steady import allowed
 from benchmarks.timing import Comparison, compare_timers
 
 
@@ -36,7 +37,7 @@ class First:
         """Why its times do not count; a relative L2 of twice eager's and 1e-6 is allowed."""
         if self.failed:
             return self.failed
-        limit = 2 * self.eager_error + 1e-6
+        limit = allowed(self.eager_error)
         right = self.error <= limit  # not for NaN
         return "" if right else f"{self.error:.1e} off float64, over {limit:.1e}"
 
@@ -96,17 +97,9 @@ def as_json(
     firsts: Mapping[str, First], times: Comparison, subjects: Sequence[str]
 ) -> dict[str, Any]:
     return {
-        "median_seconds": {name: times.median(name) for name in times.seconds},
-        "speedup": {
-            f"{subject} vs {other}": asdict(times.speedup(subject, over=other))
-            for subject in subjects
-            if subject in times.seconds
-            for other in times.seconds
-            if other != subject
-        },
+        **times.as_json(subjects),
         "first_seconds": {name: first.first for name, first in firsts.items() if not first.wrong},
         "wrong": {name: first.wrong for name, first in firsts.items() if first.wrong},
-        "other_load": times.other_load,
     }
 
 
@@ -146,10 +139,8 @@ def arguments() -> argparse.Namespace:
     options.add_argument(
         "--training", action="store_true", help="forward and backward, not inference"
     )
-    options.add_argument("--json", type=str, default="", metavar="FILE", help="where results go")
-    add_count(options, "rounds", 15, "rounds in which each contestant has a turn")
-    add_count(options, "milliseconds", 50, "least length of a turn")
-    add_count(options, "threads", 2, "threads of torch's operators and of compiled code")
+    options.add_argument("--json", type=Path, metavar="FILE", help="where the results go")
+    add_turns(options)
     return options.parse_args()
 
 
@@ -165,8 +156,7 @@ def main() -> int:
     show(results, contestants)
     warn(warning([result["other_load"] for result in results.values()]))
     settings = {key: getattr(asked, key) for key in ("rounds", "milliseconds", "threads")}
-    path = RESULTS / f"{name}.json" if not asked.json else Path(asked.json)
-    write_json(path, name, settings, results)
+    write_json(asked.json or RESULTS / f"{name}.json", name, settings, results)
     return 0
 
 

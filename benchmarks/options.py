@@ -54,6 +54,13 @@ def add_count(options: argparse.ArgumentParser, name: str, default: int, meaning
     )
 
 
+def add_turns(options: argparse.ArgumentParser) -> None:
+    """Add what says how candidates take turns."""
+    add_count(options, "rounds", 15, "rounds in which each candidate has a turn")
+    add_count(options, "milliseconds", 50, "least length of a turn")
+    add_count(options, "threads", 2, "threads of torch's operators and of compiled code")
+
+
 def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.load import percent, warning
-from benchmarks.options import add_count, parser
+from benchmarks.options import add_turns, parser
 from benchmarks.report import print_table, track, warn, write_json
 from benchmarks.timing import Comparison, compare
 
@@ -34,9 +34,7 @@ class WrongAnswer(Exception):
 def options(name: str, description: str) -> argparse.ArgumentParser:
     asked = parser(name, description, ["rewright", "inductor", "eager"])
     asked.epilog = "The first backend is compared with each of the others; eager stays uncompiled."
-    add_count(asked, "rounds", 15, "rounds in which each backend has a turn")
-    add_count(asked, "milliseconds", 50, "least length of a turn")
-    add_count(asked, "threads", 2, "threads of torch's operators and of compiled code")
+    add_turns(asked)
     return asked
 
 
@@ -54,7 +52,8 @@ def run(name: str, cases: Cases, asked: argparse.Namespace) -> None:
     show(name, results, backends)
     warn(warning([comparison.other_load for comparison in results.values()]))
     settings = {key: getattr(asked, key) for key in ("rounds", "milliseconds", "threads")}
-    write_json(asked.json, name, settings, as_json(results, backends))
+    rows = [{"case": case, **found.as_json(backends[:1])} for case, found in results.items()]
+    write_json(asked.json, name, settings, rows)
 
 
 def compiled(
@@ -79,12 +78,17 @@ def check(
 ) -> None:
     """Raise unless every answer is at most twice as far from float64 as eager's, plus 1e-6."""
     exact = in_float64(function)(*map(in_float64, inputs))
-    limit = 2 * relative_l2(function(*inputs), exact) + 1e-6
+    limit = allowed(relative_l2(function(*inputs), exact))
     for backend, call in contestants.items():
         error = relative_l2(call(), exact)
         # Written so that NaN fails.
         if not error <= limit:
             raise WrongAnswer(f"{case}: {backend} is {error:.1e} off float64, over {limit:.1e}")
+
+
+def allowed(eager: float) -> float:
+    """How far from float64 an answer may be, where eager's is `eager`; both are relative L2."""
+    return 2 * eager + 1e-6
 
 
 def in_float64(x: Any) -> Any:
@@ -117,19 +121,3 @@ def show(name: str, results: Mapping[str, Comparison], backends: Sequence[str]) 
 
 def duration(seconds: float) -> str:
     return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-2 else f"{seconds * 1e6:.1f} us"
-
-
-def as_json(results: Mapping[str, Comparison], backends: Sequence[str]) -> list[dict[str, Any]]:
-    subject, *others = backends
-    return [
-        {
-            "case": case,
-            "median_seconds": {backend: comparison.median(backend) for backend in backends},
-            "speedup": {
-                f"{subject} vs {other}": vars(comparison.speedup(subject, over=other))
-                for other in others
-            },
-            "other_load": comparison.other_load,
-        }
-        for case, comparison in results.items()
-    ]

@@ -14,7 +14,7 @@ from functools import partial
 from random import Random
 from statistics import median
 from time import perf_counter
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from benchmarks.load import watch_others
 from rewright.quiet import without_collection
@@ -54,6 +54,20 @@ class Comparison:
         ratios = sorted(resampled_ratios(slow, fast))
         low, high = ratios[RESAMPLES // 20], ratios[-RESAMPLES // 20]
         return Speedup(median(slow) / median(fast), low, high)
+
+    def as_json(self, subjects: Sequence[str]) -> dict[str, Any]:
+        """Medians, and the speedup of each of `subjects` over every other candidate."""
+        return {
+            "median_seconds": {name: self.median(name) for name in self.seconds},
+            "speedup": {
+                f"{subject} vs {other}": vars(self.speedup(subject, over=other))
+                for subject in subjects
+                if subject in self.seconds
+                for other in self.seconds
+                if other != subject
+            },
+            "other_load": self.other_load,
+        }
 
 
 Timer: TypeAlias = Callable[[int], float]

@@ -22,7 +22,7 @@ from typing import Final
 
 import torch
 
-from rewright.costmodel import Roofline
+from rewright.costmodel import Estimate, Roofline
 from rewright.ir import Graph, RewrightError, TensorType
 from rewright.ir.interpret import interpret
 from rewright.ir.parse import parse
@@ -88,13 +88,20 @@ def case_env() -> Env:
     return Env(Roofline(target), target, LastWins())
 
 
-class LastWins:
-    """`Tools` that measure no kernels; of library calls the one that is named last is quicker."""
+class NoTools:
+    """`Tools` that can tell nothing."""
 
     seconds = 0.0
 
-    def measure(self, calls: Sequence[Graph]) -> None:
+    def measure(self, calls: Sequence[Graph]) -> list[Estimate] | None:
         return None
+
+    def race(self, calls: Sequence[Graph]) -> list[float] | None:
+        return None
+
+
+class LastWins(NoTools):
+    """Of library calls the one that is named last is quicker."""
 
     def race(self, calls: Sequence[Graph]) -> list[float]:
         return [float(len(calls) - place) for place in range(len(calls))]

@@ -18,7 +18,7 @@ from rewright.passes import ChannelsLast, Env, Libraries
 from rewright.passes.libraries.images import product_of_pixels
 from rewright.passes.libraries.products import Product
 from rewright.sources import random_inputs
-from run_case import case_env
+from run_case import NoTools, case_env
 
 LAST = "f32[2, 64, 16, 16] strides [16384, 1, 1024, 64]"
 
@@ -33,16 +33,11 @@ def pixels(sizes: str = "f32[32, 64, 1, 1]", steps: str = "[1, 1], [0, 0], [1, 1
     """)
 
 
-class Takes:
+class Takes(NoTools):
     """`Tools` that know what calls of operators take, by a part of their names."""
-
-    seconds = 0.0
 
     def __init__(self, **seconds: float) -> None:
         self.known = seconds
-
-    def measure(self, calls: Sequence[Graph]) -> None:
-        return None
 
     def race(self, calls: Sequence[Graph]) -> list[float]:
         return [next(s for k, s in self.known.items() if k in str(call)) for call in calls]

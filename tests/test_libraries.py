@@ -23,6 +23,7 @@ from rewright.ir.work import flops
 from rewright.passes import DecisionLog, Env, Libraries
 from rewright.passes.libraries.products import MOST_WORK, Product, contestants
 from rewright.sources import random_inputs
+from run_case import NoTools
 
 PRODUCT = parse(
     """
@@ -35,16 +36,11 @@ PRODUCT = parse(
 )
 
 
-class Takes:
+class Takes(NoTools):
     """`Tools` by which torch's own calls take a second, and oneDNN's `seconds`."""
-
-    seconds = 0.0
 
     def __init__(self, onednn: float | None) -> None:
         self.onednn, self.asked = onednn, 0
-
-    def measure(self, calls: Sequence[Graph]) -> None:
-        return None
 
     def race(self, calls: Sequence[Graph]) -> list[float] | None:
         self.asked += 1

@@ -16,6 +16,7 @@ from rewright.ir import Graph, Kind, OptionError
 from rewright.ir.parse import parse
 from rewright.options import Options
 from rewright.passes import Env, Fuse
+from run_case import NoTools
 
 GRAPH = parse(
     dedent("""
@@ -38,16 +39,13 @@ class Unsure(Roofline):
         return Estimate(1e-6, -1e-6, 3e-6)
 
 
-class Stopwatch:
+class Stopwatch(NoTools):
     """`Tools` that say what they are told to say, and count."""
 
     seconds = 1.0
 
     def __init__(self, takes: Callable[[Graph], float], budget: int = 100) -> None:
         self.takes, self.budget, self.asked = takes, budget, 0
-
-    def race(self, calls: Sequence[Graph]) -> list[float] | None:
-        return None
 
     def measure(self, calls: Sequence[Graph]) -> list[Estimate] | None:
         self.asked += 1

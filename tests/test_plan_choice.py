@@ -13,6 +13,7 @@ from rewright.ir.parse import parse
 from rewright.ir.target import Target
 from rewright.passes import Env, Fuse
 from rewright.passes.fuse.choice import DOUBT, Asking, Cautious, shortest
+from run_case import NoTools
 
 TARGET = Target.parse("cpu:avx2")
 TEXT = """
@@ -91,13 +92,10 @@ def test_cautious_counts_on_what_is_sure() -> None:
     assert (found.seconds, found.low, found.high) == (-1.0, -1.0, 5.0)
 
 
-class Timer:
+class Timer(NoTools):
     """`Tools` whose every measurement says that joined kernels take as long as single ones."""
 
     seconds = 1.0
-
-    def race(self, calls: Sequence[Graph]) -> list[float] | None:
-        return None
 
     def measure(self, calls: Sequence[Graph]) -> list[Estimate] | None:
         return [sure(1.0) for _ in calls]

@@ -7,6 +7,7 @@ way, so the two are timed against each other once; results are rounded otherwise
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 from rewright.costmodel import Tools, show_seconds
@@ -66,6 +67,7 @@ class _Choice:
 
     def __init__(self, graph: Graph, env: Env, tools: Tools) -> None:
         self._graph, self._env, self._tools = graph, env, tools
+        self._race = cache(lambda product: race(product, tools))  # equal layers ask once
         self._fresh = fresh_names(v.name for v in graph.values)
         self.renamed: dict[str, tuple[str, ...]] = {}
 
@@ -85,7 +87,7 @@ class _Choice:
     def _product(self, node: Node, product: Product) -> list[Node] | None:
         if product.work < LEAST_WORK:
             return None
-        found = race(product, self._tools)
+        found = self._race(product)
         if found is None or not self._is_best(node, *found):
             return None
         left, right, bias = factors(node)
@@ -97,7 +99,7 @@ class _Choice:
     def _pixels(self, node: Node, product: Product) -> list[Node] | None:
         """A convolution as a product of its pixels, in the quicker of two calls."""
         slides = self._tools.race([alone(at_hints(node))])
-        multiplied = race(product, self._tools)
+        multiplied = self._race(product)
         if slides is None or multiplied is None:
             return None
         usual, onednn = multiplied
