@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from rewright.ir import Graph, Kind, Node, graph_key
-from rewright.ir.loops import Nest, lower
+from rewright.ir.loops import AttentionNest, Nest, lower, lower_attention
 
 # Operators of a region that its kernel's name spells out.
 NAMED_OPS = 4
@@ -16,7 +16,7 @@ NAMED_OPS = 4
 class Kernels:
     """`nests` in order of first use; `of_node` gives the kernel of each region by node name."""
 
-    nests: tuple[Nest, ...]
+    nests: tuple[Nest | AttentionNest, ...]
     of_node: Mapping[str, str]
 
 
@@ -25,7 +25,7 @@ def kernels_of(graph: Graph) -> Kernels:
 
     Raises UnsupportedError when a region has no loop nest, which the fuse pass rules out.
     """
-    nests: dict[Hashable, Nest] = {}
+    nests: dict[Hashable, Nest | AttentionNest] = {}
     of_node: dict[str, str] = {}
     for node in graph.nodes:
         if node.op.kind is not Kind.REGION:
@@ -33,7 +33,11 @@ def kernels_of(graph: Graph) -> Kernels:
         body, fast = node.graph("body"), is_fast(node)
         key = (graph_key(body), fast)
         if key not in nests:
-            nests[key] = lower(body, f"k{len(nests)}_{_what_it_does(node)}", fast=fast)
+            name = f"k{len(nests)}_{_what_it_does(node)}"
+            if node.op.name == "rw.attention":
+                nests[key] = lower_attention(body, name)
+            else:
+                nests[key] = lower(body, name, fast=fast)
         of_node[node.name] = nests[key].name
     return Kernels(tuple(nests.values()), of_node)
 
@@ -45,6 +49,8 @@ def is_fast(region: Node) -> bool:
 
 def _what_it_does(node: Node) -> str:
     """The first few operators of the region that move or change data."""
+    if node.op.name == "rw.attention":
+        return "attention"
     words = [
         n.op.name.split(".")[1].strip("_")
         for n in node.graph("body").nodes

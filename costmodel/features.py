@@ -59,6 +59,8 @@ class Features:
 
 def family_of(node: Node) -> str:
     """Which head of the model knows a call."""
+    if node.op.name == "rw.attention":
+        return "tiled attention"
     if node.op.kind is Kind.REGION:
         return "kernel"
     if node.op.name in PRODUCTS:

@@ -152,15 +152,22 @@ def roofline(node: Node, target: Target) -> Estimate:
 
 
 def _spread(node: Node) -> Spread:
-    if node.op.kind is Kind.CONTRACTION and "attention" in node.op.name:
+    if is_attention(node):
         return ATTENTION
     return _SPREADS.get(node.op.kind, UNKNOWN)
+
+
+def is_attention(node: Node) -> bool:
+    """True for a library's attention, and for a kernel of ours."""
+    if node.op.name == "rw.attention":
+        return True
+    return node.op.kind is Kind.CONTRACTION and "attention" in node.op.name
 
 
 def _rate(node: Node, target: Target) -> tuple[float, str]:
     """Operations a second, and in which type."""
     tensors = list(_tensors(node))
-    if node.op.kind is Kind.CONTRACTION and tensors:
+    if tensors and (node.op.kind is Kind.CONTRACTION or is_attention(node)):
         dtype = tensors[0].dtype
         return target.peak(dtype), DTYPE_NAMES[dtype]
     doubles = any(t.dtype is torch.float64 for t in tensors)

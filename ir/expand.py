@@ -20,8 +20,8 @@ from rewright.ir.graph import (
 from rewright.ir.types import ScalarType, TensorType, Type
 
 
-def expand(graph: Graph) -> Graph:
-    """The same function without `rw.fused` and its like, at any depth.
+def expand(graph: Graph, which: Callable[[Node], bool] | None = None) -> Graph:
+    """The same function without `rw.fused` and its like, or without `which` of them, at any depth.
 
     Inner values keep their names where these are free; what a region returns keeps the region's.
     Raises UnsupportedError for a region that writes into given buffers (kernel level).
@@ -33,12 +33,12 @@ def expand(graph: Graph) -> Graph:
     nodes: list[Node] = []
     for node in graph.nodes:
         node = node.replace(replaced)
-        if node.op.has_body:
-            inlined, results = _inline(node, fresh)
+        if node.op.has_body and (which is None or which(node)):
+            inlined, results = _inline(node, fresh, which)
             nodes += inlined
             replaced |= results
-        elif node.graphs:
-            inner = tuple((name, expand(g)) for name, g in node.graphs)
+        elif node.graphs and not node.op.has_body:
+            inner = tuple((name, expand(g, which)) for name, g in node.graphs)
             nodes.append(dataclasses.replace(node, graphs=inner))
         else:
             nodes.append(node)
@@ -53,11 +53,13 @@ def body_of(node: Node) -> Graph:
     return node.graph(node.op.dialect.body)
 
 
-def _inline(node: Node, fresh: Callable[[str], str]) -> tuple[list[Node], dict[Value, Arg]]:
+def _inline(
+    node: Node, fresh: Callable[[str], str], which: Callable[[Node], bool] | None
+) -> tuple[list[Node], dict[Value, Arg]]:
     """The nodes of a region, and what stands for those of its results that are none of theirs."""
     if node.kwarg("out") is not None:
         raise UnsupportedError(f"%{node.name} writes into given buffers; it cannot be expanded")
-    body = expand(body_of(node))
+    body = expand(body_of(node), which)
     sizes = _outer_sizes(node, body)
     values: dict[Value, Arg] = dict(zip((i.value for i in body.inputs), node.args, strict=True))
     made = {value for inner in body.nodes for value in inner.results}

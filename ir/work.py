@@ -34,6 +34,8 @@ def flops(node: Node) -> Size:
     """Arithmetic operations of one run, those of nested graphs included."""
     if not is_call(node):
         return 0
+    if node.op.name == "rw.attention":
+        return _left_by_masks(node)
     if node.graphs:
         return _sum(flops(inner) for _, graph in node.graphs for inner in graph.nodes)
     if node.kwarg("out") is not None:  # where a result goes is no part of the work
@@ -61,6 +63,20 @@ def bytes_written(node: Node) -> Size:
     if not is_call(node):
         return 0
     return _sum(_bytes(value, _distinct(value)) for value in node.results)
+
+
+def _left_by_masks(node: Node) -> Size:
+    """Of a body that is a kernel, what its masks leave; of another one, all of it."""
+    from rewright.ir.loops.attention import lower_attention
+    from rewright.ir.loops.tiles import kept_share
+
+    body = node.graph("body")
+    whole = _sum(flops(inner) for inner in body.nodes)
+    try:
+        share = kept_share(lower_attention(body, node.name))
+    except UnsupportedError:
+        return whole
+    return whole if share == 1 else round(share * hint(whole))
 
 
 # --- arithmetic ---------------------------------------------------------------------------------

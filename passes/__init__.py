@@ -5,7 +5,7 @@ A pass is a frozen dataclass; a `Pipeline` is a list of them; `Env` is all they 
 
 from __future__ import annotations
 
-from rewright.passes.attention import Attention, LowerAttention
+from rewright.passes.attention import Attention, FlashAttention, LowerAttention
 from rewright.passes.base import Env, Pass, passes
 from rewright.passes.canonicalize import Canonicalize
 from rewright.passes.chunk import ChunkLoss
@@ -30,6 +30,7 @@ DEFAULT = (
     Cse(),  # before Rules, which then find one value where it was computed several times
     Rules(),
     Attention(),
+    FlashAttention(),
     LowerAttention(),
     Fold(),  # what attention made of masks
     Cse(),
@@ -54,6 +55,7 @@ __all__ = [
     "Decompose",
     "Env",
     "Epilogues",
+    "FlashAttention",
     "Fold",
     "Freeze",
     "Fuse",

@@ -377,8 +377,8 @@ def test_unknown_passes_and_values(fail: Run) -> None:
     assert fail("optimize", "softplus.rw", "--passes", "fold,fuze,memory").startswith(
         "error: no pass named 'fuze'; did you mean 'fuse'?\n"
         "  = help: passes are attention, attention-pairs, canonicalize, channels-last, chunk-loss, "
-        "cse, dce, decompose, epilogues, fold, freeze, fuse, libraries, lower-attention, memory, "
-        "remat, rules"
+        "cse, dce, decompose, epilogues, flash-attention, fold, freeze, fuse, libraries, "
+        "lower-attention, memory, remat, rules"
     )
     assert fail("optimize", "softplus.rw", "--passes", "fuse{max-opps=3},memory") == (
         "error: [fuse] no option 'max-opps'; did you mean 'max-ops'?\n"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from rewright.codegen.cpp.attention import attention
 from rewright.codegen.cpp.columns import columns
 from rewright.codegen.cpp.elements import elements
 from rewright.codegen.cpp.kernel import Kernel
 from rewright.codegen.cpp.lanes import lanes
-from rewright.ir.loops import Axis, Nest
+from rewright.ir.loops import AttentionNest, Axis, Nest
 from rewright.ir.loops.schedule import schedule
 
 LINE: Final = 100
@@ -20,7 +21,7 @@ KERNEL: Final = "KERNEL"
 STYLES: Final = {"elements": elements, "lanes": lanes, "columns": columns}
 
 
-def emit(nests: Sequence[Nest], symbols: Sequence[str] = (), *, graph: str = "") -> str:
+def emit(nests: Sequence[Nest | AttentionNest], symbols: Sequence[str] = (), *, graph: str = "") -> str:
     """The source of a unit in which `nest.name` is a function of C for each of `nests`:
 
     `void name(void* const* p, const i64* s)`, where `p` points to the nest's inputs, then its
@@ -28,11 +29,17 @@ def emit(nests: Sequence[Nest], symbols: Sequence[str] = (), *, graph: str = "")
     """
     head = [
         f"// {len(nests)} kernels{f' of graph {graph}' if graph else ''}.",
-        '#include "loops.h"',
+        *(f'#include "{header}"' for header in _headers(nests)),
         "",
         "using namespace rw;",
     ]
     return _joined("\n".join(head), [_kernel(nest, symbols) for nest in nests])
+
+
+def _headers(nests: Sequence[Nest | AttentionNest]) -> list[str]:
+    if any(isinstance(nest, AttentionNest) for nest in nests):
+        return ["attention.h"]
+    return ["loops.h"]
 
 
 def _joined(head: str, kernels: Sequence[str]) -> str:
@@ -50,11 +57,14 @@ def split(unit: str, parts: int) -> list[str]:
     return [_joined(head, rest[i::parts]) for i in range(parts)]
 
 
-def _kernel(nest: Nest, symbols: Sequence[str]) -> str:
-    plan = schedule(nest)
-    kernel = Kernel.of(nest, plan)
-    body = STYLES[plan.style](kernel)
-    lines = [*kernel.pointers(), *_sizes(symbols, body), *body]
+def _kernel(nest: Nest | AttentionNest, symbols: Sequence[str]) -> str:
+    if isinstance(nest, AttentionNest):
+        body = attention(nest)
+    else:
+        plan = schedule(nest)
+        kernel = Kernel.of(nest, plan)
+        body = [*kernel.pointers(), *STYLES[plan.style](kernel)]
+    lines = [*_sizes(symbols, body), *body]
     signature = f"{KERNEL} void {nest.name}(void* const* p, const i64* s) {{"
     return "\n".join([*_heading(nest), signature, *(f"  {line}" for line in lines), "}"])
 
@@ -69,12 +79,16 @@ def _sizes(symbols: Sequence[str], body: Iterable[str]) -> list[str]:
     ]
 
 
-def _heading(nest: Nest) -> list[str]:
+def _heading(nest: Nest | AttentionNest) -> list[str]:
     """What the kernel computes: its nodes and the space it runs over."""
+    names = _wrapped(", ".join(nest.origins()) or "a copy")
+    if isinstance(nest, AttentionNest):
+        axes = (nest.row, nest.key, nest.inner, nest.width)
+        return [*names, f"// attention, heads [{_extent(nest.batch)}], [{_extent(axes)}]"]
     space = f"rows [{_extent(nest.rows)}]"
     if nest.order is not None:
         space += f", reduced [{_extent(nest.cols)}] in {nest.order.style}"
-    return [*_wrapped(", ".join(nest.origins()) or "a copy"), f"// {space}"]
+    return [*names, f"// {space}"]
 
 
 def _extent(axes: Sequence[Axis]) -> str:

@@ -1,6 +1,7 @@
 """The loop IR: regions as loop nests over typed scalars, before any choice of schedule."""
 
 from rewright.ir.loops.affine import Affine, Axis
+from rewright.ir.loops.attention import AttentionNest, Place, lower_attention
 from rewright.ir.loops.lower import lower, needed_nodes
 from rewright.ir.loops.nest import (
     Apply,
@@ -38,6 +39,7 @@ __all__ = [
     "VIEWS",
     "Affine",
     "Apply",
+    "AttentionNest",
     "Axis",
     "Buffer",
     "Convert",
@@ -47,6 +49,7 @@ __all__ = [
     "Nest",
     "Number",
     "Order",
+    "Place",
     "Position",
     "Reduce",
     "Ref",
@@ -62,6 +65,7 @@ __all__ = [
     "is_view",
     "loads",
     "lower",
+    "lower_attention",
     "needed",
     "needed_nodes",
     "order_of",

@@ -61,8 +61,8 @@ def lower(region: Graph, name: str, *, fast: bool = False) -> Nest:
     for _ in range(MAX_CUTS):
         try:
             return _lower(region, name, space, axes, fast)
-        except NeedSplit as cut:
-            axes = _split(axes, cut)
+        except NeedSplit as needed:
+            axes = cut(axes, needed)
     raise UnsupportedError(f"the views of {name} cut its axes without end")
 
 
@@ -92,16 +92,17 @@ def region_outputs(region: Graph) -> tuple[Value, ...]:
     return tuple(v for v in region.outputs if isinstance(v, Value))
 
 
-def _split(axes: Sequence[tuple[Axis, bool]], cut: NeedSplit) -> list[tuple[Axis, bool]]:
+def cut(axes: Sequence[tuple[Axis, bool]], needed: NeedSplit) -> list[tuple[Axis, bool]]:
+    """The axes with one of them in two."""
     result: list[tuple[Axis, bool]] = []
     for axis, reduced in axes:
-        if axis.name != cut.axis:
+        if axis.name != needed.axis:
             result.append((axis, reduced))
             continue
-        outer = exact_div(axis.size, cut.inner)
+        outer = exact_div(axis.size, needed.inner)
         assert outer is not None, "an axis is only cut where that leaves no rest"
         result.append((Axis(f"{axis.name}o", outer), reduced))
-        result.append((Axis(f"{axis.name}i", cut.inner), reduced))
+        result.append((Axis(f"{axis.name}i", needed.inner), reduced))
     return result
 
 
@@ -147,7 +148,7 @@ def _store(scope: Scope, value: Value, buffer: str) -> Store:
         position = linear([axis_index(a) for a in axes], [a.size for a in axes])
         try:
             index = delinearize(position, value.tensor.shape, scope.sizes)
-            return Store(buffer, _offset(value.tensor, index), scope.at(value, index))
+            return Store(buffer, offset_of(value.tensor, index), scope.at(value, index))
         except UnsupportedError as error:
             refused = refused or error
     raise refused or UnsupportedError(f"%{value.name} has not as many elements as its kernel")
@@ -175,7 +176,8 @@ def _dimension(axis: Axis) -> str:
     return axis.name.rstrip("oi")
 
 
-def _offset(type: TensorType, index: Sequence[Affine]) -> Affine:
+def offset_of(type: TensorType, index: Sequence[Affine]) -> Affine:
+    """Where the element `index` of a tensor lies."""
     total = Affine()
     for part, stride in zip(index, type.layout, strict=True):
         total = total + part.scaled(stride)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from rewright.passes.attention.flash import FlashAttention
 from rewright.passes.attention.lower import LowerAttention
 from rewright.passes.attention.pair import AttentionPairs
 from rewright.passes.attention.recognize import Attention
 
-__all__ = ["Attention", "AttentionPairs", "LowerAttention"]
+__all__ = ["Attention", "AttentionPairs", "FlashAttention", "LowerAttention"]

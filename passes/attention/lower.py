@@ -73,21 +73,26 @@ class LowerAttention(Pass, name="lower-attention", takes="aten", gives="aten"):
     """
 
     def run(self, graph: Graph, env: Env) -> Graph:
-        if not any(node.op.name == "rw.attention" for node in graph.nodes):
+        if not any(map(_is_left, graph.nodes)):
             return graph
         fresh = fresh_names(v.name for v in graph.values)
         nodes: list[Node] = []
         for node in graph.nodes:
-            if node.op.name != "rw.attention":
+            if not _is_left(node):
                 nodes.append(node)
                 continue
             why = obstacle(node)
             if why is None:
-                nodes += _flash(node, fresh)
+                nodes += atens_nodes(node, fresh)
             else:
                 env.log.refuse(self.name, node.name, f"in its parts: {why}")
                 nodes.append(node)  # which `expand` takes apart
-        return self.gave(expand(graph.with_nodes(nodes)), {})
+        return self.gave(expand(graph.with_nodes(nodes), _is_left), {})
+
+
+def _is_left(node: Node) -> bool:
+    """True for attention that no kernel has been chosen for."""
+    return node.op.name == "rw.attention" and node.kwarg("via") is None
 
 
 def obstacle(node: Node) -> str | None:
@@ -108,7 +113,8 @@ def obstacle(node: Node) -> str | None:
     return None
 
 
-def _flash(node: Node, fresh: Callable[[str], str]) -> list[Node]:
+def atens_nodes(node: Node, fresh: Callable[[str], str]) -> list[Node]:
+    """ATen's operator, and what it takes around it; where there is no `obstacle`."""
     emit = Emitter(fresh, node)
     query, key, value = (unit_stride(v, emit) for v in node.operands[:3])
     found = scale_and_bias(node)

@@ -1,0 +1,285 @@
+// Attention in tiles: some rows of queries by some keys. Scores live in a tile only; probabilities
+// are summed up as the keys go by, relative to the largest score so far (Milakov and Gimelshein,
+// arXiv 1805.02867; Dao et al., arXiv 2205.14135). Tiles whose scores are all masked are left out.
+#pragma once
+
+#include "ranges.h"
+
+namespace rw {
+
+constexpr i64 ROWS = 96, KEYS = 64;  // of a tile
+static_assert(ROWS % W == 0 && KEYS % W == 0);
+
+// A block of registers: so many rows, so many steps of lanes.
+#if defined RW_AVX512
+template <class T> constexpr int HIGH = 6;
+template <class T> constexpr int WIDE = sizeof(T) == 4 ? 4 : 2;
+#elif defined RW_AVX2
+template <class T> constexpr int HIGH = sizeof(T) == 4 ? 6 : 3;
+template <class T> constexpr int WIDE = 1;
+#else
+template <class T> constexpr int HIGH = sizeof(T) == 4 ? 6 : 3;
+template <class T> constexpr int WIDE = 1;
+#endif
+
+// ---- products -----------------------------------------------------------------------------------
+// c[m, n] = sum over k of a[m, k] b[k, n], or that added to it; rows lie `step` apart.
+template <int M, int N, class T>
+RW_INLINE void multiply(const T* a, i64 a_step, const T* b, i64 b_step, i64 depth, T* c, i64 c_step,
+                        bool add) {
+  V<T> sum[M][N];
+  RW_UNROLL for (int m = 0; m < M; ++m)
+    RW_UNROLL for (int n = 0; n < N; ++n) sum[m][n] = add ? load(c + m * c_step + n * W) : V<T>{};
+  for (i64 k = 0; k < depth; ++k) {
+    V<T> right[N];
+    RW_UNROLL for (int n = 0; n < N; ++n) right[n] = load(b + k * b_step + n * W);
+    RW_UNROLL for (int m = 0; m < M; ++m) {
+      const V<T> left = splat(a[m * a_step + k]);
+      RW_UNROLL for (int n = 0; n < N; ++n) sum[m][n] = fma(left, right[n], sum[m][n]);
+    }
+  }
+  RW_UNROLL for (int m = 0; m < M; ++m)
+    RW_UNROLL for (int n = 0; n < N; ++n) store(c + m * c_step + n * W, sum[m][n]);
+}
+
+template <int M, int N, class T>
+inline void multiply_rest(i64 rows, const T* a, i64 a_step, const T* b, i64 b_step, i64 depth, T* c,
+                          i64 c_step, bool add) {
+  if constexpr (M > 0) {
+    if (rows == M) return multiply<M, N>(a, a_step, b, b_step, depth, c, c_step, add);
+    multiply_rest<M - 1, N>(rows, a, a_step, b, b_step, depth, c, c_step, add);
+  }
+}
+
+template <int N, class T>
+inline void multiply_panel(i64 rows, const T* a, i64 a_step, const T* b, i64 b_step, i64 depth, T* c,
+                           i64 c_step, bool add) {
+  constexpr int M = HIGH<T>;
+  i64 m = 0;
+  for (; m + M <= rows; m += M)
+    multiply<M, N>(a + m * a_step, a_step, b, b_step, depth, c + m * c_step, c_step, add);
+  multiply_rest<M - 1, N>(rows - m, a + m * a_step, a_step, b, b_step, depth, c + m * c_step, c_step,
+                          add);
+}
+
+// `columns` is a multiple of W.
+template <class T>
+__attribute__((noinline)) void matrix_product(i64 rows, i64 columns, i64 depth, const T* a, i64 a_step,
+                                              const T* b, i64 b_step, T* c, i64 c_step, bool add) {
+  constexpr int N = WIDE<T>;
+  i64 n = 0;
+  for (; n + N * W <= columns; n += N * W)
+    multiply_panel<N>(rows, a, a_step, b + n, b_step, depth, c + n, c_step, add);
+  for (; n < columns; n += W)
+    multiply_panel<1>(rows, a, a_step, b + n, b_step, depth, c + n, c_step, add);
+}
+
+// ---- operands -----------------------------------------------------------------------------------
+// A matrix of one head, at any strides.
+template <class T> struct Matrix {
+  T* from;
+  i64 row, column;
+};
+template <class T> Matrix<T> matrix(T* from, i64 row, i64 column) { return {from, row, column}; }
+
+inline i64 padded(i64 n) { return (n + W - 1) / W * W; }
+
+// to[r, 0:columns] = the matrix's rows from `first`, converted; zero up to a multiple of W.
+template <class T, class From>
+inline void take_rows(Matrix<const From> x, i64 first, i64 rows, i64 columns, T* to) {
+  const i64 step = padded(columns);
+  for (i64 r = 0; r < rows; ++r) {
+    const From* const from = x.from + (first + r) * x.row;
+    for (i64 c = 0; c < columns; c += W) {
+      const int n = within_lanes(columns - c);
+      store(to + r * step + c,
+            x.column == 1 ? load_part(from + c, n) : load_strided(from + c * x.column, x.column, n));
+    }
+  }
+}
+
+// to[c, r], KEYS apart: the same, transposed; zero for rows there are not.
+template <class T, class From>
+inline void take_columns(Matrix<const From> x, i64 first, i64 rows, i64 columns, T* to, T* scratch) {
+  const i64 step = padded(columns);
+  const T* from = scratch;
+  i64 apart = step;
+  if constexpr (same<T, From>) {
+    if (x.column == 1) from = x.from + first * x.row, apart = x.row;
+  }
+  if (from == scratch) take_rows(x, first, rows, columns, scratch);
+  for (i64 c = 0; c < columns; c += W) {
+    const int height = within_lanes(columns - c);
+    if (rows < KEYS) {
+      for (i64 l = 0; l < height; ++l)
+        for (i64 r = 0; r < KEYS; r += W) store(to + (c + l) * KEYS + r, V<T>{});
+    }
+    for (i64 r = 0; r < rows; r += W)
+      transpose(from + r * apart + c, apart, to + c * KEYS + r, KEYS, height, within_lanes(rows - r));
+  }
+}
+
+// ---- one block of rows --------------------------------------------------------------------------
+// Where a thread works: the rows' queries, a tile's keys and scores, results so far, and per row the
+// largest score and the sum of exponentials.
+template <class T> struct Bench {
+  T *query, *keys, *scores, *values, *result, *spare, *top, *total, *factor;
+
+  static i64 size(i64 depth, i64 width) {
+    const i64 most = padded(depth > width ? depth : width);
+    return ROWS * padded(depth) + depth * KEYS + ROWS * KEYS + KEYS * most * 2 + ROWS * padded(width) +
+           3 * ROWS;
+  }
+  Bench(T* at, i64 depth, i64 width) {
+    const i64 most = padded(depth > width ? depth : width);
+    const auto next = [&](i64 count) {
+      T* const from = at;
+      at += count;
+      return from;
+    };
+    query = next(ROWS * padded(depth)), keys = next(depth * KEYS), scores = next(ROWS * KEYS);
+    values = next(KEYS * most), spare = next(KEYS * most), result = next(ROWS * padded(width));
+    top = next(ROWS), total = next(ROWS), factor = next(ROWS);
+  }
+};
+
+struct Sizes {
+  i64 rows, keys, depth, width;
+};
+
+// The block of `count` rows from `first`. Returns false when a row met no live score though keys were
+// left out, which then might have counted.
+template <class T, class Q, class K, class U, class Score, class Judge>
+inline bool sum_up(const Bench<T>& at, const Sizes& sizes, i64 first, i64 count, Matrix<const Q> query,
+                   Matrix<const K> key, Matrix<const U> value, Score score, Judge judge, bool skip) {
+  const i64 depth = padded(sizes.depth), width = padded(sizes.width);
+  const V<T> lowest = splat(T(-ENDLESS));
+  for (i64 r = 0; r < ROWS; r += W) store(at.top + r, lowest), store(at.total + r, V<T>{});
+  for (i64 k = 0; k < count * width; k += W) store(at.result + k, V<T>{});
+  take_rows(query, first, count, sizes.depth, at.query);
+  bool left_out = false;
+  for (i64 j = 0; j < sizes.keys; j += KEYS) {
+    const i64 keys = size_min(KEYS, sizes.keys - j);
+    const auto found = judge(Span{first, first + count}, Span{j, j + keys});
+    if (skip && found.dead) {
+      left_out = true;
+      continue;
+    }
+    take_columns(key, j, keys, sizes.depth, at.keys, at.spare);
+    matrix_product(count, KEYS, sizes.depth, at.query, depth, at.keys, KEYS, at.scores, KEYS, false);
+    const auto scored = [&](auto known) {
+      for (i64 r = 0; r < count; ++r) {
+        T* const row = at.scores + r * KEYS;
+        V<T> most = lowest;
+        for (i64 c = 0; c < KEYS; c += W) {
+          V<T> x = lowest;
+          if (c + W <= keys) {
+            x = score(first + r, j + c, load(row + c), Whole{}, known);
+          } else if (c < keys) {
+            const int n = static_cast<int>(keys - c);
+            x = select(rw::first(n), score(first + r, j + c, load(row + c), n, known), lowest);
+          }
+          store(row + c, x);
+          most = maximum(most, x);
+        }
+        at.factor[r] = hmax(most);
+      }
+    };
+    if (found.known) {
+      scored(Decided<int(sizeof(found.value)) - 1>{found.value});
+    } else {
+      scored(Open{});
+    }
+    for (i64 r = 0; r < count; r += W) {
+      const V<T> before = load(at.top + r), now = maximum(before, load(at.factor + r));
+      const V<T> base = select(eq(now, lowest), V<T>{}, now);
+      const V<T> factor = exp(sub(before, base));
+      store(at.top + r, now), store(at.factor + r, factor);
+      store(at.total + r, mul(load(at.total + r), factor));
+    }
+    for (i64 r = 0; r < count; ++r) {
+      T* const row = at.scores + r * KEYS;
+      const V<T> base = splat(at.top[r] == T(-ENDLESS) ? T(0) : at.top[r]);
+      V<T> sum{};
+      RW_UNROLL for (i64 c = 0; c < KEYS; c += W) {
+        const V<T> x = exp(sub(load(row + c), base));
+        store(row + c, x);
+        sum = rw::add(sum, x);
+      }
+      at.total[r] += hsum(sum);
+      if (at.factor[r] != T(1)) {
+        const V<T> factor = splat(at.factor[r]);
+        T* const to = at.result + r * width;
+        for (i64 c = 0; c < width; c += W) store(to + c, mul(load(to + c), factor));
+      }
+    }
+    const T* values = at.values;
+    i64 apart = width;
+    if constexpr (same<T, U>) {
+      if (value.column == 1 && width == sizes.width) values = value.from + j * value.row, apart = value.row;
+    }
+    if (values == at.values) take_rows(value, j, keys, sizes.width, at.values);
+    matrix_product(count, width, keys, at.scores, KEYS, values, apart, at.result, width, true);
+  }
+  bool met = true;
+  for (i64 r = 0; r < count; ++r) met &= f64(at.top[r]) > LIVE;
+  return met || !left_out;
+}
+
+template <class T, class Out>
+inline void give_rows(const Bench<T>& at, const Sizes& sizes, i64 first, i64 count, Matrix<Out> out) {
+  const i64 width = padded(sizes.width);
+  for (i64 r = 0; r < count; ++r) {
+    const T total = at.total[r];
+    const V<T> share = splat(total == T(0) ? T(0) : T(1) / total);  // nothing to attend to gives 0
+    for (i64 c = 0; c < sizes.width; c += W) {
+      const int n = within_lanes(sizes.width - c);
+      const V<T> x = mul(load(at.result + r * width + c), share);
+      Out* const to = out.from + (first + r) * out.row + c * out.column;
+      if (out.column == 1) {
+        store_part(to, x, n);
+      } else {
+        store_strided(to, x, out.column, n);
+      }
+    }
+  }
+}
+
+// ---- all of them --------------------------------------------------------------------------------
+// The block of rows that a thread works on, once it is told about one head.
+template <class T> struct Block {
+  const Bench<T>& at;
+  const Sizes& sizes;
+  i64 first, count;
+
+  template <class Q, class K, class U, class Out, class Score, class Judge>
+  void operator()(Matrix<const Q> query, Matrix<const K> key, Matrix<const U> value, Matrix<Out> out,
+                  Score score, Judge judge) const {
+    bool skip = true;
+    while (!sum_up(at, sizes, first, count, query, key, value, score, judge, skip)) skip = false;
+    give_rows(at, sizes, first, count, out);
+  }
+};
+
+// head(r, block) for each of `heads` and for each block of rows, by whichever thread is free.
+template <class T, class Head> void attend(i64 heads, Sizes sizes, Head head) {
+  const i64 blocks = (sizes.rows + ROWS - 1) / ROWS;
+  i64 taken = 0;
+  i64* const next = &taken;
+  const i64 work = sizes.rows * sizes.keys * (sizes.depth + sizes.width) * heads;
+  const i64 threads = work < (1 << 20) ? 1 : size_min(heads * blocks, omp_get_max_threads());
+  parallel_units(threads, 1, [=](i64, i64) {
+    const u64 nbytes = static_cast<u64>(Bench<T>::size(sizes.depth, sizes.width)) * sizeof(T);
+    void* const memory = aligned_alloc(64, (nbytes + 63) / 64 * 64);
+    const Bench<T> at(static_cast<T*>(memory), sizes.depth, sizes.width);
+    for (;;) {
+      const i64 unit = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
+      if (unit >= heads * blocks) break;
+      const i64 first = unit % blocks * ROWS;
+      head(unit / blocks, Block<T>{at, sizes, first, size_min(ROWS, sizes.rows - first)});
+    }
+    free(memory);
+  });
+}
+
+}  // namespace rw

@@ -1,0 +1,136 @@
+"""Taking into an attention's body what is around it: masks and biases that are cheap to compute
+where they are needed, and views and copies of queries, keys, values and results."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Final
+
+from rewright.ir import Graph, Input, Kind, Node, Value, fresh_names, hint
+from rewright.ir.effects import effects_of
+from rewright.ir.loops import OPERATORS, is_view
+from rewright.ir.work import flops
+from rewright.passes.attention.site import COPIES
+
+# Nodes that one operand may bring along, and arithmetic on an element that is worth repeating for
+# every head rather than reading the result.
+MOST_NODES: Final = 48
+MOST_WORK: Final = 16
+
+# What makes an element of one element, besides pointwise operators.
+_ELEMENTWISE: Final = frozenset({"aten.tril.default", "aten.triu.default", *COPIES})
+
+
+class Absorber:
+    """Knows one graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._producers = graph.producers
+        self._places = {node.name: place for place, node in enumerate(graph.nodes)}
+
+    def absorbed(self, attention: Node) -> Node:
+        """The same attention over what its operands are made of."""
+        operands = [v for v in attention.args if isinstance(v, Value)]
+        inside: dict[str, Node] = {}
+        for place, value in enumerate(operands):
+            taken = self._carriers(value) if place < 3 else self._cheap(value)
+            inside |= {node.name: node for node in taken}
+        if not inside:
+            return attention
+        nodes = sorted(inside.values(), key=lambda node: self._places[node.name])
+        return _with_nodes(attention, operands, nodes)
+
+    def with_copy(self, attention: Node) -> tuple[Node, Node | None]:
+        """The attention that makes what its result is copied to, and that copy."""
+        chain: list[Node] = []
+        value = attention.result
+        while not chain or not _is_copy(chain[-1]):
+            readers = self._graph.readers.get(value, ())
+            if len(readers) != 1 or value in self._graph.returned:
+                return attention, None
+            (node,) = readers
+            if not is_view(node) and not _is_copy(node):
+                return attention, None
+            chain.append(node)
+            value = node.result
+        return _ended_in(attention, chain), chain[-1]
+
+    def _carriers(self, value: Value) -> Iterator[Node]:
+        """What hands a value on in another shape, or as a tensor of its own."""
+        node = self._producers.get(value)
+        while node is not None and (is_view(node) or _is_copy(node)):
+            yield node
+            node = self._producers.get(node.operands[0])
+
+    def _cheap(self, value: Value) -> list[Node]:
+        """What computes a value of no more bytes than it has."""
+        node = self._producers.get(value)
+        if node is None or effects_of(node) or len(node.results) != 1:
+            return []
+        if is_view(node):
+            return [node, *self._cheap(node.operands[0])]
+        if node.op.kind is Kind.CREATION:
+            return [node] if node.op.name in OPERATORS and not node.operands else []
+        if node.op.kind is not Kind.POINTWISE and node.op.name not in _ELEMENTWISE:
+            return []
+        taken = {n.name: n for operand in node.operands for n in self._cheap(operand)}
+        found = [node, *taken.values()]
+        read = sum(hint(leaf.tensor.nbytes) for leaf in _leaves(found))
+        if len(found) > MOST_NODES or _work(found) > MOST_WORK:
+            return []
+        return found if read <= hint(node.result.tensor.nbytes) else []
+
+
+def _is_copy(node: Node) -> bool:
+    return node.op.name in COPIES and node.result.tensor.dtype == node.operands[0].tensor.dtype
+
+
+def _leaves(nodes: list[Node]) -> list[Value]:
+    made = {v for node in nodes for v in node.results}
+    return [v for v in dict.fromkeys(v for n in nodes for v in n.operands) if v not in made]
+
+
+def _work(nodes: list[Node]) -> float:
+    """Operations an element of the largest of the results takes, about."""
+    most = max(hint(n.result.tensor.numel) for n in nodes)
+    return sum(hint(flops(n)) for n in nodes) / max(most, 1)
+
+
+def _with_nodes(attention: Node, operands: list[Value], nodes: list[Node]) -> Node:
+    body = attention.graph("body")
+    fresh = fresh_names(v.name for v in body.values)
+    made = {v for node in nodes for v in node.results}
+    read = dict.fromkeys([*operands, *(v for node in nodes for v in node.operands)])
+    inputs = {v: Value(fresh(v.name), v.type) for v in read if v not in made}
+    inner: dict[Value, Value] = dict(inputs)
+    taken = []
+    for node in nodes:
+        inner |= {v: Value(fresh(v.name), v.type) for v in node.results}
+        results = tuple(inner[v] for v in node.results)
+        taken.append(dataclasses.replace(node.replace(inner), results=results))
+    given = (i.value for i in body.inputs)
+    before = {own: inner[outer] for own, outer in zip(given, operands, strict=True)}
+    renamed = body.substitute(before)
+    new = dataclasses.replace(
+        renamed,
+        inputs=tuple(Input(v) for v in inputs.values()),
+        nodes=(*taken, *(node.replace(before) for node in body.nodes)),
+    )
+    return dataclasses.replace(attention, args=tuple(inputs), graphs=(("body", new),))
+
+
+def _ended_in(attention: Node, chain: list[Node]) -> Node:
+    body = attention.graph("body")
+    (output,) = body.outputs
+    assert isinstance(output, Value)
+    fresh = fresh_names(v.name for v in body.values)
+    inner = {attention.result: output}
+    added = []
+    for node in chain:
+        inner[node.result] = Value(fresh(node.result.name), node.result.type)
+        added.append(dataclasses.replace(node.replace(inner), results=(inner[node.result],)))
+    last = chain[-1].result
+    new = dataclasses.replace(body, nodes=(*body.nodes, *added), outputs=(inner[last],))
+    return dataclasses.replace(attention, results=(last,), graphs=(("body", new),))

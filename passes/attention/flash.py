@@ -1,0 +1,199 @@
+"""The pass that chooses a kernel of ours for attention, tile by tile, masks and all."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from rewright.costmodel import show_seconds
+from rewright.ir import CheckError, Graph, Node, UnsupportedError, fresh_names, hint
+from rewright.ir.alone import alone, at_hints
+from rewright.ir.loops import AttentionNest, Load, lower_attention, subterms
+from rewright.ir.loops.tiles import kept_share
+from rewright.passes.attention.absorb import Absorber
+from rewright.passes.attention.canonical import as_attention, is_plain_call
+from rewright.passes.attention.lower import FLASH, atens_nodes
+from rewright.passes.attention.lower import obstacle as atens_obstacle
+from rewright.passes.base import Env, Pass
+from rewright.passes.dce import split_dead
+from rewright.passes.emitter import Emitter
+
+# Heads wider than this leave a tile no room in the caches.
+WIDEST: Final = 256
+# ATen's kernel leaves out what comes after a query, when it is told that attention is causal, and
+# else nothing. Ours is chosen where it leaves out clearly more.
+WORTHWHILE: Final = 0.85
+# What a kernel of ours must save where both compute as much.
+MARGIN: Final = 0.03
+VIA: Final = "cpp"
+
+
+@dataclass(frozen=True)
+class FlashAttention(Pass, name="flash-attention", takes="aten", gives="aten"):
+    """Compute attention in one kernel that holds some rows of scores by some keys at a time, where
+    masks leave enough of these tiles out, or ATen's kernel cannot compute it.
+
+    Masks and biases become part of the kernel, as far as they are cheap to compute; a tile in which
+    every score is masked is skipped, which is decided from intervals of positions and of what masks
+    read. Repeated heads and turned operands are read where they lie.
+
+    before:
+        graph f(%q: f32[1, 2, 3, 4], %k: f32[1, 2, 3, 4], %v: f32[1, 2, 3, 8]) {
+          %o = rw.attention(%q, %k, %v) body(
+              %q: f32[1, 2, 3, 4],
+              %k: f32[1, 2, 3, 4],
+              %v: f32[1, 2, 3, 8]
+          ) {
+            %o = aten.view.default(%q, [2, 3, 4]) : f32[2, 3, 4]
+            %o_1 = aten.view.default(%k, [2, 3, 4]) : f32[2, 3, 4]
+            %o_2 = aten.permute.default(%o_1, [0, 2, 1]) : f32[2, 4, 3] strides [12, 1, 4]
+            %o_3 = aten.bmm.default(%o, %o_2) : f32[2, 3, 3]
+            %o_4 = aten.view.default(%o_3, [1, 2, 3, 3]) : f32[1, 2, 3, 3]
+            %o_5 = aten._softmax.default(%o_4, -1, false) : f32[1, 2, 3, 3]
+            %o_6 = aten.view.default(%o_5, [2, 3, 3]) : f32[2, 3, 3]
+            %o_7 = aten.view.default(%v, [2, 3, 8]) : f32[2, 3, 8]
+            %o_8 = aten.bmm.default(%o_6, %o_7) : f32[2, 3, 8]
+            %o_9 = aten.view.default(%o_8, [1, 2, 3, 8]) : f32[1, 2, 3, 8]
+            return %o_9
+          } : f32[1, 2, 3, 8]
+          return %o
+        }
+    after:
+        graph f(%q: f32[1, 2, 3, 4], %k: f32[1, 2, 3, 4], %v: f32[1, 2, 3, 8]) {
+          %o = rw.attention(%q, %k, %v, via="cpp") body(
+              %q: f32[1, 2, 3, 4],
+              %k: f32[1, 2, 3, 4],
+              %v: f32[1, 2, 3, 8]
+          ) {
+            %o = aten.view.default(%q, [2, 3, 4]) : f32[2, 3, 4]
+            %o_1 = aten.view.default(%k, [2, 3, 4]) : f32[2, 3, 4]
+            %o_2 = aten.permute.default(%o_1, [0, 2, 1]) : f32[2, 4, 3] strides [12, 1, 4]
+            %o_3 = aten.bmm.default(%o, %o_2) : f32[2, 3, 3]
+            %o_4 = aten.view.default(%o_3, [1, 2, 3, 3]) : f32[1, 2, 3, 3]
+            %o_5 = aten._softmax.default(%o_4, -1, false) : f32[1, 2, 3, 3]
+            %o_6 = aten.view.default(%o_5, [2, 3, 3]) : f32[2, 3, 3]
+            %o_7 = aten.view.default(%v, [2, 3, 8]) : f32[2, 3, 8]
+            %o_8 = aten.bmm.default(%o_6, %o_7) : f32[2, 3, 8]
+            %o_9 = aten.view.default(%o_8, [1, 2, 3, 8]) : f32[1, 2, 3, 8]
+            return %o_9
+          } : f32[1, 2, 3, 8]
+          return %o
+        }
+
+    A row that is masked with -inf as a whole comes out 0, as in torch's own attention; scores are
+    taken to be numbers, neither NaN nor infinite before they are masked.
+
+    Refuses: attention that drops probabilities; heads wider than 256; what ATen computes as well.
+    """
+
+    def run(self, graph: Graph, env: Env) -> Graph:
+        if not any(n.op.name == "rw.attention" or is_plain_call(n, graph) for n in graph.nodes):
+            return graph
+        choice = _Choice(graph, env)
+        nodes = [choice.of(node) for node in graph.nodes]
+        if not choice.renamed:
+            return graph
+        nodes = [node for node in nodes if node.name not in choice.copies or is_ours(node)]
+        kept, dropped = split_dead(graph.with_nodes(nodes))
+        gone = {v.name: () for node in dropped for v in node.results}
+        return self.gave(graph.with_nodes(kept), {**gone, **choice.renamed})
+
+
+class _Choice:
+    """What the attention of a graph runs as. `copies` are what kernels make in the place of the
+    nodes that copied their results."""
+
+    def __init__(self, graph: Graph, env: Env) -> None:
+        self._graph, self._env = graph, env
+        self._absorber = Absorber(graph)
+        self._fresh = fresh_names(v.name for v in graph.values)
+        self.renamed: dict[str, tuple[str, ...]] = {}
+        self.copies: set[str] = set()
+
+    def of(self, node: Node) -> Node:
+        """A kernel of ours, or the node itself."""
+        is_call = is_plain_call(node, self._graph)
+        if not is_call and (node.op.name != "rw.attention" or is_ours(node)):
+            return node
+        try:
+            attention = as_attention(node, Emitter(self._fresh, node)) if is_call else node
+            attention, copy = self._absorber.with_copy(self._absorber.absorbed(attention))
+            ours = dataclasses.replace(attention, kwargs=(("via", VIA),))
+            nest = lower_attention(ours.graph("body"), "attention")
+            refusal = obstacle(nest, self._env) or self._not_worth_it(node, ours, nest)
+        except (CheckError, UnsupportedError) as error:
+            refusal = error.message
+        if refusal is not None:
+            self._env.log.refuse(FlashAttention.name, node.name, refusal)
+            return node
+        self.renamed[node.name] = (ours.name,)
+        if copy is not None:
+            self.copies.add(copy.name)
+        return ours
+
+    def _not_worth_it(self, node: Node, ours: Node, nest: AttentionNest) -> str | None:
+        """Why the kernel that there is anyway is as good; the log is told when it is not."""
+        why = atens_obstacle(node) if node.op.name == "rw.attention" else None
+        share, log = kept_share(nest), self._env.log
+        told = f"{share:.0%} of its tiles are kept"
+        usual = 0.5 if node.op.name != "rw.attention" and node.arg("is_causal") else 1.0
+        if why is not None:
+            log.decide(FlashAttention.name, node.name, f"a kernel of ours: {told}; ATen has none: {why}")
+        elif share < WORTHWHILE * usual:
+            log.decide(FlashAttention.name, node.name, f"a kernel of ours: {told}")
+        elif may_skip(nest):
+            log.decide(FlashAttention.name, node.name, "a kernel of ours, which looks for masked tiles")
+        else:
+            return self._slower(node, ours)
+        return None
+
+    def _slower(self, node: Node, ours: Node) -> str | None:
+        """Why not, where both compute the same tiles: as they were timed."""
+        tools = self._env.tools
+        calls = [alone(at_hints(n)) for n in (*self._usual(node), ours)]
+        found = None if tools is None else tools.race(calls)
+        if found is None:
+            return "ATen's kernel computes as much"
+        theirs, own = min(found[:-1]), found[-1]
+        took = f"ours takes {show_seconds(own)}, and ATen's {show_seconds(theirs)}"
+        if own > (1 - MARGIN) * theirs:
+            return took
+        self._env.log.decide(FlashAttention.name, node.name, took)
+        return None
+
+    def _usual(self, node: Node) -> list[Node]:
+        """The call of ATen's kernel."""
+        if node.op.name != "rw.attention":
+            return [node]
+        return [n for n in atens_nodes(node, self._fresh) if n.op.name == FLASH]
+
+
+def may_skip(nest: AttentionNest) -> bool:
+    """True when conditions read from memory what belongs to a row or to a key alone, as places in a
+    document, or which of the keys are padding: they may mask whole tiles."""
+    axes = {nest.row.name, nest.key.name}
+    loads = [t for s in nest.statements for t in subterms(s.term) if isinstance(t, Load)]
+    conditional = any(s.term.dtype is torch.bool for s in nest.statements)
+    alone = [t for t in loads if len(axes & {name for name, _ in t.at.terms}) == 1]
+    return conditional and bool(alone)
+
+
+def obstacle(nest: AttentionNest, env: Env) -> str | None:
+    """Why there is no kernel of ours."""
+    if nest.outputs[0].type.device.type != "cpu" or env.target.device != "cpu":
+        return f"kernels of ours are for CPUs, not for {env.target.device}"
+    if max(hint(nest.inner.size), hint(nest.width.size)) > WIDEST:
+        return f"its heads are wider than {WIDEST}"
+    if 0 in (*nest.outputs[0].type.shape, nest.key.size, nest.inner.size):
+        return "it has no elements"
+    return None
+
+
+def is_ours(node: Node) -> bool:
+    """True for attention that runs in a kernel of ours."""
+    return node.op.name == "rw.attention" and node.kwarg("via") == VIA
+
+
