@@ -12,14 +12,14 @@ static_assert(ROWS % W == 0 && KEYS % W == 0);
 
 // A block of registers: so many rows, so many steps of lanes.
 #if defined RW_AVX512
-template <class T> constexpr int HIGH = 6;
-template <class T> constexpr int WIDE = sizeof(T) == 4 ? 4 : 2;
+template <class T> constexpr int TALL = 6;
+template <class T> constexpr int BROAD = sizeof(T) == 4 ? 4 : 2;
 #elif defined RW_AVX2
-template <class T> constexpr int HIGH = sizeof(T) == 4 ? 6 : 3;
-template <class T> constexpr int WIDE = 1;
+template <class T> constexpr int TALL = sizeof(T) == 4 ? 6 : 3;
+template <class T> constexpr int BROAD = 1;
 #else
-template <class T> constexpr int HIGH = sizeof(T) == 4 ? 6 : 3;
-template <class T> constexpr int WIDE = 1;
+template <class T> constexpr int TALL = sizeof(T) == 4 ? 6 : 3;
+template <class T> constexpr int BROAD = 1;
 #endif
 
 // ---- products -----------------------------------------------------------------------------------
@@ -54,7 +54,7 @@ inline void multiply_rest(i64 rows, const T* a, i64 a_step, const T* b, i64 b_st
 template <int N, class T>
 inline void multiply_panel(i64 rows, const T* a, i64 a_step, const T* b, i64 b_step, i64 depth, T* c,
                            i64 c_step, bool add) {
-  constexpr int M = HIGH<T>;
+  constexpr int M = TALL<T>;
   i64 m = 0;
   for (; m + M <= rows; m += M)
     multiply<M, N>(a + m * a_step, a_step, b, b_step, depth, c + m * c_step, c_step, add);
@@ -66,7 +66,7 @@ inline void multiply_panel(i64 rows, const T* a, i64 a_step, const T* b, i64 b_s
 template <class T>
 __attribute__((noinline)) void matrix_product(i64 rows, i64 columns, i64 depth, const T* a, i64 a_step,
                                               const T* b, i64 b_step, T* c, i64 c_step, bool add) {
-  constexpr int N = WIDE<T>;
+  constexpr int N = BROAD<T>;
   i64 n = 0;
   for (; n + N * W <= columns; n += N * W)
     multiply_panel<N>(rows, a, a_step, b + n, b_step, depth, c + n, c_step, add);
@@ -147,8 +147,8 @@ struct Sizes {
   i64 rows, keys, depth, width;
 };
 
-// The block of `count` rows from `first`. Returns false when a row met no live score though keys were
-// left out, which then might have counted.
+// The block of `count` rows from `first`. Returns false when a row met no live score though keys
+// were left out that then might have counted, of large finite masks.
 template <class T, class Q, class K, class U, class Score, class Judge>
 inline bool sum_up(const Bench<T>& at, const Sizes& sizes, i64 first, i64 count, Matrix<const Q> query,
                    Matrix<const K> key, Matrix<const U> value, Score score, Judge judge, bool skip) {
@@ -162,7 +162,7 @@ inline bool sum_up(const Bench<T>& at, const Sizes& sizes, i64 first, i64 count,
     const i64 keys = size_min(KEYS, sizes.keys - j);
     const auto found = judge(Span{first, first + count}, Span{j, j + keys});
     if (skip && found.dead) {
-      left_out = true;
+      left_out |= !found.gone;
       continue;
     }
     take_columns(key, j, keys, sizes.depth, at.keys, at.spare);

@@ -39,8 +39,11 @@ from rewright.ir.loops import (
 
 # What ranges.h knows of intervals; the rest may be anything.
 BOUNDED: Final = frozenset(
-    """add sub mul neg div abs maximum minimum fmax fmin floor div_floor remainder tanh sigmoid
-    lt le gt ge eq ne logical_and logical_or logical_xor logical_not select""".split()
+    {
+        *("add", "sub", "mul", "neg", "div", "abs", "maximum", "minimum", "fmax", "fmin", "floor"),
+        *("div_floor", "remainder", "tanh", "sigmoid", "lt", "le", "gt", "ge", "eq", "ne"),
+        *("logical_and", "logical_or", "logical_xor", "logical_not", "select"),
+    }
 )
 
 
@@ -86,7 +89,9 @@ class _Writer:
         buffers = [(b, "const ") for b in self.nest.inputs] + [(b, "") for b in self.nest.outputs]
         for place, (buffer, const) in enumerate(buffers):
             type = f"{const}{storage_text(buffer.type.dtype)}*"
-            lines.append(f"{type} const {self.names[buffer.name]} = static_cast<{type}>(p[{place}]);")
+            lines.append(
+                f"{type} const {self.names[buffer.name]} = static_cast<{type}>(p[{place}]);"
+            )
         return lines
 
     def matrix(self, place: Place, row: str, column: str, heads: Block) -> str:
@@ -182,8 +187,14 @@ class _Ranges:
                 over = OF_MASKS if args[-1].dtype is torch.bool else OF_NUMBERS
                 name = over.get(name, name)
                 if name in BOUNDED:
-                    return f"{name}({', '.join(self.term(a) for a in args)})"
+                    return self.held(f"{name}({', '.join(map(self.term, args))})", term.dtype)
         return "either()" if term.dtype is torch.bool else "anything()"
+
+    def held(self, text: str, dtype: torch.dtype) -> str:
+        """What a result of the type may be, where `text` is computed without rounding."""
+        if dtype is torch.bool:
+            return text
+        return f"{'real' if dtype.is_floating_point else 'whole'}<{STORAGE[dtype]}>({text})"
 
     def places(self, at: Affine) -> str:
         """What `along` and `range_of` take: where the head begins, and steps with their spans."""

@@ -1,8 +1,9 @@
 // What a score can be anywhere in a tile: scalar expressions over intervals.
 //
 // The names are those of simd.h, so that one expression prints for lanes and for tiles. An interval
-// holds every value that the expression takes in the tile; results of floats are a little wider than
-// computed, since kernels round otherwise than intervals do. Scores are taken to be numbers.
+// holds every value that the expression takes in the tile: real<T> is around what is computed in
+// floats, since kernels round otherwise than intervals do, and whole<T> around what is computed in
+// integers, which may wrap. Scores are taken to be numbers.
 #pragma once
 
 #include "loops.h"
@@ -31,8 +32,18 @@ inline Range hull(Range a, Range b) {
 inline Range checked(Range x) { return x.low <= x.high ? x : anything(); }  // not if NaN
 inline Range exactly(f64 x) { return checked({x, x}); }
 inline Range rounded(Range x, f64 error) {
-  const f64 low = x.low - error * __builtin_fabs(x.low), high = x.high + error * __builtin_fabs(x.high);
+  const f64 low = x.low - error * __builtin_fabs(x.low);
+  const f64 high = x.high + error * __builtin_fabs(x.high);
   return {low == low ? low : x.low, high == high ? high : x.high};  // infinities stay
+}
+// A result that floats of type T hold, with the error of one operation.
+template <class T> inline Range real(Range x) { return rounded(x, sizeof(T) == 4 ? 2.4e-7 : 4e-16); }
+// One that integers of type T hold, unless they wrap.
+template <class T> inline Range whole(Range x) {
+  constexpr bool is_signed = T(-1) < T(0);
+  constexpr int bits = sizeof(T) * 8 - is_signed;
+  const f64 high = bits > 53 ? EXACT : f64((u64(1) << bits) - 1), low = is_signed ? -high - 1 : 0;
+  return x.low >= low && x.high <= high ? x : anything();
 }
 
 // ---- index expressions and memory ---------------------------------------------------------------
@@ -70,18 +81,15 @@ inline Range range_of(const T* base, i64 by_row, Span i, i64 by_key, Span j) {
   const i64 rows = by_row ? i.end - i.first : 1, keys = by_key ? j.end - j.first : 1;
   const T* const from = base + i.first * by_row + j.first * by_key;
   Range all = by_key ? range_of_row(from, keys, by_key) : range_of_row(from, rows, by_row);
-  for (i64 r = 1; by_key && r < rows; ++r) all = hull(all, range_of_row(from + r * by_row, keys, by_key));
-  return all.low < -EXACT || all.high > EXACT ? (sizeof(T) == 8 ? anything() : all) : all;
+  for (i64 r = 1; by_key && r < rows; ++r)
+    all = hull(all, range_of_row(from + r * by_row, keys, by_key));
+  const bool told_apart = is_float<T> || sizeof(T) < 8 || (all.low >= -EXACT && all.high <= EXACT);
+  return told_apart ? all : anything();
 }
 
 // ---- arithmetic ---------------------------------------------------------------------------------
-// The error of a rounded operation on floats of 32 bits, relative; integers are exact.
-constexpr f64 SLACK = 2.4e-7;
-
 inline Range neg(Range x) { return {-x.high, -x.low}; }
-inline Range add(Range a, Range b) {
-  return rounded(checked({a.low + b.low, a.high + b.high}), SLACK);
-}
+inline Range add(Range a, Range b) { return checked({a.low + b.low, a.high + b.high}); }
 inline Range sub(Range a, Range b) { return add(a, neg(b)); }
 inline Range mul(Range a, Range b) {
   const f64 all[] = {a.low * b.low, a.low * b.high, a.high * b.low, a.high * b.high};
@@ -90,7 +98,7 @@ inline Range mul(Range a, Range b) {
     if (!(x == x)) return anything();
     r = hull(r, {x, x});
   }
-  return rounded(r, SLACK);
+  return r;
 }
 inline Range div(Range a, Range b) {
   return b.low <= 0 && b.high >= 0 ? anything() : mul(a, {1 / b.high, 1 / b.low});
@@ -144,12 +152,25 @@ inline Range select(Range which, Range a, Range b) {
 
 // ---- casts: T is the type that the value is converted to -----------------------------------------
 template <class T> inline Range cast(Range x) {
-  if constexpr (same<T, bool>) return truth(x);
-  if constexpr (is_float<T>) return rounded(x, sizeof(T) == 4 ? SLACK : 0);
-  return {__builtin_floor(x.low), __builtin_ceil(x.high)};
+  if constexpr (same<T, bool>) {
+    return truth(x);
+  } else if constexpr (is_float<T>) {
+    return real<T>(x);
+  } else {
+    return whole<T>({__builtin_floor(x.low), __builtin_ceil(x.high)});
+  }
 }
 template <class T> inline Range round_to(Range x) {
-  return rounded(x, 8e-3);  // of the widest step, that of bf16
+  if constexpr (same<T, f16> || same<T, bf16> || same<T, f8e4m3fn> || same<T, f8e5m2>) {
+    const f64 most = same<T, bf16> ? ENDLESS : same<T, f8e4m3fn> ? 448 : 57344;
+    const f64 step = same<T, f16> ? 1e-3 : same<T, bf16> ? 8e-3 : 0.25;
+    // Nothing that is finite becomes infinite: scores are numbers.
+    const Range within = {x.low < -most && x.low > -ENDLESS ? -most : x.low,
+                          x.high > most && x.high < ENDLESS ? most : x.high};
+    return rounded(within, step);
+  } else {
+    return whole<T>(x);
+  }
 }
 
 // ---- what a tile's scores come to ---------------------------------------------------------------
@@ -158,13 +179,16 @@ constexpr f64 DEAD = -1e34, LIVE = -1e32;
 // Any number that a product of queries and keys may be.
 inline Range any_score() { return {-1e30, 1e30}; }
 
-// Whether all scores of a tile are dead, and the conditions that hold in the whole tile or nowhere.
+// Whether all scores of a tile are dead, all minus infinity, and the conditions that hold in the
+// whole tile or nowhere.
 template <int Conditions> struct Verdict {
-  bool dead, known;
+  bool dead, gone, known;
   bool value[Conditions + 1];
 };
-template <class... Ranges> inline Verdict<sizeof...(Ranges)> verdict(Range score, Ranges... conditions) {
-  return {score.high < DEAD, (certain(conditions) && ...), {conditions.low > 0 ..., false}};
+template <class... Ranges>
+inline Verdict<sizeof...(Ranges)> verdict(Range score, Ranges... conditions) {
+  return {score.high < DEAD, score.high == -ENDLESS, (certain(conditions) && ...),
+          {conditions.low > 0 ..., false}};
 }
 
 // What evaluates conditions, and what has them from the verdict.

@@ -49,7 +49,9 @@ decltype default delete do double else enum explicit export extern false float f
 inline int long mutable namespace new noexcept not nullptr operator or private protected public
 register return short signed sizeof static struct switch template this throw true try typedef
 typeid typename union unsigned using virtual void volatile while xor
-p s r u l n rw begin end width main load load_part load_strided load_each load_across load_window
+p s r u l n rw matrix block known along attend exactly truth either anything verdict range_of real
+whole any_score hull certain sure checked rounded begin end width main load load_part load_strided
+load_each load_across load_window
 load_where store store_part store_strided store_each store_across broadcast splat cast round_to
 positions positions_each window mask_each within parallel parallel_rows serial serial_rows steps
 strips reduce parallel_reduce sequence parallel_sequence transpose transpose_strip size_div

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from rewright.ir.dims import equal
 from rewright.ir.errors import UnsupportedError
 from rewright.ir.graph import Graph, Node, Value, fresh_names
 from rewright.ir.loops.affine import Affine, Axis, NeedSplit, axis_index, delinearize, linear
@@ -150,16 +151,23 @@ class _Lowering:
     def _place(self, matrix: Value, axes: tuple[Axis, Axis]) -> Place:
         """Where a factor of a product is read from."""
         found = self.scope.at(matrix, (self._head(), *map(axis_index, axes)))
-        term = self._read(found)
-        if term is None or term.guards:
-            raise UnsupportedError(f"%{matrix.name} is computed, and not only looked at otherwise")
-        buffer = next(i.value for i in self.body.inputs if i.value.name == term.buffer)
-        return Place(term.buffer, buffer.tensor.dtype, term.at)
+        for given in self.body.inputs:
+            term = self._read(found, given.value.tensor.dtype)
+            if term is not None and term.buffer == given.value.name and not term.guards:
+                return Place(term.buffer, given.value.tensor.dtype, term.at)
+        raise UnsupportedError(f"%{matrix.name} is computed, and not only looked at otherwise")
 
-    def _read(self, ref: Ref) -> Load | None:
-        statement = self.scope.defined[ref.name].statement
-        term = statement.term
-        return term if isinstance(statement, Let) and isinstance(term, Load) else None
+    def _read(self, ref: Ref, dtype: torch.dtype) -> Load | None:
+        """The read that a value is, as a tensor of `dtype` holds it."""
+        term: Term = ref
+        while not isinstance(term, Load):
+            if isinstance(term, Ref):
+                term = self.scope.defined[term.name].statement.term
+            elif isinstance(term, Round) and term.storage == dtype:
+                term = term.arg
+            else:
+                return None
+        return term
 
     def _only_carries(self, weights: Value, probabilities: Value) -> None:
         """Raises UnsupportedError where something is done to the probabilities but rounding."""
@@ -212,6 +220,8 @@ class _Lowering:
         """Where a result goes: the order of axes is found in which the output reads the product
         row by row."""
         output = self._output()
+        if not equal(output.tensor.numel, product_.tensor.numel):
+            raise UnsupportedError("its result is not all of the product, once")
         wanted = linear(
             (self._head(), axis_index(self.row), axis_index(self.width)), product_.tensor.shape
         )
@@ -219,7 +229,7 @@ class _Lowering:
             position = linear([axis_index(a) for a in axes], [a.size for a in axes])
             try:
                 index = delinearize(position, output.tensor.shape, self.scope.sizes)
-                term = self._read(self.scope.at(output, index))
+                term = self._read(self.scope.at(output, index), output.tensor.dtype)
             except (NeedSplit, UnsupportedError):
                 continue
             if term is not None and term.buffer == product_.name and term.at == wanted:

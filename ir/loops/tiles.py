@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ KEYS: Final = 64
 DEAD: Final = -1e34
 ANY_SCORE: Final = 1e30
 
-Numbers = NDArray[np.float64]
+Numbers = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ def kept_share(nest: AttentionNest) -> float:
     """The share of tiles in which some score counts, at the sizes seen."""
     score = _Tiles(nest).score()
     return float(np.mean(score.high >= DEAD))
+
+
+def may_be_dead(nest: AttentionNest) -> bool:
+    """True when some score may be masked, for all that is known before the kernel runs."""
+    return bool(np.any(_Tiles(nest).score().low < DEAD))
 
 
 class _Tiles:
@@ -66,15 +71,18 @@ class _Tiles:
             case Position(at=at):
                 return self.along(at)
             case Convert(arg=arg, dtype=dtype):
-                return _truth(self.term(arg)) if dtype is torch.bool else self.term(arg)
-            case Round(arg=arg):
-                return self.term(arg)
-            case Apply(name=name, args=args) if name in _RULES:
-                found = _RULES[name](*(self.term(a) for a in args))
-                unknown = np.isnan(found.low) | np.isnan(found.high)
-                return Range(
-                    np.where(unknown, -np.inf, found.low), np.where(unknown, np.inf, found.high)
-                )
+                found = self.term(arg)
+                if dtype is torch.bool:
+                    return _truth(found)
+                if not dtype.is_floating_point:
+                    found = Range(np.floor(found.low), np.ceil(found.high))
+                return _held(found, dtype)
+            case Round(arg=arg, storage=storage):
+                return _held(self.term(arg), storage)
+            case Apply(name=name, args=args, dtype=dtype) if name in _RULES:
+                if name.startswith("bit_") and args[-1].dtype is not torch.bool:
+                    return self.exactly(-np.inf, np.inf)
+                return _held(_RULES[name](*(self.term(a) for a in args)), dtype)
         return self.exactly(0, 1) if term.dtype is torch.bool else self.exactly(-np.inf, np.inf)
 
     def exactly(self, low: float, high: float) -> Range:
@@ -98,6 +106,23 @@ def _spans(size: int, tile: int) -> tuple[Numbers, Numbers]:
     """First and last position of each tile."""
     first = np.arange(0, size, tile, dtype=np.float64)
     return first, np.minimum(first + tile, size) - 1
+
+
+def _held(x: Range, dtype: torch.dtype) -> Range:
+    """What a result is as its type holds it: rounded, or wrapped, which may be anything."""
+    unknown = np.isnan(x.low) | np.isnan(x.high)
+    low, high = np.where(unknown, -np.inf, x.low), np.where(unknown, np.inf, x.high)
+    if dtype is torch.bool:
+        return Range(low, high)
+    if dtype.is_floating_point:
+        error = torch.finfo(dtype).eps
+        return Range(
+            np.where(np.isinf(low), low, low - error * np.abs(low)),
+            np.where(np.isinf(high), high, high + error * np.abs(high)),
+        )
+    limits = torch.iinfo(dtype)
+    wraps = (low < limits.min) | (high > limits.max)
+    return Range(np.where(wraps, -np.inf, low), np.where(wraps, np.inf, high))
 
 
 # --- rules --------------------------------------------------------------------------------------

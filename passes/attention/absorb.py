@@ -51,7 +51,7 @@ class Absorber:
             if len(readers) != 1 or value in self._graph.returned:
                 return attention, None
             (node,) = readers
-            if not is_view(node) and not _is_copy(node):
+            if len(node.results) != 1 or not (is_view(node) or _is_copy(node)):
                 return attention, None
             chain.append(node)
             value = node.result

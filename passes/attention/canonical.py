@@ -34,7 +34,7 @@ def is_plain_call(node: Node, graph: Graph) -> bool:
 
 
 def as_attention(node: Node, emit: Emitter) -> Node:
-    """An `rw.attention` that makes what a call of ATen's attention makes first, as it lies there."""
+    """An `rw.attention` that makes what a call of ATen's attention makes first, lying alike."""
     query, key, value = (v for v in node.args[:3] if isinstance(v, Value))
     bias = node.arg("attn_mask")
     extra = (bias,) if isinstance(bias, Value) else ()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
-
-import torch
 
 from rewright.costmodel import show_seconds
 from rewright.ir import CheckError, Graph, Node, UnsupportedError, fresh_names, hint
 from rewright.ir.alone import alone, at_hints
 from rewright.ir.loops import AttentionNest, Load, lower_attention, subterms
-from rewright.ir.loops.tiles import kept_share
+from rewright.ir.loops.tiles import kept_share, may_be_dead
 from rewright.passes.attention.absorb import Absorber
 from rewright.passes.attention.canonical import as_attention, is_plain_call
 from rewright.passes.attention.lower import FLASH, atens_nodes
@@ -120,9 +119,8 @@ class _Choice:
             return node
         try:
             attention = as_attention(node, Emitter(self._fresh, node)) if is_call else node
-            attention, copy = self._absorber.with_copy(self._absorber.absorbed(attention))
+            attention, copy, nest = self._lowered(self._absorber.absorbed(attention))
             ours = dataclasses.replace(attention, kwargs=(("via", VIA),))
-            nest = lower_attention(ours.graph("body"), "attention")
             refusal = obstacle(nest, self._env) or self._not_worth_it(node, ours, nest)
         except (CheckError, UnsupportedError) as error:
             refusal = error.message
@@ -134,6 +132,14 @@ class _Choice:
             self.copies.add(copy.name)
         return ours
 
+    def _lowered(self, attention: Node) -> tuple[Node, Node | None, AttentionNest]:
+        """The attention, with a copy of its result where a kernel can make that, and the copy."""
+        with_copy, copy = self._absorber.with_copy(attention)
+        if copy is not None:
+            with suppress(UnsupportedError):
+                return with_copy, copy, lower_attention(with_copy.graph("body"), "attention")
+        return attention, None, lower_attention(attention.graph("body"), "attention")
+
     def _not_worth_it(self, node: Node, ours: Node, nest: AttentionNest) -> str | None:
         """Why the kernel that there is anyway is as good; the log is told when it is not."""
         why = atens_obstacle(node) if node.op.name == "rw.attention" else None
@@ -141,11 +147,15 @@ class _Choice:
         told = f"{share:.0%} of its tiles are kept"
         usual = 0.5 if node.op.name != "rw.attention" and node.arg("is_causal") else 1.0
         if why is not None:
-            log.decide(FlashAttention.name, node.name, f"a kernel of ours: {told}; ATen has none: {why}")
+            log.decide(
+                FlashAttention.name, node.name, f"a kernel of ours: {told}; ATen has none: {why}"
+            )
         elif share < WORTHWHILE * usual:
             log.decide(FlashAttention.name, node.name, f"a kernel of ours: {told}")
         elif may_skip(nest):
-            log.decide(FlashAttention.name, node.name, "a kernel of ours, which looks for masked tiles")
+            log.decide(
+                FlashAttention.name, node.name, "a kernel of ours, which looks for masked tiles"
+            )
         else:
             return self._slower(node, ours)
         return None
@@ -172,13 +182,12 @@ class _Choice:
 
 
 def may_skip(nest: AttentionNest) -> bool:
-    """True when conditions read from memory what belongs to a row or to a key alone, as places in a
-    document, or which of the keys are padding: they may mask whole tiles."""
+    """True when scores may be masked by what is read from memory for a row or for a key alone, as
+    its place in a document, or whether it is padding: that may mask whole tiles."""
     axes = {nest.row.name, nest.key.name}
     loads = [t for s in nest.statements for t in subterms(s.term) if isinstance(t, Load)]
-    conditional = any(s.term.dtype is torch.bool for s in nest.statements)
-    alone = [t for t in loads if len(axes & {name for name, _ in t.at.terms}) == 1]
-    return conditional and bool(alone)
+    of_one = any(len(axes & {name for name, _ in load.at.terms}) == 1 for load in loads)
+    return of_one and may_be_dead(nest)
 
 
 def obstacle(nest: AttentionNest, env: Env) -> str | None:
@@ -195,5 +204,3 @@ def obstacle(nest: AttentionNest, env: Env) -> str | None:
 def is_ours(node: Node) -> bool:
     """True for attention that runs in a kernel of ours."""
     return node.op.name == "rw.attention" and node.kwarg("via") == VIA
-
-

@@ -1,0 +1,166 @@
+"""Masked attention: what a mask leaves out should cost nothing, whoever computes it.
+
+    python -m benchmarks.attention
+
+Each mask is written as users write it, as comparisons of positions, and given to PyTorch's
+attention (`rewright` compiles that; `sdpa` runs it), or to FlexAttention, with the time it takes to
+build its block mask (`flex`) and without (`flex, mask kept`). `causal` is PyTorch's dense causal
+attention.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from benchmarks.load import warning
+from benchmarks.options import RESULTS, add_choice, add_count, add_turns
+from benchmarks.report import fail, track, warn, write_json
+from benchmarks.steady import WrongAnswer, allowed, relative_l2, show
+from benchmarks.timing import Comparison, compare
+
+HEADS: Final = 8
+WIDTH: Final = 64
+CONTESTANTS: Final = ("rewright", "flex", "flex, mask kept", "sdpa", "causal")
+
+Positions = Callable[[Tensor, Tensor], Tensor]
+"""Which keys a query sees, by their positions, which broadcast."""
+
+
+def causal(i: Tensor, j: Tensor) -> Tensor:
+    return j <= i
+
+
+def window(size: int, sinks: int) -> Positions:
+    def sees(i: Tensor, j: Tensor) -> Tensor:
+        return (j <= i) & ((i - j < size) | (j < sinks))
+
+    return sees
+
+
+def prefix(length: int) -> Positions:
+    def sees(i: Tensor, j: Tensor) -> Tensor:
+        return (j <= i) | (j < length)
+
+    return sees
+
+
+def documents(length: int) -> Positions:
+    def sees(i: Tensor, j: Tensor) -> Tensor:
+        return (i // length == j // length) & (j <= i)
+
+    return sees
+
+
+MASKS: Final[Mapping[str, Callable[[int], Positions]]] = {
+    "causal": lambda length: causal,
+    "window 512 + 4 sinks": lambda length: window(512, 4),
+    "window 128": lambda length: window(128, 0),
+    "window 1024": lambda length: window(1024, 0),
+    "prefix 512": lambda length: prefix(512),
+    "8 documents": lambda length: documents(length // 8),
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    sees: Positions
+
+    @property
+    def three(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.query, self.key, self.value
+
+
+def contestants(given: Inputs) -> Mapping[str, Callable[[], Any]]:
+    length = given.query.shape[2]
+    where = torch.arange(length)
+    mask = given.sees(where[:, None], where[None])
+
+    def masked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        at = torch.arange(query.shape[2])
+        seen = given.sees(at[:, None], at[None])
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+
+    def blocks() -> Any:
+        def sees(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return given.sees(i, j)
+
+        return create_block_mask(sees, None, None, length, length, device="cpu")
+
+    torch.compiler.reset()
+    ours = torch.compile(masked, backend="rewright", dynamic=False)
+    flex = torch.compile(flex_attention, dynamic=False)
+    kept = blocks()
+    return {
+        "rewright": partial(ours, *given.three),
+        "flex": lambda: flex(*given.three, block_mask=blocks()),
+        "flex, mask kept": lambda: flex(*given.three, block_mask=kept),
+        "sdpa": lambda: F.scaled_dot_product_attention(*given.three, attn_mask=mask),
+        "causal": lambda: F.scaled_dot_product_attention(*given.three, is_causal=True),
+    }
+
+
+def check(case: str, calls: Mapping[str, Callable[[], Any]], given: Inputs) -> None:
+    """Raises WrongAnswer unless all that compute the mask are about as exact as eager."""
+    at = torch.arange(given.query.shape[2])
+    mask = given.sees(at[:, None], at[None])
+    query, key, value = (x.double() for x in given.three)
+    exact = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    limit = allowed(relative_l2(calls["sdpa"](), exact))
+    for name, call in calls.items():
+        error = relative_l2(call(), exact) if name != "causal" else 0.0
+        if not error <= limit:
+            raise WrongAnswer(f"{case}: {name} is {error:.1e} off float64, over {limit:.1e}")
+
+
+def drawn(length: int, sees: Positions) -> Inputs:
+    torch.manual_seed(0)
+    shape = (1, HEADS, length, WIDTH)
+    return Inputs(torch.randn(shape), torch.randn(shape), torch.randn(shape), sees)
+
+
+def arguments() -> argparse.Namespace:
+    asked = argparse.ArgumentParser("python -m benchmarks.attention", description=__doc__)
+    add_choice(asked, "masks", list(MASKS), default=list(MASKS))
+    add_count(asked, "length", 4096, "queries, and keys")
+    add_turns(asked)
+    asked.add_argument("--json", type=Path, default=RESULTS / "attention.json", metavar="FILE")
+    return asked.parse_args()
+
+
+def main() -> int:
+    asked = arguments()
+    torch.set_num_threads(asked.threads)
+    results: dict[str, Comparison] = {}
+    try:
+        with torch.no_grad():
+            for case in track(list(asked.masks), str):
+                given = drawn(asked.length, MASKS[case](asked.length))
+                calls = contestants(given)
+                check(case, calls, given)
+                results[case] = compare(calls, asked.rounds, asked.milliseconds / 1000)
+    except WrongAnswer as wrong:
+        return fail(str(wrong))
+    show("attention", results, CONTESTANTS)
+    warn(warning([found.other_load for found in results.values()]))
+    settings = {key: getattr(asked, key) for key in ("length", "rounds", "milliseconds", "threads")}
+    rows = [{"case": case, **found.as_json(["rewright"])} for case, found in results.items()]
+    write_json(asked.json, "attention", settings, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
