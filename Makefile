@@ -27,7 +27,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
 # A stamp's name holds a hash of what it was made from, so a change makes it missing.
 hash = $(shell { $(1); } | cksum | cut -d ' ' -f 1)
-INSTALLED := $(VENV)/.installed-$(call hash,echo "$(CURDIR) $(TORCH)"; cat pyproject.toml constraints.txt)
+INSTALLED := $(VENV)/.installed-$(call hash,echo "$(CURDIR) $(TORCH)"; cat pyproject.toml constraints.txt tests/trained.txt)
 LINKED := $(VENV)/.linked-$(call hash,find ir costmodel passes codegen compiler -type f ! -name '*.pyc' | LC_ALL=C sort)
 
 help: ## list the commands
@@ -73,6 +73,7 @@ $(INSTALLED):
 	    else grep -vE '^(torch|triton|setuptools)==' constraints.txt; fi > $(VENV)/constraints.txt
 	$(PIP) install -c $(VENV)/constraints.txt "torch==$(TORCH)" "setuptools>=77"
 	$(PIP) install -c $(VENV)/constraints.txt --no-build-isolation --config-settings editable_mode=strict -e '.[dev]'
+	$(PIP) install --no-deps -r tests/trained.txt
 	@rm -f $(VENV)/.installed-* $(VENV)/.linked-*
 	@touch $@
 

@@ -6,7 +6,12 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from rewright.ir import Graph, Kind, Node, graph_key
-from rewright.ir.loops import AttentionNest, Nest, lower, lower_attention
+from rewright.ir.loops import (
+    AnyNest,
+    lower,
+    lower_attention,
+    lower_quantized,
+)
 
 # Operators of a region that its kernel's name spells out.
 NAMED_OPS = 4
@@ -16,7 +21,7 @@ NAMED_OPS = 4
 class Kernels:
     """`nests` in order of first use; `of_node` gives the kernel of each region by node name."""
 
-    nests: tuple[Nest | AttentionNest, ...]
+    nests: tuple[AnyNest, ...]
     of_node: Mapping[str, str]
 
 
@@ -25,21 +30,26 @@ def kernels_of(graph: Graph) -> Kernels:
 
     Raises UnsupportedError when a region has no loop nest, which the fuse pass rules out.
     """
-    nests: dict[Hashable, Nest | AttentionNest] = {}
+    nests: dict[Hashable, AnyNest] = {}
     of_node: dict[str, str] = {}
     for node in graph.nodes:
         if node.op.kind is not Kind.REGION:
             continue
         body, fast = node.graph("body"), is_fast(node)
-        key = (graph_key(body), fast)
+        key = (node.op.name, graph_key(body), fast)
         if key not in nests:
-            name = f"k{len(nests)}_{_what_it_does(node)}"
-            if node.op.name == "rw.attention":
-                nests[key] = lower_attention(body, name)
-            else:
-                nests[key] = lower(body, name, fast=fast)
+            nests[key] = lower_region(node, f"k{len(nests)}_{_what_it_does(node)}")
         of_node[node.name] = nests[key].name
     return Kernels(tuple(nests.values()), of_node)
+
+
+def lower_region(region: Node, name: str) -> AnyNest:
+    """What the kernel of a region computes. Raises UnsupportedError."""
+    if region.op.name == "rw.attention":
+        return lower_attention(region.graph("body"), name)
+    if region.op.name == "rw.quantized_linear":
+        return lower_quantized(region, name)
+    return lower(region.graph("body"), name, fast=is_fast(region))
 
 
 def is_fast(region: Node) -> bool:
@@ -49,8 +59,8 @@ def is_fast(region: Node) -> bool:
 
 def _what_it_does(node: Node) -> str:
     """The first few operators of the region that move or change data."""
-    if node.op.name == "rw.attention":
-        return "attention"
+    if node.op.name != "rw.fused":
+        return node.op.name.removeprefix("rw.")
     words = [
         n.op.name.split(".")[1].strip("_")
         for n in node.graph("body").nodes

@@ -67,6 +67,7 @@ def optimize(
     `options` are those of `rewright.Options`. The module's parameters are read at every call, so
     that weights changed in place count. Raises RewrightError.
     """
+    from rewright.calibration_samples import graph_samples
     from rewright.driver import compile_graph
     from rewright.ir.pt2 import load
 
@@ -75,7 +76,8 @@ def optimize(
     if isinstance(module, nn.Module):
         program = export(module, example_inputs, example_kwargs, dynamic_shapes)
     graph, bindings = load(program)
-    return Compiled(compile_graph(graph, checked), bindings)
+    samples = graph_samples(checked, graph, bindings)
+    return Compiled(compile_graph(graph, checked, samples=samples), bindings)
 
 
 def export(

@@ -39,6 +39,12 @@ def rewright(gm: fx.GraphModule, example_inputs: Sequence[Any], **given: Any) ->
     from rewright.torch_compat import aot_backend, caching, without_caching
 
     options = Options.of(_plain(given.pop("options", None)))
+    if options.error_budget is not None:
+        raise OptionError(
+            "samples of inputs are not known by name inside torch.compile",
+            who="error_budget",
+            help="rewright.optimize(module, inputs, error_budget=..., calibration=...) takes them",
+        )
     given.pop("mode", None)
     given.pop("name", None)
     if given:

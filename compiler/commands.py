@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rewright.driver import Plan, compile_graph, plan_graph
+from rewright.calibration_samples import graph_samples
+from rewright.driver import Plan, Program, compile_graph, plan_graph
 from rewright.ir import Graph, Input, OptionError, did_you_mean
 from rewright.options import Options, option_docs
 from rewright.sources import MLIR_SUFFIXES, Source, load_source, made_by
@@ -29,7 +30,7 @@ def optimize(arguments: argparse.Namespace) -> int:
         check_free(output)  # before minutes of work, not after
     source = _imported(arguments)
     with _progress("optimizing and building kernels"):
-        program = compile_graph(source.graph, options)
+        program = _compiled(source, options)
     if output is not None:
         save(program, source.bindings, output)
     if arguments.json:
@@ -39,6 +40,11 @@ def optimize(arguments: argparse.Namespace) -> int:
     if output is not None:
         print(f"wrote {output}")
     return 0
+
+
+def _compiled(source: Source, options: Options) -> Program:
+    samples = graph_samples(options, source.graph, source.bindings)
+    return compile_graph(source.graph, options, samples=samples)
 
 
 def _rewrite(arguments: argparse.Namespace, options: Options, output: Path) -> int:
@@ -76,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         source = _imported(arguments)
         with _progress("optimizing and building kernels"):
-            compiled = compile_graph(source.graph, options)
+            compiled = _compiled(source, options)
         graph, program = source.graph, compiled.executable
         predicted = compiled.report.passes[-1].estimated_seconds
         args, eager = source.inputs(), _eager_call(source)

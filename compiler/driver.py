@@ -35,6 +35,7 @@ from rewright.passes import (
     Bytes,
     ChannelsLast,
     Env,
+    FlashAttention,
     Freeze,
     Fuse,
     Libraries,
@@ -42,6 +43,7 @@ from rewright.passes import (
     Pipeline,
     PipelineResult,
     PlanMemory,
+    Quantize,
     Remat,
     Rules,
 )
@@ -161,17 +163,18 @@ def compile_graph(
     retain: bool = True,
     passes: str = "",
     fitted: Fitted | None = None,
+    samples: tuple[Sequence[Any], ...] = (),
     trace: list[tuple[str, str]] | None = None,
 ) -> Program:
     """Optimize `graph` for the target and build it.
 
     `retain` keeps the arena's memory between calls. `passes` are those that a graph still needs
-    which has been through others, instead of all; `fitted` is what they did for its step. `trace`
-    receives a record of every step that runs. Where kernels cannot be built everything runs as
-    ATen, with one warning; under `fallback="error"` that is an error, as is an operator that has no
-    kernel of ours.
+    which has been through others, instead of all; `fitted` is what they did for its step; an error
+    budget is measured on `samples`, each all inputs of the graph. `trace` receives a record of
+    every step that runs. Where kernels cannot be built everything runs as ATen, with one warning;
+    under `fallback="error"` that is an error, as is an operator that has no kernel of ours.
     """
-    plan = plan_graph(graph, options, passes)
+    plan = plan_graph(graph, options, passes, samples)
     recipe = plan.recipe(retain=retain)
     try:
         built = build_program(recipe, trace=trace)
@@ -190,17 +193,27 @@ def compile_graph(
     return program
 
 
-def plan_graph(graph: Graph, options: Options, passes: str = "") -> Plan:
+def plan_graph(
+    graph: Graph, options: Options, passes: str = "", samples: tuple[Sequence[Any], ...] = ()
+) -> Plan:
     """All of `compile_graph` but building the kernels, which takes most of its time."""
     _check_sizes(graph)
-    env, note = environment(graph, options)
+    env, note = environment(graph, options, samples)
     return planned(graph, options, env, note, passes)
 
 
-def environment(graph: Graph, options: Options) -> tuple[Env, str | None]:
+def environment(
+    graph: Graph, options: Options, samples: tuple[Sequence[Any], ...] = ()
+) -> tuple[Env, str | None]:
     """What passes over `graph` may use, and why it gets no kernels, if so."""
     target = _target_for(graph, options)
-    env = Env(cost=cost_model(target), target=target, tools=tools_of(options, target))
+    env = Env(
+        cost=cost_model(target),
+        target=target,
+        tools=tools_of(options, target),
+        error=options.error_budget,
+        samples=samples,
+    )
     return env, _device_note(graph) or _compiler_note(target, options)
 
 
@@ -326,6 +339,8 @@ def pipeline_of(options: Options, *, kernels: bool = True) -> Pipeline:
         )
     if options.memory_budget:
         chosen = Pipeline(tuple(_within_budget(chosen, Bytes(options.budget or LEAST))))
+    if options.error_budget is not None:
+        chosen = Pipeline(tuple(_with_quantized(chosen, options.objective)))
     if options.freeze == "yes":
         chosen = Pipeline(tuple(_with_frozen(chosen)))
     if options.rules:
@@ -366,6 +381,16 @@ def _with_frozen(passes: Iterable[Pass]) -> Iterator[Pass]:
             step = replace(step, packed=True)
         if isinstance(step, Libraries):
             yield Freeze()
+        yield step
+
+
+def _with_quantized(passes: Iterable[Pass], objective: str) -> Iterator[Pass]:
+    """Quantization, unless it is asked for already, before others choose who runs products."""
+    passes = list(passes)
+    asked = any(isinstance(step, Quantize) for step in passes)
+    for step in passes:
+        if isinstance(step, FlashAttention) and not asked:
+            yield Quantize(objective)
         yield step
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rewright.ir import OptionError, did_you_mean
+from rewright.passes.budget import ErrorBudget
 from rewright.passes.specs import Bytes
 
 
@@ -78,6 +79,29 @@ class Options:
             "or each graph by itself",
         },
     )
+    error_budget: Any = field(
+        default=None,
+        metadata={
+            "doc": "how far outputs may be off for speed: rel_l2<=1e-2, kl<=0.03, top1>=0.99, a "
+            "number (of rel_l2), or (function, limit); layers are quantized as far as that goes"
+        },
+    )
+    calibration: Any = field(
+        default=(),
+        repr=False,
+        compare=False,
+        metadata={
+            "doc": "samples that errors are measured on, with an error budget: a list of tuples of "
+            "inputs, a function that gives one, or a .safetensors or .npz file"
+        },
+    )
+    objective: str = field(
+        default="time",
+        metadata={
+            "choices": ("time", "bytes"),
+            "doc": "what an error budget is spent on: the least time, or bytes of weights",
+        },
+    )
     trace: str = field(
         default="",
         metadata={"doc": "a folder that gets the graph after every pass, kernels and report"},
@@ -96,7 +120,9 @@ class Options:
                     f"no option '{name}'{did_you_mean(name, known) or f'; it takes {listed}'}",
                     who="options",
                 )
-            if name == "rules" or (name == "memory_budget" and type(value) is int):
+            if name in ("rules", "calibration", "error_budget") or (
+                name == "memory_budget" and type(value) is int
+            ):
                 continue
             if not isinstance(value, str):
                 raise OptionError(f"{name} takes a string, not {value!r}", who="options")
@@ -110,7 +136,11 @@ class Options:
             )
         rules = _rules(given.get("rules", ()))
         budget = _budget(str(given.get("memory_budget", "")))
-        return Options(**{**given, "rules": rules, "memory_budget": budget})
+        error = given.get("error_budget")
+        if error is not None:
+            error = ErrorBudget.of(error)
+        changed = {"rules": rules, "memory_budget": budget, "error_budget": error}
+        return Options(**{**given, **changed})
 
     @property
     def budget(self) -> int | None:

@@ -167,6 +167,8 @@ def is_attention(node: Node) -> bool:
 def _rate(node: Node, target: Target) -> tuple[float, str]:
     """Operations a second, and in which type."""
     tensors = list(_tensors(node))
+    if node.op.name == "rw.quantized_linear":
+        return 2 * target.peak(torch.float32), "int8"
     if tensors and (node.op.kind is Kind.CONTRACTION or is_attention(node)):
         dtype = tensors[0].dtype
         return target.peak(dtype), DTYPE_NAMES[dtype]

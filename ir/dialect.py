@@ -38,6 +38,13 @@ _DECLARATIONS: Final = (
         body="body",
     ),
     DialectFacts(
+        "rw.quantized_linear",
+        Kind.REGION,
+        "x [M, K] times a weight [N, K] in the format `format`: packed, with scales, for int8 with "
+        "sums of its rows [N], and with a bias [N] or without; `body` is its formula.",
+        body="body",
+    ),
+    DialectFacts(
         "rw.frozen",
         Kind.OTHER,
         "What is computed of parameters once, and again only when one of them is another tensor or "

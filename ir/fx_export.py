@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import operator
 import re
 from collections.abc import Callable
@@ -38,6 +39,12 @@ def to_fx(graph: Graph) -> fx.GraphModule:
         return _Exporter(expand(graph), Traced()).module()
 
 
+def _parameter(name: str) -> str:
+    """A name that Python takes, as of `0.weight`."""
+    plain = re.sub(r"\W", "_", name)
+    return plain if plain.isidentifier() and not keyword.iskeyword(plain) else f"arg_{plain}"
+
+
 class _Exporter:
     """One walk over a graph without regions; `_made` says which fx node a value is."""
 
@@ -54,7 +61,7 @@ class _Exporter:
 
     def module(self) -> fx.GraphModule:
         for input in self._graph.inputs:
-            placeholder = self._fx.placeholder(re.sub(r"\W", "_", input.value.name))
+            placeholder = self._fx.placeholder(_parameter(input.value.name))
             self._put(input.value, placeholder)
         for node in self._graph.nodes:
             self._node(node)

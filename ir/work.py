@@ -36,6 +36,8 @@ def flops(node: Node) -> Size:
         return 0
     if node.op.name == "rw.attention":
         return _left_by_masks(node)
+    if node.op.name == "rw.quantized_linear":  # not what its formula does to weights
+        return 2 * node.result.tensor.numel * node.operands[0].tensor.shape[-1]
     if node.graphs:
         return _sum(flops(inner) for _, graph in node.graphs for inner in graph.nodes)
     if node.kwarg("out") is not None:  # where a result goes is no part of the work

@@ -18,6 +18,7 @@ from rewright.passes.libraries import ChannelsLast, Epilogues, Freeze, Libraries
 from rewright.passes.log import Decision, DecisionLog
 from rewright.passes.memory import PlanMemory, peak_bytes
 from rewright.passes.pipeline import Pipeline, PipelineResult, Stage
+from rewright.passes.quantize import Quantize
 from rewright.passes.remat import Remat
 from rewright.passes.rules import Rules
 from rewright.passes.specs import Bytes
@@ -65,6 +66,7 @@ __all__ = [
     "Pipeline",
     "PipelineResult",
     "PlanMemory",
+    "Quantize",
     "Remat",
     "Rules",
     "Stage",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import abc
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rewright.ir import Graph, OptionError, Step, did_you_mean
 from rewright.ir.plugins import plugins
@@ -17,18 +17,22 @@ from rewright.passes.specs import Spec, parse_specs, read_value, show_spec
 if TYPE_CHECKING:
     from rewright.costmodel import CostModel, Tools
     from rewright.ir.target import Target
+    from rewright.passes.budget import ErrorBudget
 
 _PASSES: dict[str, type[Pass]] = {}
 
 
 @dataclass(frozen=True)
 class Env:
-    """What a pass may use. `tools` is None where nothing can be compiled or measured; `log` is the
+    """What a pass may use. `tools` is None where nothing can be compiled or measured; `error` is
+    how far outputs may be off, as measured on `samples`, each all inputs of the graph; `log` is the
     one thing in here that changes."""
 
     cost: CostModel
     target: Target
     tools: Tools | None = None
+    error: ErrorBudget | None = None
+    samples: tuple[Sequence[Any], ...] = ()
     seed: int = 0
     log: DecisionLog = field(default_factory=DecisionLog)
 

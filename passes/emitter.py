@@ -29,10 +29,13 @@ class Emitter:
         """One for the body of a region: names there are its own."""
         return Emitter(fresh_names(()), self._like)
 
-    def region(self, name: str, operands: tuple[Value, ...], body: Graph) -> tuple[Value, ...]:
+    def region(
+        self, name: str, operands: tuple[Value, ...], body: Graph, **kwargs: Arg
+    ) -> tuple[Value, ...]:
         """A node whose meaning is `body`, with the body's results."""
         types = [v.type for v in body.outputs if isinstance(v, Value)]
-        return self._add(Node(op(name), operands, (), (), (("body", body),)), types)
+        node = Node(op(name), operands, tuple(kwargs.items()), (), (("body", body),))
+        return self._add(node, types)
 
     def results(self, name: str, *args: Arg, **kwargs: Arg) -> tuple[Value, ...]:
         """All results of the node."""

@@ -378,7 +378,7 @@ def test_unknown_passes_and_values(fail: Run) -> None:
         "error: no pass named 'fuze'; did you mean 'fuse'?\n"
         "  = help: passes are attention, attention-pairs, canonicalize, channels-last, chunk-loss, "
         "cse, dce, decompose, epilogues, flash-attention, fold, freeze, fuse, libraries, "
-        "lower-attention, memory, remat, rules"
+        "lower-attention, memory, quantize, remat, rules"
     )
     assert fail("optimize", "softplus.rw", "--passes", "fuse{max-opps=3},memory") == (
         "error: [fuse] no option 'max-opps'; did you mean 'max-ops'?\n"
@@ -391,7 +391,8 @@ def test_unknown_passes_and_values(fail: Run) -> None:
     assert fail("show", "softplus.rw", "--after", "fus") == (
         "error: no pass 'fus' ran; did you mean 'fuse'?\n"
         "  = help: ran: import, decompose, channels-last, canonicalize, fold, cse, rules, "
-        "attention, lower-attention, libraries, epilogues, dce, fuse, memory\n"
+        "attention, flash-attention, lower-attention, libraries, epilogues, dce, fuse, "
+        "memory\n"
     )
     assert fail("why", "softplus.rw", "%bb") == (
         "error: no value '%bb' in graph softplus; did you mean '%b'?\n"

@@ -10,7 +10,8 @@ from rewright.codegen.cpp.columns import columns
 from rewright.codegen.cpp.elements import elements
 from rewright.codegen.cpp.kernel import Kernel
 from rewright.codegen.cpp.lanes import lanes
-from rewright.ir.loops import AttentionNest, Axis, Nest
+from rewright.codegen.cpp.quantized import quantized
+from rewright.ir.loops import AnyNest, AttentionNest, Axis, QuantizedNest
 from rewright.ir.loops.schedule import schedule
 
 LINE: Final = 100
@@ -21,7 +22,7 @@ KERNEL: Final = "KERNEL"
 STYLES: Final = {"elements": elements, "lanes": lanes, "columns": columns}
 
 
-def emit(nests: Sequence[Nest | AttentionNest], symbols: Sequence[str] = (), *, graph: str = "") -> str:
+def emit(nests: Sequence[AnyNest], symbols: Sequence[str] = (), *, graph: str = "") -> str:
     """The source of a unit in which `nest.name` is a function of C for each of `nests`:
 
     `void name(void* const* p, const i64* s)`, where `p` points to the nest's inputs, then its
@@ -36,10 +37,10 @@ def emit(nests: Sequence[Nest | AttentionNest], symbols: Sequence[str] = (), *, 
     return _joined("\n".join(head), [_kernel(nest, symbols) for nest in nests])
 
 
-def _headers(nests: Sequence[Nest | AttentionNest]) -> list[str]:
-    if any(isinstance(nest, AttentionNest) for nest in nests):
-        return ["attention.h"]
-    return ["loops.h"]
+def _headers(nests: Sequence[AnyNest]) -> list[str]:
+    special = {AttentionNest: "attention.h", QuantizedNest: "quantized.h"}
+    found = {special[type(nest)] for nest in nests if type(nest) in special}
+    return sorted(found) or ["loops.h"]
 
 
 def _joined(head: str, kernels: Sequence[str]) -> str:
@@ -57,9 +58,11 @@ def split(unit: str, parts: int) -> list[str]:
     return [_joined(head, rest[i::parts]) for i in range(parts)]
 
 
-def _kernel(nest: Nest | AttentionNest, symbols: Sequence[str]) -> str:
+def _kernel(nest: AnyNest, symbols: Sequence[str]) -> str:
     if isinstance(nest, AttentionNest):
         body = attention(nest)
+    elif isinstance(nest, QuantizedNest):
+        body = quantized(nest)
     else:
         plan = schedule(nest)
         kernel = Kernel.of(nest, plan)
@@ -79,12 +82,14 @@ def _sizes(symbols: Sequence[str], body: Iterable[str]) -> list[str]:
     ]
 
 
-def _heading(nest: Nest | AttentionNest) -> list[str]:
+def _heading(nest: AnyNest) -> list[str]:
     """What the kernel computes: its nodes and the space it runs over."""
     names = _wrapped(", ".join(nest.origins()) or "a copy")
     if isinstance(nest, AttentionNest):
         axes = (nest.row, nest.key, nest.inner, nest.width)
         return [*names, f"// attention, heads [{_extent(nest.batch)}], [{_extent(axes)}]"]
+    if isinstance(nest, QuantizedNest):
+        return [*names, f"// {nest.format}, [{nest.rows}, {nest.depth}] x [{nest.columns}, ...]"]
     space = f"rows [{_extent(nest.rows)}]"
     if nest.order is not None:
         space += f", reduced [{_extent(nest.cols)}] in {nest.order.style}"

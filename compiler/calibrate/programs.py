@@ -9,7 +9,7 @@ from rewright.building import march_of
 from rewright.codegen import Executable, kernels_of
 from rewright.codegen.cpp import build, emit
 from rewright.ir import Graph, Kind, graph_key
-from rewright.ir.loops import Nest
+from rewright.ir.loops import AnyNest
 from rewright.passes import Env, PlanMemory
 
 
@@ -36,7 +36,7 @@ class _Kernels:
     """The distinct kernels of several graphs, under names of their own."""
 
     def __init__(self) -> None:
-        self.nests: list[Nest] = []
+        self.nests: list[AnyNest] = []
         self._names: dict[Hashable, str] = {}
 
     def names_of(self, graph: Graph) -> dict[str, str]:

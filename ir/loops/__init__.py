@@ -30,14 +30,19 @@ from rewright.ir.loops.nest import (
     subterms,
 )
 from rewright.ir.loops.operators import OPERATORS
+from rewright.ir.loops.quantized import QuantizedNest, lower_quantized
 from rewright.ir.loops.reductions import order_of, reduced_count, reduced_dims
 from rewright.ir.loops.rough import is_costly, rough_nanoseconds
 from rewright.ir.loops.views import VIEWS, is_view, view_roots
+
+# What a kernel is made from.
+AnyNest = Nest | AttentionNest | QuantizedNest
 
 __all__ = [
     "OPERATORS",
     "VIEWS",
     "Affine",
+    "AnyNest",
     "Apply",
     "AttentionNest",
     "Axis",
@@ -51,6 +56,7 @@ __all__ = [
     "Order",
     "Place",
     "Position",
+    "QuantizedNest",
     "Reduce",
     "Ref",
     "Round",
@@ -66,6 +72,7 @@ __all__ = [
     "loads",
     "lower",
     "lower_attention",
+    "lower_quantized",
     "needed",
     "needed_nodes",
     "order_of",

@@ -80,7 +80,7 @@ class Freeze(Pass, name="freeze", takes="aten", gives="aten"):
             return graph
         scaled = take_in(graph, frozen_values(graph))
         packed = _packed(scaled, env)
-        split = _split(packed)
+        split = split_frozen(packed)
         return graph if split is graph else self.gave(split, {})
 
 
@@ -182,13 +182,13 @@ def _on_packed(product: Product) -> Graph:
     emit = Emitter(fresh_names(v.name for v in plain.values), call)
     packed = emit(PACK_LINEAR, weight.value, product.m)
     call = call.replace({weight.value: packed})
-    return _split(dataclasses.replace(plain, inputs=inputs, nodes=(*emit.nodes, call)))
+    return split_frozen(dataclasses.replace(plain, inputs=inputs, nodes=(*emit.nodes, call)))
 
 
 # --- parting ------------------------------------------------------------------------------------
 
 
-def _split(graph: Graph) -> Graph:
+def split_frozen(graph: Graph) -> Graph:
     """The graph with what is computed of parameters alone in one `rw.frozen`; the very one when
     that is nothing but views."""
     frozen = frozen_values(graph)

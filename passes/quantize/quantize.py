@@ -1,0 +1,221 @@
+"""The pass that quantizes linear layers as far as the error budget goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import Tensor
+
+from rewright.costmodel import show_bytes, show_seconds
+from rewright.ir import Graph, Node, OptionError
+from rewright.ir.alone import alone, at_hints
+from rewright.ir.interpret import interpret
+from rewright.passes.base import Env, Pass
+from rewright.passes.budget import FLOAT, Bid, ErrorBudget, Plan, Settled, settle
+from rewright.passes.libraries.freeze import split_frozen
+from rewright.passes.quantize.formats import FORMAT_OF, FORMATS, Format
+from rewright.passes.quantize.sensitivity import floats_of, sensitivity
+from rewright.passes.quantize.sites import Site, names_beside, sites
+from rewright.passes.quantize.weights import Weights
+
+# Of the calibration samples, what is held out to verify on: a third, and one where there are two.
+HELD_OUT: Final = 3
+# Samples that sensitivities are taken on, which need not be exact: measuring corrects them.
+MOST_SEEN: Final = 1
+
+
+@dataclass(frozen=True)
+class Quantize(Pass, name="quantize", takes="aten", gives="aten"):
+    """Compute linear layers from quantized weights, in the formats that together are quickest (or
+    smallest) within the error budget, as measured on held-out samples.
+
+    before:
+        graph f(%x: f32[2, 64], %w: f32[64, 64] param) {
+          %y = aten.mm.default(%x, %w) : f32[2, 64]
+          return %y
+        }
+    after:
+        graph f(%x: f32[2, 64], %w: f32[64, 64] param) {
+          %y = aten.mm.default(%x, %w) : f32[2, 64]
+          return %y
+        }
+
+    Without an error budget nothing changes. Weights are quantized once, and again when a parameter
+    is found to have changed.
+
+    Refuses: layers whose weight is no parameter; formats that are slower; what would take more
+    error than there is.
+    """
+
+    objective: str = "time"
+    formats: str = ""
+
+    def run(self, graph: Graph, env: Env) -> Graph:
+        if self.objective not in ("time", "bytes"):
+            raise OptionError(
+                f"objective is 'time' or 'bytes', not '{self.objective}'", who="quantize"
+            )
+        found = sites(graph)
+        if env.error is None or env.error.limit == 0 or not found:
+            return graph
+        search = _Search(graph, found, self._formats(), env.error, self.objective, env)
+        settled = search.settled()
+        env.log.decide(self.name, graph.name, _certificate(settled, env.error, len(found)))
+        for site, bid in settled.plan.items():
+            env.log.decide(self.name, site, _sentence(bid, settled))
+        if not settled.changed:
+            return graph
+        return self.gave(split_frozen(search.applied(settled.plan)), {})
+
+    def _formats(self) -> tuple[Format, ...]:
+        if not self.formats:
+            return FORMATS
+        names = self.formats.split("+")
+        unknown = [name for name in names if name not in FORMAT_OF]
+        if unknown:
+            known = ", ".join(FORMAT_OF)
+            raise OptionError(f"no format '{unknown[0]}'; there are {known}", who="quantize")
+        return tuple(FORMAT_OF[name] for name in names)
+
+
+class _Search:
+    """One graph's sites, what may become of them, and measuring it."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        found: Sequence[Site],
+        formats: Sequence[Format],
+        budget: ErrorBudget,
+        objective: str,
+        env: Env,
+    ) -> None:
+        self._graph, self._env = graph, env
+        self._sites = {site.node.name: site for site in found}
+        self._formats, self._budget, self._objective = formats, budget, objective
+        self._seen, self._held = parted(env.samples)
+        self._weights = Weights(graph, self._sites, env.samples[0])
+        self._exact: list[list[Tensor]] = []
+        self._seconds: dict[tuple[object, ...], Mapping[str, float] | None] = {}
+
+    def settled(self) -> Settled:
+        self._exact = [floats_of(interpret(self._graph, sample)) for sample in self._held]
+        return settle(self._bids(self._offers()), self._budget, self._objective, self._measured)
+
+    def applied(self, plan: Plan) -> Graph:
+        """The graph with the formats of a plan."""
+        fresh = names_beside(self._graph)
+        nodes: list[Node] = []
+        for node in self._graph.nodes:
+            bid = plan.get(node.name)
+            if bid is None or bid.choice == FLOAT:
+                nodes.append(node)
+            else:
+                nodes += self._sites[node.name].quantized(FORMAT_OF[bid.choice], fresh)
+        return self._graph.with_nodes(nodes)
+
+    # --- bids -----------------------------------------------------------------------------------
+
+    def _bids(self, offers: Callable[[Site], Sequence[Bid]]) -> dict[str, list[Bid]]:
+        return {name: [self._float(site), *offers(site)] for name, site in self._sites.items()}
+
+    def _float(self, site: Site) -> Bid:
+        seconds = self._times(site)
+        nbytes = site.weight.tensor.nbytes
+        assert isinstance(nbytes, int)
+        return Bid(site.node.name, FLOAT, 0.0, seconds[FLOAT] if seconds else 0.0, nbytes)
+
+    def _offers(self) -> Callable[[Site], Sequence[Bid]]:
+        """What each format would take and add, from gradients on a few samples."""
+        errors: dict[tuple[str, str], float] = {}
+        seen = self._seen[:MOST_SEEN]
+        for sample in seen:
+            found = sensitivity(
+                self._graph, list(self._sites.values()), sample, self._budget, self._env.seed
+            )
+            for name, site in self._sites.items():
+                for format in self._formats_of(site):
+                    off = self._weights.change(site, format, found.read[name])
+                    key = name, format.name
+                    errors[key] = errors.get(key, 0.0) + found.error(name, off) / len(seen)
+
+        def offers(site: Site) -> list[Bid]:
+            bids = []
+            seconds = self._times(site)
+            _, rows, columns = site.sizes
+            for format in self._formats_of(site):
+                error = errors[site.node.name, format.name]
+                taken = seconds[format.name] if seconds else 0.0
+                bid = Bid(site.node.name, format.name, error, taken, format.nbytes(rows, columns))
+                if error == error and error < float("inf"):
+                    bids.append(bid)
+            return bids
+
+        return offers
+
+    def _formats_of(self, site: Site) -> list[Format]:
+        return [format for format in self._formats if format.fits(site.sizes[2])]
+
+    def _times(self, site: Site) -> Mapping[str, float] | None:
+        """Seconds of the layer in each format; measured, or else expected."""
+        key = site.sizes, site.weight.tensor.strides, site.bias is None, site.x.tensor.dtype
+        if key not in self._seconds:
+            self._seconds[key] = self._timed(site)
+        return self._seconds[key]
+
+    def _timed(self, site: Site) -> Mapping[str, float]:
+        calls, formats = [site.node], self._formats_of(site)
+        for format in formats:
+            made = site.quantized(format, names_beside(self._graph))
+            calls.append(made[-1])
+        graphs = [alone(at_hints(call)) for call in calls]
+        tools = self._env.tools
+        found = None if tools is None else tools.race(graphs)
+        if found is None:
+            found = [e.seconds for e in self._env.cost.estimate([g.nodes[0] for g in graphs])]
+        return dict(zip((FLOAT, *(f.name for f in formats)), found, strict=True))
+
+    # --- measuring ------------------------------------------------------------------------------
+
+    def _measured(self, plan: Plan) -> float:
+        """The error of a plan on the samples that were held out: the largest of all."""
+        found = [floats_of(outputs) for outputs in self._weights.measured(plan, self._held)]
+        errors = (self._budget.error(a, b) for a, b in zip(self._exact, found, strict=True))
+        return max(errors)
+
+
+def parted(samples: Sequence[Sequence[Any]]) -> tuple[list[Sequence[Any]], list[Sequence[Any]]]:
+    """Samples to look at, and samples to verify on; the very same one when there is but one."""
+    if not samples:
+        raise OptionError(
+            "an error budget needs samples of inputs to measure errors on",
+            who="error_budget",
+            help="give calibration=, a list of tuples of inputs",
+        )
+    held = max(1, len(samples) // HELD_OUT)
+    seen = list(samples[:-held]) or list(samples)
+    return seen, list(samples[-held:])
+
+
+def _certificate(settled: Settled, budget: ErrorBudget, count: int) -> str:
+    rounds = ", ".join(f"{found:.2g} (expected {told:.2g})" for told, found in settled.rounds)
+    if not settled.changed:
+        blocked = "".join(
+            f"; %{site} alone would take {share:.0%} of it" for site, share in settled.blocking[:1]
+        )
+        return f"{budget}: all float, measured {rounds or 'nothing'}{blocked}"
+    changed = len(settled.changed)
+    return (
+        f"{budget}: {changed} of {count} layers are quantized, {budget.metric} is "
+        f"{settled.measured:.3g} on held-out samples, expected {settled.predicted:.3g}; "
+        f"measured {rounds}"
+    )
+
+
+def _sentence(bid: Bid, settled: Settled) -> str:
+    blocked = dict(settled.blocking).get(bid.site)
+    why = f", since a cheaper format would take {blocked:.0%} of the budget" if blocked else ""
+    cost = f"{show_seconds(bid.seconds)}, {show_bytes(bid.nbytes)}"
+    return f"{bid.choice}, {cost}, error {bid.error:.2g}{why}"

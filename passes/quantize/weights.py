@@ -1,0 +1,91 @@
+"""Weights in the formats that were asked for, computed once: a search needs them many times."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from rewright.ir import Graph, Input, Node, Value
+from rewright.ir.interpret import interpret
+from rewright.passes.budget import FLOAT, Plan
+from rewright.passes.emitter import Emitter
+from rewright.passes.quantize.formats import FORMAT_OF, Format
+from rewright.passes.quantize.sites import Site, names_beside
+
+
+class Weights:
+    """Of one graph's sites, whose parameters are those of `sample`."""
+
+    def __init__(self, graph: Graph, found: Mapping[str, Site], sample: Sequence[Any]) -> None:
+        self._graph, self._sites = graph, found
+        inputs = dict(zip((i.value for i in graph.inputs), sample, strict=True))
+        self._values = _computed(graph, found, inputs)
+        self._fresh = names_beside(graph)
+        self._made: dict[tuple[str, str], tuple[tuple[Value, ...], list[Tensor]]] = {}
+
+    def change(self, site: Site, format: Format, read: Tensor) -> Tensor:
+        """What a format changes in a site's result, on what it read."""
+        weight, packed = self._packed(site, format)
+        emit = Emitter(self._fresh, site.node)
+        new = self._run(
+            site, site.on(weight, format, emit), read, dict(zip(weight, packed, strict=True))
+        )
+        old = self._run(site, [site.node], read, {})
+        return (new - old).float()
+
+    def measured(self, plan: Plan, samples: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        """What the graph gives for samples with the formats of a plan."""
+        nodes: list[Node] = []
+        given: dict[Value, Tensor] = {}
+        for node in self._graph.nodes:
+            bid = plan.get(node.name)
+            if bid is None or bid.choice == FLOAT:
+                nodes.append(node)
+                continue
+            site, format = self._sites[node.name], FORMAT_OF[bid.choice]
+            weight, packed = self._packed(site, format)
+            given |= dict(zip(weight, packed, strict=True))
+            nodes += site.on(weight, format, Emitter(self._fresh, node))
+        inputs = (*self._graph.inputs, *map(Input, given))
+        graph = dataclasses.replace(self._graph, inputs=inputs, nodes=tuple(nodes), updates=())
+        return [interpret(graph, [*sample, *given.values()]) for sample in samples]
+
+    def _packed(self, site: Site, format: Format) -> tuple[tuple[Value, ...], list[Tensor]]:
+        key = site.node.name, format.name
+        if key not in self._made:
+            emit = Emitter(self._fresh, site.node)
+            values = site.packed(format, emit)
+            graph = Graph("weight", (Input(site.weight),), tuple(emit.nodes), values)
+            self._made[key] = values, interpret(graph, [self._values[site.weight]])
+        return self._made[key]
+
+    def _run(
+        self, site: Site, nodes: Sequence[Node], read: Tensor, given: Mapping[Value, Tensor]
+    ) -> Tensor:
+        known = {**self._values, **given, site.x: read}
+        made = {v for node in nodes for v in node.results}
+        needed = dict.fromkeys(v for node in nodes for v in node.operands if v not in made)
+        graph = Graph("site", tuple(map(Input, needed)), tuple(nodes), (site.node.result,))
+        (result,) = interpret(graph, [known[v] for v in needed])
+        return result  # type: ignore[no-any-return]
+
+
+def _computed(
+    graph: Graph, found: Mapping[str, Site], inputs: Mapping[Value, Any]
+) -> Mapping[Value, Any]:
+    """Inputs, and weights and biases that are computed of parameters."""
+    operands = {v for site in found.values() for v in site.node.operands if v is not site.x}
+    wanted = tuple(operands - set(inputs))
+    needed, todo = set[str](), list(wanted)
+    while todo:
+        node = graph.producers.get(todo.pop())
+        if node is not None and node.name not in needed:
+            needed.add(node.name)
+            todo += node.operands
+    nodes = tuple(n for n in graph.nodes if n.name in needed)
+    part = dataclasses.replace(graph, nodes=nodes, outputs=wanted, updates=())
+    results = interpret(part, [inputs[i.value] for i in graph.inputs])
+    return {**inputs, **dict(zip(wanted, results, strict=True))}

@@ -1,0 +1,261 @@
+"""Quantization within an error budget, through `rewright.optimize`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rewright
+from rewright.artefact import load
+from rewright.ir import InputError, OptionError
+from rewright.ir.interpret import interpret
+from rewright.passes import Quantize
+
+WIDTH = 96
+
+
+def mlp(seed: int = 0, depth: int = 3) -> nn.Module:
+    torch.manual_seed(seed)
+    layers = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()) for _ in range(depth)]
+    return nn.Sequential(*layers, nn.Linear(WIDTH, 80)).eval()
+
+
+def samples(count: int, rows: int = 24, seed: int = 1) -> list[tuple[Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [(torch.randn(rows, WIDTH, generator=generator),) for _ in range(count)]
+
+
+def optimized(model: nn.Module, budget: object, **given: Any) -> rewright.Compiled:
+    """For the least bytes, since which kernels are quicker is up to the machine."""
+    calibration = given.pop("calibration", samples(6))
+    example = given.pop("example", samples(1))[0]
+    options = {"objective": "bytes", **given}
+    return rewright.optimize(
+        model, example, error_budget=budget, calibration=calibration, **options
+    )
+
+
+def quantized(compiled: rewright.Compiled) -> list[str]:
+    nodes = compiled.graph.nodes
+    return [str(n.kwarg("format")) for n in nodes if n.op.name == "rw.quantized_linear"]
+
+
+def relative(got: Tensor, exact: Tensor) -> float:
+    return float((got.double() - exact.double()).norm() / exact.double().norm())
+
+
+def held_out(model: nn.Module, compiled: rewright.Compiled, count: int = 4) -> float:
+    """The largest error on samples that nobody has seen."""
+    with torch.no_grad():
+        return max(relative(compiled(*x), model(*x)) for x in samples(count, seed=99))
+
+
+@pytest.mark.parametrize("budget", [0.003, 0.01, 0.05])
+def test_the_error_is_within_the_budget(budget: float) -> None:
+    model = mlp()
+    compiled = optimized(model, budget)
+    assert held_out(model, compiled) <= budget
+    if budget >= 0.01:
+        assert quantized(compiled)
+
+
+def test_a_budget_of_zero_changes_nothing() -> None:
+    model = mlp()
+    compiled = optimized(model, 0)
+    plain = rewright.optimize(model, samples(1)[0])
+    assert not quantized(compiled)
+    assert torch.equal(compiled(*samples(1)[0]), plain(*samples(1)[0]))
+
+
+def test_what_is_predicted_is_about_what_is_measured() -> None:
+    """Within 1.5 times, over models of several depths."""
+    for seed, depth in enumerate((1, 3, 6)):
+        model = mlp(seed, depth)
+        compiled = optimized(model, "rel_l2<=0.05")
+        (told,) = [str(d) for d in compiled.program.plan.log if "held-out" in str(d)]
+        measured, predicted = (
+            float(told.split(word)[1].split()[0].strip(",;")) for word in ("rel_l2 is", "expected")
+        )
+        assert 1 / 1.5 <= measured / predicted <= 1.5
+
+
+@pytest.mark.parametrize("metric", ["kl<=0.001", "top1>=0.9"])
+def test_other_metrics(metric: str) -> None:
+    model = mlp()
+    (x,) = samples(1, rows=512, seed=5)[0]
+    compiled = optimized(model, metric, calibration=samples(3, rows=512), example=[(x,)])
+    assert quantized(compiled)
+    with torch.no_grad():
+        p, q = model(x).log_softmax(-1), compiled(x).log_softmax(-1)
+    if metric.startswith("kl"):
+        assert float((p.exp() * (p - q)).sum(-1).mean()) <= 0.001
+    else:
+        assert float((p.argmax(-1) == q.argmax(-1)).double().mean()) >= 0.89
+
+
+def test_a_function_of_the_user() -> None:
+    def worst(exact: Sequence[Tensor], got: Sequence[Tensor]) -> float:
+        return max(float((a - b).abs().max()) for a, b in zip(exact, got, strict=True))
+
+    model = mlp()
+    compiled = optimized(model, (worst, 0.05))
+    assert quantized(compiled)
+    with torch.no_grad():
+        for x in samples(3, seed=8):
+            assert worst([model(*x)], [compiled(*x)]) <= 0.06
+
+
+# --- harms ----------------------------------------------------------------------------------------
+
+
+def outliers(model: nn.Module) -> nn.Module:
+    """One channel of activations is a hundred times the others."""
+    with torch.no_grad():
+        model[0][0].weight[3] *= 100  # type: ignore[index]
+    return model
+
+
+def ties(model: nn.Module) -> nn.Module:
+    """Weights that lie halfway between two integers."""
+    with torch.no_grad():
+        weight = model[1][0].weight  # type: ignore[index]
+        weight.copy_((torch.randint(-126, 126, weight.shape) + 0.5) / 1270)
+        weight[:, 0] = 0.1
+    return model
+
+
+def zeros(model: nn.Module) -> nn.Module:
+    """A layer of zeros, and a row of them."""
+    with torch.no_grad():
+        model[1][0].weight.zero_()  # type: ignore[index]
+        model[2][0].weight[5].zero_()  # type: ignore[index]
+    return model
+
+
+@pytest.mark.parametrize("harm", [outliers, ties, zeros])
+def test_harms_are_refused_or_repaired(harm: Callable[[nn.Module], nn.Module]) -> None:
+    model = harm(mlp())
+    compiled = optimized(model, 0.01)
+    assert held_out(model, compiled) <= 0.011
+
+
+def test_an_infinite_weight_stays_float() -> None:
+    model = mlp()
+    with torch.no_grad():
+        model[1][0].weight[2, 2] = torch.inf  # type: ignore[index]
+        model[2][0].weight[:, 2] = 0  # type: ignore[index]
+    compiled = optimized(model, 0.01)
+    (x,) = samples(1)[0]
+    with torch.no_grad():
+        assert torch.equal(compiled(x).isfinite(), model(x).isfinite())
+
+
+# --- samples --------------------------------------------------------------------------------------
+
+
+BAD: Final = {
+    "NaN": [(torch.full((24, WIDTH), torch.nan),)],
+    "does not fit": [(torch.randn(24, WIDTH + 1),)],
+    "is empty": [(torch.randn(0, WIDTH),)],
+    "needs samples": [],
+    "list of tuples": torch.randn(24, WIDTH),
+}
+
+
+@pytest.mark.parametrize("message", list(BAD))
+def test_bad_samples_are_named(message: str) -> None:
+    with pytest.raises((InputError, OptionError), match=message):
+        optimized(mlp(), 0.01, calibration=BAD[message])
+
+
+def test_samples_from_files(tmp_path: Path) -> None:
+    import numpy as np
+    from safetensors.torch import save_file
+
+    stacked = torch.stack([x for (x,) in samples(6)])
+    save_file({"x": stacked}, tmp_path / "samples.safetensors")
+    np.savez(tmp_path / "samples.npz", x=stacked.numpy())
+    model = nn.Sequential(nn.Flatten(0, 1), mlp())
+    for name in ("samples.safetensors", "samples.npz"):
+        compiled = optimized(
+            model,
+            0.05,
+            calibration=str(tmp_path / name),
+            example=[(stacked[:1],)],
+        )
+        assert quantized(compiled)
+
+
+def test_a_function_may_give_the_samples() -> None:
+    assert quantized(optimized(mlp(), 0.05, calibration=lambda: samples(4)))
+
+
+# --- life after compilation -----------------------------------------------------------------------
+
+
+def test_changed_weights_are_noticed() -> None:
+    model = mlp()
+    compiled = optimized(model, 0.05)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    assert held_out(model, compiled) <= 0.05
+
+
+def test_an_artefact_holds_it(tmp_path: Path) -> None:
+    model = mlp()
+    compiled = optimized(model, 0.05)
+    folder = compiled.save(tmp_path / "artefact")
+    artefact = load(folder)
+    args = [*artefact.inputs()[:-1], samples(1, seed=3)[0][0]]
+    (got,) = artefact.call(list(args))
+    assert torch.equal(got, compiled(args[-1]))
+
+
+def test_dynamic_rows() -> None:
+    model = mlp()
+    rows = torch.export.Dim("rows", min=2, max=512)
+    compiled = optimized(model, 0.05, dynamic_shapes={"input": {0: rows}})
+    assert quantized(compiled)
+    with torch.no_grad():
+        for count in (2, 7, 100):
+            (x,) = samples(1, rows=count, seed=count)[0]
+            assert relative(compiled(x), model(x)) <= 0.06
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dtypes(dtype: torch.dtype) -> None:
+    model = copy.deepcopy(mlp()).to(dtype)
+    given = [(x.to(dtype),) for (x,) in samples(6)]
+    compiled = optimized(model, 0.05, calibration=given, example=given[:1])
+    assert quantized(compiled)
+    (x,) = samples(1, seed=7)[0]
+    with torch.no_grad():
+        assert relative(compiled(x.to(dtype)), mlp()(x)) <= 0.06
+
+
+@pytest.mark.parametrize("format", ["int8", "int8-weight", "int4-g64", "int4-g128"])
+@pytest.mark.parametrize("rows", [1, 24])
+def test_kernels_compute_what_their_bodies_say(format: str, rows: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 50), nn.ReLU(), nn.Linear(50, 40, bias=False)).eval()
+    x = torch.randn(rows, 256)
+    passes = f"canonicalize,quantize{{formats={format},objective=bytes}},dce,fuse,memory"
+    compiled = optimized(model, 10.0, passes=passes, calibration=[(x,)], example=[(x,)])
+    assert set(quantized(compiled)) == {format}
+    source = compiled.program.plan.stages.stages[1].snapshot
+    assert source is not None
+    (expected,) = interpret(source, compiled.bindings.flatten((x,), {}))
+    torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_formats_are_asked_for_by_name() -> None:
+    assert Quantize.parse("quantize{formats=int8-weight}") == Quantize(formats="int8-weight")
+    with pytest.raises(OptionError, match="no format 'int9'"):
+        optimized(mlp(), 0.05, passes="quantize{formats=int9},fuse,memory")
