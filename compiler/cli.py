@@ -125,6 +125,9 @@ def _show(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--kernels", action="store_true", help="the source of the kernels")
     what.add_argument("--calls", action="store_true", help="the call sequence, as Python")
+    what.add_argument(
+        "--quantization", action="store_true", help="the format of each layer, and what it adds"
+    )
     what.add_argument("--python", action="store_true", help="the graph as a torch script")
     what.add_argument("--mlir", action="store_true", help="the graph in MLIR's torch dialect")
     what.add_argument("--linalg", action="store_true", help="the graph as linalg on tensors")

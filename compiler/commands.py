@@ -15,6 +15,7 @@ from rewright.calibration_samples import graph_samples
 from rewright.driver import Plan, Program, compile_graph, plan_graph
 from rewright.ir import Graph, Input, OptionError, did_you_mean
 from rewright.options import Options, option_docs
+from rewright.passes import Quantize
 from rewright.sources import MLIR_SUFFIXES, Source, load_source, made_by
 
 
@@ -107,6 +108,9 @@ def show(arguments: argparse.Namespace) -> int:
         text = plan.kernel_source or "// no kernels: everything runs as ATen\n"
     elif arguments.calls:
         text = plan.calls
+    elif arguments.quantization:
+        found = [d for d in plan.log if d.pass_ == Quantize.name]
+        text = "\n".join(f"%{d.subject}: {d.sentence}" for d in found) or "nothing is quantized"
     elif arguments.python:
         from rewright.ir.python_dump import as_python
 
@@ -201,7 +205,8 @@ def _planned(arguments: argparse.Namespace) -> tuple[Source, Plan]:
     options = _options(arguments)
     source = _imported(arguments)
     with _progress("optimizing"):
-        return source, plan_graph(source.graph, options)
+        samples = graph_samples(options, source.graph, source.bindings)
+        return source, plan_graph(source.graph, options, samples=samples)
 
 
 @contextmanager

@@ -212,7 +212,7 @@ def settle(
         if ENOUGH * limit <= found <= limit:
             break
         allowed *= _correction(found, limit, power)
-    blocking = _blocking(bids, best.plan, budget.allows(most), objective)
+    blocking = _blocking(bids, best.plan, budget, most, objective)
     return Settled(best.plan, best.predicted, best.measured, tuple(rounds), blocking)
 
 
@@ -229,12 +229,17 @@ def _cost(plan: Plan, objective: str) -> float:
 
 
 def _blocking(
-    bids: Mapping[str, Sequence[Bid]], plan: Plan, limit: float, objective: str
+    bids: Mapping[str, Sequence[Bid]],
+    plan: Plan,
+    budget: ErrorBudget,
+    most: float,
+    objective: str,
 ) -> tuple[tuple[str, float], ...]:
     """Sites that stayed float though a choice would be cheaper, those of most error first."""
     found = []
     for site, offers in bids.items():
         cheaper = [b for b in offers if b.cost(objective) < plan[site].cost(objective)]
         if plan[site].choice == FLOAT and cheaper:
-            found.append((site, min(b.error for b in cheaper) / limit if limit else float("inf")))
+            share = min(b.error for b in cheaper) / max(budget.allows(most), 1e-30)
+            found.append((site, float(share ** (1 / budget.power))))
     return tuple(sorted(found, key=lambda s: -s[1]))

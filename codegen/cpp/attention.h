@@ -25,8 +25,8 @@ template <class T> constexpr int BROAD = 1;
 // ---- products -----------------------------------------------------------------------------------
 // c[m, n] = sum over k of a[m, k] b[k, n], or that added to it; rows lie `step` apart.
 template <int M, int N, class T>
-RW_INLINE void multiply(const T* a, i64 a_step, const T* b, i64 b_step, i64 depth, T* c, i64 c_step,
-                        bool add) {
+RW_INLINE void multiply(const T* a, i64 a_step, const T* b, i64 b_step, i64 depth, T* c,
+                        i64 c_step, bool add) {
   V<T> sum[M][N];
   RW_UNROLL for (int m = 0; m < M; ++m)
     RW_UNROLL for (int n = 0; n < N; ++n) sum[m][n] = add ? load(c + m * c_step + n * W) : V<T>{};
@@ -43,8 +43,8 @@ RW_INLINE void multiply(const T* a, i64 a_step, const T* b, i64 b_step, i64 dept
 }
 
 template <int M, int N, class T>
-inline void multiply_rest(i64 rows, const T* a, i64 a_step, const T* b, i64 b_step, i64 depth, T* c,
-                          i64 c_step, bool add) {
+inline void multiply_rest(i64 rows, const T* a, i64 a_step, const T* b, i64 b_step, i64 depth,
+                          T* c, i64 c_step, bool add) {
   if constexpr (M > 0) {
     if (rows == M) return multiply<M, N>(a, a_step, b, b_step, depth, c, c_step, add);
     multiply_rest<M - 1, N>(rows, a, a_step, b, b_step, depth, c, c_step, add);
@@ -52,20 +52,21 @@ inline void multiply_rest(i64 rows, const T* a, i64 a_step, const T* b, i64 b_st
 }
 
 template <int N, class T>
-inline void multiply_panel(i64 rows, const T* a, i64 a_step, const T* b, i64 b_step, i64 depth, T* c,
-                           i64 c_step, bool add) {
+inline void multiply_panel(i64 rows, const T* a, i64 a_step, const T* b, i64 b_step, i64 depth,
+                           T* c, i64 c_step, bool add) {
   constexpr int M = TALL<T>;
   i64 m = 0;
   for (; m + M <= rows; m += M)
     multiply<M, N>(a + m * a_step, a_step, b, b_step, depth, c + m * c_step, c_step, add);
-  multiply_rest<M - 1, N>(rows - m, a + m * a_step, a_step, b, b_step, depth, c + m * c_step, c_step,
-                          add);
+  multiply_rest<M - 1, N>(rows - m, a + m * a_step, a_step, b, b_step, depth, c + m * c_step,
+                          c_step, add);
 }
 
 // `columns` is a multiple of W.
 template <class T>
-__attribute__((noinline)) void matrix_product(i64 rows, i64 columns, i64 depth, const T* a, i64 a_step,
-                                              const T* b, i64 b_step, T* c, i64 c_step, bool add) {
+__attribute__((noinline)) void matrix_product(i64 rows, i64 columns, i64 depth, const T* a,
+                                              i64 a_step, const T* b, i64 b_step, T* c,
+                                              i64 c_step, bool add) {
   constexpr int N = BROAD<T>;
   i64 n = 0;
   for (; n + N * W <= columns; n += N * W)
@@ -127,8 +128,8 @@ template <class T> struct Bench {
 
   static i64 size(i64 depth, i64 width) {
     const i64 most = padded(depth > width ? depth : width);
-    return ROWS * padded(depth) + depth * KEYS + ROWS * KEYS + KEYS * most * 2 + ROWS * padded(width) +
-           3 * ROWS;
+    return ROWS * padded(depth) + depth * KEYS + ROWS * KEYS + KEYS * most * 2 +
+           ROWS * padded(width) + 3 * ROWS;
   }
   Bench(T* at, i64 depth, i64 width) {
     const i64 most = padded(depth > width ? depth : width);
@@ -147,14 +148,81 @@ struct Sizes {
   i64 rows, keys, depth, width;
 };
 
+// Scores of a tile from products, where they lie, and the largest of each row in `factor`. `keys` of
+// KEYS there are; the others score nothing. `known` has conditions, or leaves them open.
+template <class T, class Score, class Known>
+inline void score_tile(const Bench<T>& at, i64 first, i64 count, i64 j, i64 keys, Score score,
+                       Known known) {
+  const V<T> lowest = splat(T(-ENDLESS));
+  for (i64 r = 0; r < count; ++r) {
+    T* const row = at.scores + r * KEYS;
+    V<T> most = lowest;
+    for (i64 c = 0; c < KEYS; c += W) {
+      V<T> x = lowest;
+      if (c + W <= keys) {
+        x = score(first + r, j + c, load(row + c), Whole{}, known);
+      } else if (c < keys) {
+        const int n = static_cast<int>(keys - c);
+        x = select(rw::first(n), score(first + r, j + c, load(row + c), n, known), lowest);
+      }
+      store(row + c, x);
+      most = maximum(most, x);
+    }
+    at.factor[r] = hmax(most);
+  }
+}
+
+// Exponentials in the place of scores, relative to the largest so far; sums and results so far are
+// taken to that, too.
+template <class T> inline void weigh_tile(const Bench<T>& at, i64 count, i64 width) {
+  const V<T> lowest = splat(T(-ENDLESS));
+  for (i64 r = 0; r < count; r += W) {
+    const V<T> before = load(at.top + r), now = maximum(before, load(at.factor + r));
+    const V<T> factor = exp(sub(before, select(eq(now, lowest), V<T>{}, now)));
+    store(at.top + r, now), store(at.factor + r, factor);
+    store(at.total + r, mul(load(at.total + r), factor));
+  }
+  for (i64 r = 0; r < count; ++r) {
+    T* const row = at.scores + r * KEYS;
+    const V<T> base = splat(at.top[r] == T(-ENDLESS) ? T(0) : at.top[r]);
+    V<T> sum{};
+    RW_UNROLL for (i64 c = 0; c < KEYS; c += W) {
+      const V<T> x = exp(sub(load(row + c), base));
+      store(row + c, x);
+      sum = rw::add(sum, x);
+    }
+    at.total[r] += hsum(sum);
+    if (at.factor[r] == T(1)) continue;
+    const V<T> factor = splat(at.factor[r]);
+    T* const to = at.result + r * width;
+    for (i64 c = 0; c < width; c += W) store(to + c, mul(load(to + c), factor));
+  }
+}
+
+// Values of a tile's keys, weighed, added to results.
+template <class T, class U>
+inline void add_values(const Bench<T>& at, i64 count, i64 j, i64 keys, i64 columns,
+                       Matrix<const U> value) {
+  const i64 width = padded(columns);
+  const T* values = at.values;
+  i64 apart = width;
+  if constexpr (same<T, U>) {
+    if (value.column == 1 && width == columns)
+      values = value.from + j * value.row, apart = value.row;
+  }
+  if (values == at.values) take_rows(value, j, keys, columns, at.values);
+  matrix_product(count, width, keys, at.scores, KEYS, values, apart, at.result, width, true);
+}
+
 // The block of `count` rows from `first`. Returns false when a row met no live score though keys
 // were left out that then might have counted, of large finite masks.
 template <class T, class Q, class K, class U, class Score, class Judge>
-inline bool sum_up(const Bench<T>& at, const Sizes& sizes, i64 first, i64 count, Matrix<const Q> query,
-                   Matrix<const K> key, Matrix<const U> value, Score score, Judge judge, bool skip) {
+inline bool sum_up(const Bench<T>& at, const Sizes& sizes, i64 first, i64 count,
+                   Matrix<const Q> query, Matrix<const K> key, Matrix<const U> value, Score score,
+                   Judge judge, bool skip) {
   const i64 depth = padded(sizes.depth), width = padded(sizes.width);
-  const V<T> lowest = splat(T(-ENDLESS));
-  for (i64 r = 0; r < ROWS; r += W) store(at.top + r, lowest), store(at.total + r, V<T>{});
+  for (i64 r = 0; r < ROWS; r += W)
+    store(at.top + r, splat(T(-ENDLESS))), store(at.total + r, V<T>{});
   for (i64 k = 0; k < count * width; k += W) store(at.result + k, V<T>{});
   take_rows(query, first, count, sizes.depth, at.query);
   bool left_out = false;
@@ -167,59 +235,14 @@ inline bool sum_up(const Bench<T>& at, const Sizes& sizes, i64 first, i64 count,
     }
     take_columns(key, j, keys, sizes.depth, at.keys, at.spare);
     matrix_product(count, KEYS, sizes.depth, at.query, depth, at.keys, KEYS, at.scores, KEYS, false);
-    const auto scored = [&](auto known) {
-      for (i64 r = 0; r < count; ++r) {
-        T* const row = at.scores + r * KEYS;
-        V<T> most = lowest;
-        for (i64 c = 0; c < KEYS; c += W) {
-          V<T> x = lowest;
-          if (c + W <= keys) {
-            x = score(first + r, j + c, load(row + c), Whole{}, known);
-          } else if (c < keys) {
-            const int n = static_cast<int>(keys - c);
-            x = select(rw::first(n), score(first + r, j + c, load(row + c), n, known), lowest);
-          }
-          store(row + c, x);
-          most = maximum(most, x);
-        }
-        at.factor[r] = hmax(most);
-      }
-    };
     if (found.known) {
-      scored(Decided<int(sizeof(found.value)) - 1>{found.value});
+      constexpr int conditions = static_cast<int>(sizeof(found.value)) - 1;
+      score_tile(at, first, count, j, keys, score, Decided<conditions>{found.value});
     } else {
-      scored(Open{});
+      score_tile(at, first, count, j, keys, score, Open{});
     }
-    for (i64 r = 0; r < count; r += W) {
-      const V<T> before = load(at.top + r), now = maximum(before, load(at.factor + r));
-      const V<T> base = select(eq(now, lowest), V<T>{}, now);
-      const V<T> factor = exp(sub(before, base));
-      store(at.top + r, now), store(at.factor + r, factor);
-      store(at.total + r, mul(load(at.total + r), factor));
-    }
-    for (i64 r = 0; r < count; ++r) {
-      T* const row = at.scores + r * KEYS;
-      const V<T> base = splat(at.top[r] == T(-ENDLESS) ? T(0) : at.top[r]);
-      V<T> sum{};
-      RW_UNROLL for (i64 c = 0; c < KEYS; c += W) {
-        const V<T> x = exp(sub(load(row + c), base));
-        store(row + c, x);
-        sum = rw::add(sum, x);
-      }
-      at.total[r] += hsum(sum);
-      if (at.factor[r] != T(1)) {
-        const V<T> factor = splat(at.factor[r]);
-        T* const to = at.result + r * width;
-        for (i64 c = 0; c < width; c += W) store(to + c, mul(load(to + c), factor));
-      }
-    }
-    const T* values = at.values;
-    i64 apart = width;
-    if constexpr (same<T, U>) {
-      if (value.column == 1 && width == sizes.width) values = value.from + j * value.row, apart = value.row;
-    }
-    if (values == at.values) take_rows(value, j, keys, sizes.width, at.values);
-    matrix_product(count, width, keys, at.scores, KEYS, values, apart, at.result, width, true);
+    weigh_tile(at, count, width);
+    add_values(at, count, j, keys, sizes.width, value);
   }
   bool met = true;
   for (i64 r = 0; r < count; ++r) met &= f64(at.top[r]) > LIVE;
@@ -253,8 +276,8 @@ template <class T> struct Block {
   i64 first, count;
 
   template <class Q, class K, class U, class Out, class Score, class Judge>
-  void operator()(Matrix<const Q> query, Matrix<const K> key, Matrix<const U> value, Matrix<Out> out,
-                  Score score, Judge judge) const {
+  void operator()(Matrix<const Q> query, Matrix<const K> key, Matrix<const U> value,
+                  Matrix<Out> out, Score score, Judge judge) const {
     bool skip = true;
     while (!sum_up(at, sizes, first, count, query, key, value, score, judge, skip)) skip = false;
     give_rows(at, sizes, first, count, out);

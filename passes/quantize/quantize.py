@@ -151,7 +151,8 @@ class _Search:
                 bid = Bid(site.node.name, format.name, error, taken, format.nbytes(rows, columns))
                 if error == error and error < float("inf"):
                     bids.append(bid)
-            return bids
+            # Of those that cost the same the first is taken.
+            return sorted(bids, key=lambda bid: bid.error)
 
         return offers
 

@@ -1,0 +1,121 @@
+"""Error budgets on trained models: what is found, how long that takes, and what it brings.
+
+    python -m benchmarks.error_budgets [CASE ...]
+
+Every case is compiled in float and with its budget, and both are timed in turn; the error is
+measured on text that the search has not seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+import rewright
+from benchmarks.options import RESULTS
+from benchmarks.report import track
+from benchmarks.timing import compare
+from benchmarks.trained import minilm, minilm_inputs, smollm2, token_windows
+from rewright.passes.budget import ErrorBudget
+
+Inputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, samples to choose on, unseen ones, and what to time besides the first sample."""
+
+    model: Callable[[], nn.Module]
+    samples: Callable[[], Sequence[Inputs]]
+    unseen: Callable[[], Sequence[Inputs]]
+    budget: str
+    objective: str = "time"
+    also: tuple[tuple[str, Callable[[], Inputs]], ...] = ()
+    dynamic: Any = None
+
+
+def _windows(length: int, count: int, first: int = 0) -> Callable[[], Sequence[Inputs]]:
+    return lambda: [(window,) for window in token_windows(length, count, first)]
+
+
+def _batches(count: int, first: int = 0) -> Callable[[], Sequence[Inputs]]:
+    return lambda: [minilm_inputs(8, 128, first + i) for i in range(count)]
+
+
+_LENGTHS: Final = {"tokens": {1: torch.export.Dim("length", min=2, max=2048)}}
+_ONE_TOKEN: Final = ("2 tokens", lambda: (token_windows(2, 1)[0],))
+
+CASES: Final = {
+    "SmolLM2, kl<=0.03": Case(
+        smollm2, _windows(512, 3), _windows(512, 5, first=20), "kl<=0.03",
+        also=(_ONE_TOKEN,), dynamic=_LENGTHS,
+    ),
+    "SmolLM2, kl<=0.005, bytes": Case(
+        smollm2, _windows(512, 3), _windows(512, 5, first=20), "kl<=0.005", "bytes"
+    ),
+    "MiniLM 8x128, rel_l2<=0.04": Case(minilm, _batches(4), _batches(4, first=10), "rel_l2<=0.04"),
+}  # fmt: skip
+
+
+def main() -> None:
+    asked = argparse.ArgumentParser("python -m benchmarks.error_budgets", description=__doc__)
+    asked.add_argument("cases", nargs="*", choices=[[], *CASES], default=list(CASES))
+    asked.add_argument("--json", type=Path, default=RESULTS / "error_budgets.json")
+    given = asked.parse_args()
+    known = json.loads(given.json.read_text()) if given.json.exists() else {}
+    for name in track(list(given.cases), str):
+        known[name] = found = _row(CASES[name])
+        print(name, json.dumps(found), flush=True)
+        given.json.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def _row(case: Case) -> dict[str, Any]:
+    model, samples = case.model(), case.samples()
+    shapes = {"dynamic_shapes": case.dynamic} if case.dynamic else {}
+    plain = rewright.optimize(model, samples[0], **shapes)
+    started = time.perf_counter()
+    compiled = rewright.optimize(
+        model,
+        samples[0],
+        error_budget=case.budget,
+        calibration=list(samples),
+        objective=case.objective,
+        **shapes,
+    )
+    seconds = time.perf_counter() - started
+    budget = ErrorBudget.of(case.budget)
+    with torch.no_grad():
+        errors = [budget.error([model(*x)], [compiled(*x)]) for x in case.unseen()]
+        timed = {"sample": samples[0], **{name: inputs() for name, inputs in case.also}}
+        faster = {name: _faster(plain, compiled, inputs) for name, inputs in timed.items()}
+    formats = [
+        n.kwarg("format") for n in compiled.graph.nodes if n.op.name == "rw.quantized_linear"
+    ]
+    return {
+        "seconds": seconds,
+        "formats": {str(f): formats.count(f) for f in sorted(map(str, set(formats)))},
+        "errors": errors,
+        "faster": faster,
+    }
+
+
+def _faster(plain: Any, compiled: Any, inputs: Inputs) -> dict[str, Any]:
+    calls = {"float": lambda: plain(*inputs), "budget": lambda: compiled(*inputs)}
+    found = compare(calls, rounds=9)
+    return {
+        "seconds": {name: found.median(name) for name in calls},
+        "speedup": vars(found.speedup("budget", over="float")),
+        "other_load": found.other_load,
+    }
+
+
+if __name__ == "__main__":
+    main()
