@@ -29,10 +29,12 @@ from rewright.artefact_text import program_text
 from rewright.codegen import runtime
 from rewright.ir import ArtefactError, Constant, Graph
 from rewright.ir.parse import parse
+from rewright.settled_weights import settled
 
 if TYPE_CHECKING:
     from rewright.driver import Program
     from rewright.ir.pt2 import Bindings
+    from rewright.report import Report
 
 MANIFEST = "rewright.json"
 
@@ -44,14 +46,17 @@ def save(program: Program, bindings: Bindings | None, folder: Path) -> Path:
     programs that call back into Python functions only Rewright has.
     """
     check_free(folder)
-    text = program_text(program, {} if bindings is None else bindings.state)
+    given = {} if bindings is None else bindings.state
+    report = program.report
+    program, state = settled(program, {n: t.detach() for n, t in given.items()})
+    text = program_text(program, state)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
         raise ArtefactError(f"cannot write {folder}: {error.strerror or error}") from None
     try:
-        _write(program, bindings, text, made)
+        _write(program, state, report, text, made)
         _move(made, folder)
     except OSError as error:
         raise ArtefactError(f"cannot write {folder}: {error.strerror or error}") from None
@@ -91,23 +96,26 @@ def _move(made: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(program: Program, bindings: Bindings | None, text: str, folder: Path) -> None:
+def _write(
+    program: Program, state: Mapping[str, torch.Tensor], report: Report, text: str, folder: Path
+) -> None:
     (folder / "program.py").write_text(text)
     shutil.copyfile(Path(runtime.__file__), folder / "runtime.py")
     if program.library is not None:
         (folder / "kernels.cpp").write_text(program.plan.kernel_source)
         shutil.copyfile(program.library.path, folder / "kernels.so")
-    torch.save(_tensors(program, bindings), folder / "tensors.pt")
+    torch.save(_tensors(program, state), folder / "tensors.pt")
     (folder / "graph.rw").write_text(f"{program.graph}\n")
-    (folder / "report.json").write_text(json.dumps(program.report.as_json(), indent=1) + "\n")
+    (folder / "report.json").write_text(json.dumps(report.as_json(), indent=1) + "\n")
     manifest = {"rewright": rewright.__version__, "torch": torch.__version__}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-def _tensors(program: Program, bindings: Bindings | None) -> dict[str, dict[str, torch.Tensor]]:
+def _tensors(
+    program: Program, state: Mapping[str, torch.Tensor]
+) -> dict[str, dict[str, torch.Tensor]]:
     constants = {n: c.tensor for n, c in program.executable.calls.constants.items()}
-    state = {} if bindings is None else {n: t.detach() for n, t in bindings.state.items()}
-    return {"constants": constants, "state": state}
+    return {"constants": constants, "state": dict(state)}
 
 
 # --- reading ------------------------------------------------------------------------------------

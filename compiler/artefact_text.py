@@ -31,7 +31,7 @@ def program_text(program: Program, held: Container[str]) -> str:
     `held` names the inputs whose tensors lie in the folder; the caller passes the others. Raises
     UnsupportedError for operators that need more than torch.
     """
-    calls, graph = program.executable.calls, program.source
+    calls, graph = program.executable.calls, program.graph
     given = [input.value for input in graph.inputs if input.value.name not in held]
     operators = [f"{short} = {_operator(name)}" for short, name in sorted(calls.operators.items())]
     kept = [

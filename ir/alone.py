@@ -80,7 +80,7 @@ def call_name(text: str, cold: Sequence[int] = ()) -> str:
 
 
 def at_hints(node: Node) -> Node:
-    """A call of operators with its symbolic sizes at their hints."""
+    """A call with its symbolic sizes, and those of its body, at their hints."""
     values = {v: Value(v.name, _type_at_hints(v.type)) for v in (*node.operands, *node.results)}
     sized = node.replace(values)
     return dataclasses.replace(
@@ -88,6 +88,16 @@ def at_hints(node: Node) -> Node:
         args=tuple(freeze(map_leaves(a, _size_at_hint)) for a in sized.args),
         kwargs=tuple((k, freeze(map_leaves(a, _size_at_hint))) for k, a in sized.kwargs),
         results=tuple(values[v] for v in node.results),
+        graphs=tuple((name, _graph_at_hints(graph)) for name, graph in node.graphs),
+    )
+
+
+def _graph_at_hints(graph: Graph) -> Graph:
+    values = {v: Value(v.name, _type_at_hints(v.type)) for v in graph.values}
+    inputs = tuple(dataclasses.replace(i, value=values[i.value]) for i in graph.inputs)
+    outputs = tuple(map_values(a, values) for a in graph.outputs)
+    return dataclasses.replace(
+        graph, inputs=inputs, nodes=tuple(map(at_hints, graph.nodes)), outputs=outputs
     )
 
 

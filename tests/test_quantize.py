@@ -213,9 +213,42 @@ def test_an_artefact_holds_it(tmp_path: Path) -> None:
     compiled = optimized(model, 0.05)
     folder = compiled.save(tmp_path / "artefact")
     artefact = load(folder)
-    args = [*artefact.inputs()[:-1], samples(1, seed=3)[0][0]]
+    (x,) = samples(1, seed=3)[0]
+    names = [i.value.name for i in artefact.graph.inputs]
+    args = [artefact.state.get(name, x) for name in names]
     (got,) = artefact.call(list(args))
-    assert torch.equal(got, compiled(args[-1]))
+    assert torch.equal(got, compiled(x))
+    floats = sum(t.nbytes for t in artefact.state.values() if t.dtype == torch.float32)
+    assert floats * 8 < sum(p.nbytes for p in model.parameters())
+
+
+class Tied(nn.Module):
+    """Tokens [B, T] -> scores of the next one, by the same weight that embeds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(400, 64)
+        self.inner = nn.Linear(64, 64)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = torch.tanh(self.inner(self.embed(tokens)))
+        return hidden @ self.embed.weight.t()
+
+
+def test_a_tied_weight_is_kept_once(tmp_path: Path) -> None:
+    model = Tied().eval()
+    generator = torch.Generator().manual_seed(0)
+    given = [(torch.randint(0, 400, (2, 16), generator=generator),) for _ in range(4)]
+    compiled = optimized(model, 0.02, calibration=given, example=given[:1])
+    assert len(quantized(compiled)) == 2
+    chosen = [str(d) for d in compiled.program.plan.log if "%embedding" in str(d)]
+    assert any("int8-weight" in told for told in chosen), chosen
+    (tokens,) = given[-1]
+    with torch.no_grad():
+        assert relative(compiled(tokens), model(tokens)) <= 0.02
+    stored = (compiled.save(tmp_path / "artefact") / "tensors.pt").stat().st_size
+    assert stored * 3 < sum(p.nbytes for p in model.parameters())
 
 
 def test_dynamic_rows() -> None:

@@ -31,9 +31,6 @@ class Format:
     quantizes_activations: bool
     group: int = 0
 
-    def fits(self, columns: int) -> bool:
-        return not self.group or columns % self.group == 0
-
     def nbytes(self, rows: int, columns: int) -> int:
         """What a weight [rows, columns] takes, scales and all."""
         padded = _blocks(rows, ROWS) * ROWS
@@ -116,6 +113,27 @@ def quantized_linear(
     body = _body(format, operands, rows, emit.inside())
     (result,) = emit.region(LINEAR, operands, body, format=format.name)
     return result
+
+
+def quantized_rows(
+    weight: tuple[Value, ...], numbers: Value, like: TensorType, emit: Emitter
+) -> Value:
+    """Rows of an int8 weight by their numbers, [..., K], as `like` has them."""
+    packed, scales = weight[:2]
+    block = emit("aten.div.Scalar_mode", numbers, ROWS, rounding_mode="floor")
+    place = emit("aten.sub.Tensor", numbers, emit("aten.mul.Scalar", block, ROWS))
+    rows = emit("aten.permute.default", packed, (0, 2, 1, 3))
+    shape = (*numbers.tensor.shape, packed.tensor.shape[1], COLUMNS)
+    taken = TensorType(torch.int8, shape)
+    found = _made("aten.index.Tensor", taken, emit, rows, (block, place))
+    columns = packed.tensor.shape[1] * COLUMNS
+    found = emit("aten.view.default", found, (*numbers.tensor.shape, columns))
+    if columns != like.shape[-1]:
+        found = emit("aten.slice.Tensor", found, -1, 0, like.shape[-1])
+    scale = TensorType(torch.float32, numbers.tensor.shape)
+    factors = _made("aten.index.Tensor", scale, emit, scales, (numbers,))
+    factors = emit("aten.unsqueeze.default", factors, -1)
+    return _as(emit("aten.mul.Tensor", in_single(found, emit), factors), like.dtype, emit)
 
 
 def _body(format: Format, operands: tuple[Value, ...], rows: Size, emit: Emitter) -> Graph:

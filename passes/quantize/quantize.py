@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -9,15 +10,25 @@ from typing import Any, Final
 from torch import Tensor
 
 from rewright.costmodel import show_bytes, show_seconds
-from rewright.ir import Graph, Node, OptionError
+from rewright.ir import Graph, Node, OptionError, Value, hint
 from rewright.ir.alone import alone, at_hints
 from rewright.ir.interpret import interpret
+from rewright.ir.onednn import is_available
 from rewright.passes.base import Env, Pass
 from rewright.passes.budget import FLOAT, Bid, ErrorBudget, Plan, Settled, settle
+from rewright.passes.emitter import Emitter
 from rewright.passes.libraries.freeze import split_frozen
+from rewright.passes.libraries.products import contestants, product_of
 from rewright.passes.quantize.formats import FORMAT_OF, FORMATS, Format
 from rewright.passes.quantize.sensitivity import floats_of, sensitivity
-from rewright.passes.quantize.sites import Site, names_beside, sites
+from rewright.passes.quantize.sites import (
+    EmbeddingSite,
+    LinearSite,
+    Site,
+    names_beside,
+    shares,
+    sites,
+)
 from rewright.passes.quantize.weights import Weights
 
 # Of the calibration samples, what is held out to verify on: a third, and one where there are two.
@@ -96,9 +107,10 @@ class _Search:
         self._sites = {site.node.name: site for site in found}
         self._formats, self._budget, self._objective = formats, budget, objective
         self._seen, self._held = parted(env.samples)
+        self._shares = shares(self._sites)
         self._weights = Weights(graph, self._sites, env.samples[0])
         self._exact: list[list[Tensor]] = []
-        self._seconds: dict[tuple[object, ...], Mapping[str, float] | None] = {}
+        self._seconds: dict[tuple[object, ...], Mapping[str, float]] = {}
 
     def settled(self) -> Settled:
         self._exact = [floats_of(interpret(self._graph, sample)) for sample in self._held]
@@ -107,13 +119,18 @@ class _Search:
     def applied(self, plan: Plan) -> Graph:
         """The graph with the formats of a plan."""
         fresh = names_beside(self._graph)
+        packed: dict[object, tuple[Value, ...]] = {}
         nodes: list[Node] = []
         for node in self._graph.nodes:
             bid = plan.get(node.name)
             if bid is None or bid.choice == FLOAT:
                 nodes.append(node)
-            else:
-                nodes += self._sites[node.name].quantized(FORMAT_OF[bid.choice], fresh)
+                continue
+            site, format = self._sites[node.name], FORMAT_OF[bid.choice]
+            emit = Emitter(fresh, node)
+            if site.key(format) not in packed:
+                packed[site.key(format)] = site.packed(format, emit)
+            nodes += site.on(packed[site.key(format)], format, emit)
         return self._graph.with_nodes(nodes)
 
     # --- bids -----------------------------------------------------------------------------------
@@ -122,10 +139,8 @@ class _Search:
         return {name: [self._float(site), *offers(site)] for name, site in self._sites.items()}
 
     def _float(self, site: Site) -> Bid:
-        seconds = self._times(site)
-        nbytes = site.weight.tensor.nbytes
-        assert isinstance(nbytes, int)
-        return Bid(site.node.name, FLOAT, 0.0, seconds[FLOAT] if seconds else 0.0, nbytes)
+        nbytes = hint(site.rows.tensor.nbytes) // self._shares[site.node.name]
+        return Bid(site.node.name, FLOAT, 0.0, self._times(site)[FLOAT], nbytes)
 
     def _offers(self) -> Callable[[Site], Sequence[Bid]]:
         """What each format would take and add, from gradients on a few samples."""
@@ -143,12 +158,11 @@ class _Search:
 
         def offers(site: Site) -> list[Bid]:
             bids = []
-            seconds = self._times(site)
-            _, rows, columns = site.sizes
+            name, seconds = site.node.name, self._times(site)
             for format in self._formats_of(site):
-                error = errors[site.node.name, format.name]
-                taken = seconds[format.name] if seconds else 0.0
-                bid = Bid(site.node.name, format.name, error, taken, format.nbytes(rows, columns))
+                error = errors[name, format.name]
+                nbytes = format.nbytes(*site.shape) // self._shares[name]
+                bid = Bid(name, format.name, error, seconds[format.name], nbytes)
                 if error == error and error < float("inf"):
                     bids.append(bid)
             # Of those that cost the same the first is taken.
@@ -157,26 +171,31 @@ class _Search:
         return offers
 
     def _formats_of(self, site: Site) -> list[Format]:
-        return [format for format in self._formats if format.fits(site.sizes[2])]
+        return [format for format in self._formats if site.admits(format)]
 
-    def _times(self, site: Site) -> Mapping[str, float] | None:
-        """Seconds of the layer in each format; measured, or else expected."""
-        key = site.sizes, site.weight.tensor.strides, site.bias is None, site.x.tensor.dtype
+    def _times(self, site: Site) -> Mapping[str, float]:
+        """Seconds in each format; measured, or else expected."""
+        if isinstance(site, EmbeddingSite):  # a few rows of it: nothing to gain but bytes
+            return defaultdict(float)
+        reads = (v.tensor for v in (site.read, site.weight))
+        key = site.shape, isinstance(site, LinearSite) and site.bias is None, *reads
         if key not in self._seconds:
             self._seconds[key] = self._timed(site)
         return self._seconds[key]
 
     def _timed(self, site: Site) -> Mapping[str, float]:
-        calls, formats = [site.node], self._formats_of(site)
+        formats, floats = self._formats_of(site), _floats(site.node)
+        calls = []
         for format in formats:
-            made = site.quantized(format, names_beside(self._graph))
-            calls.append(made[-1])
-        graphs = [alone(at_hints(call)) for call in calls]
+            emit = Emitter(names_beside(self._graph), site.node)
+            calls.append(site.on(site.packed(format, emit), format, emit)[-1])
+        graphs = [*floats, *(alone(at_hints(call)) for call in calls)]
         tools = self._env.tools
         found = None if tools is None else tools.race(graphs)
         if found is None:
             found = [e.seconds for e in self._env.cost.estimate([g.nodes[0] for g in graphs])]
-        return dict(zip((FLOAT, *(f.name for f in formats)), found, strict=True))
+        plain, rest = min(found[: len(floats)]), found[len(floats) :]
+        return {FLOAT: plain, **{f.name: x for f, x in zip(formats, rest, strict=True)}}
 
     # --- measuring ------------------------------------------------------------------------------
 
@@ -185,6 +204,14 @@ class _Search:
         found = [floats_of(outputs) for outputs in self._weights.measured(plan, self._held)]
         errors = (self._budget.error(a, b) for a, b in zip(self._exact, found, strict=True))
         return max(errors)
+
+
+def _floats(node: Node) -> list[Graph]:
+    """The calls that a layer in float may become: torch's, and oneDNN's."""
+    product = product_of(node)
+    if product is None or product.cut() != product or not is_available():
+        return [alone(at_hints(node))]
+    return list(contestants(product))
 
 
 def parted(samples: Sequence[Sequence[Any]]) -> tuple[list[Sequence[Any]], list[Sequence[Any]]]:

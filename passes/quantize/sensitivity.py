@@ -37,7 +37,7 @@ class Sensitivity:
 
     def error(self, site: str, change: Tensor) -> float:
         """What it does to the outputs that a site's result [M, N] changes so."""
-        found = [((g.float() * change).sum(-1).square()).sum() for g in self.gradients[site]]
+        found = [(g.float() * change).sum(-1).square().sum() for g in self.gradients[site]]
         return self.scale * float(torch.stack(found).mean())
 
 
@@ -92,7 +92,7 @@ def _with_probes(graph: Graph, found: Sequence[Site]) -> tuple[Graph, list[Value
         emit.end_in(node.result)
         nodes += [dataclasses.replace(node, results=(bare,)), *emit.nodes]
     inputs = (*graph.inputs, *(Input(v) for v in probes.values()))
-    outputs = (*graph.outputs, *(s.x for s in found))
+    outputs = (*graph.outputs, *(s.read for s in found))
     probed = dataclasses.replace(
         graph, inputs=inputs, nodes=tuple(nodes), outputs=outputs, updates=()
     )

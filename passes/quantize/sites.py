@@ -1,14 +1,15 @@
-"""Where a graph can be quantized: linear layers, whose weights are parameters."""
+"""Where a graph can be quantized: linear layers and embeddings, whose weights are parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import abc
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 
-from rewright.ir import Graph, Node, Value, fresh_names, hint
+from rewright.ir import Graph, Node, TensorType, Value, fresh_names, hint
 from rewright.passes.emitter import Emitter
 from rewright.passes.libraries.freeze import frozen_values
 from rewright.passes.libraries.products import PLACES, factors
@@ -16,27 +17,72 @@ from rewright.passes.quantize.formats import (
     Format,
     in_single,
     quantized_linear,
+    quantized_rows,
     quantized_weight,
 )
 
+EMBEDDING: Final = "aten.embedding.default"
+_TURN: Final = "aten.permute.default"
 _DTYPES: Final = (torch.float32, torch.float16, torch.bfloat16)
 # Smaller weights are not worth the call.
 LEAST_WEIGHTS: Final = 4096
 
 
 @dataclass(frozen=True)
-class Site:
-    """A product of what comes, x [M, K], with a parameter [K, N]."""
+class Site(abc.ABC):
+    """A node that reads a weight. `rows` is the value that has it as [N, K], or its transpose."""
 
     node: Node
+    rows: Value
 
     @property
-    def x(self) -> Value:
+    @abc.abstractmethod
+    def read(self) -> Value:
+        """What is read besides parameters."""
+
+    @property
+    @abc.abstractmethod
+    def weight(self) -> Value:
+        """The weight as the node reads it."""
+
+    @abc.abstractmethod
+    def admits(self, format: Format) -> bool:
+        """True for a format that the node can be computed in."""
+
+    @abc.abstractmethod
+    def on(self, weight: tuple[Value, ...], format: Format, emit: Emitter) -> list[Node]:
+        """Nodes that make the same result from the weight in a format."""
+
+    @property
+    def is_turned(self) -> bool:
+        """True when `rows` is the weight [N, K], and not its transpose."""
+        return self.rows is not self.weight or isinstance(self, EmbeddingSite)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N and K."""
+        sizes = [hint(s) for s in self.rows.tensor.shape]
+        return (sizes[0], sizes[1]) if self.is_turned else (sizes[1], sizes[0])
+
+    def packed(self, format: Format, emit: Emitter) -> tuple[Value, ...]:
+        """The weight in a format."""
+        rows = self.rows if self.is_turned else emit(_TURN, self.rows, (1, 0))
+        return quantized_weight(format, rows, emit)
+
+    def key(self, format: Format) -> tuple[str, bool, int]:
+        """What a packed weight depends on: sites may share one."""
+        return self.rows.name, self.is_turned, format.group
+
+
+class LinearSite(Site):
+    """A product of what comes, x [M, K], with a parameter [K, N]."""
+
+    @property
+    def read(self) -> Value:
         return _value(factors(self.node)[0])
 
     @property
     def weight(self) -> Value:
-        """[K, N]."""
         return _value(factors(self.node)[1])
 
     @property
@@ -44,51 +90,75 @@ class Site:
         bias = factors(self.node)[2]
         return bias if isinstance(bias, Value) else None
 
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """M, N, K; M at its hint."""
-        rows, columns = self.x.tensor.shape
-        return hint(rows), hint(self.weight.tensor.shape[1]), hint(columns)
-
-    def packed(self, format: Format, emit: Emitter) -> tuple[Value, ...]:
-        """The weight in a format."""
-        turned = emit("aten.permute.default", self.weight, (1, 0))
-        return quantized_weight(format, turned, emit)
+    def admits(self, format: Format) -> bool:
+        return not format.group or self.shape[1] % format.group == 0
 
     def on(self, weight: tuple[Value, ...], format: Format, emit: Emitter) -> list[Node]:
-        """Nodes that make the same result from the weight in a format."""
         bias = None if self.bias is None else in_single(self.bias, emit)
-        rows = self.weight.tensor.shape[1]
-        quantized_linear(format, self.x, weight, rows, bias, emit)
+        quantized_linear(format, self.read, weight, self.shape[0], bias, emit)
         emit.end_in(self.node.result)
         return emit.nodes
 
-    def quantized(self, format: Format, fresh: Callable[[str], str]) -> list[Node]:
-        """The same from the weight as it is."""
-        emit = Emitter(fresh, self.node)
-        return self.on(self.packed(format, emit), format, emit)
+
+class EmbeddingSite(Site):
+    """Rows of a parameter [N, K] by their numbers."""
+
+    @property
+    def read(self) -> Value:
+        return _value(self.node.args[1])
+
+    @property
+    def weight(self) -> Value:
+        return _value(self.node.args[0])
+
+    def admits(self, format: Format) -> bool:
+        return not format.group and not format.quantizes_activations
+
+    def on(self, weight: tuple[Value, ...], format: Format, emit: Emitter) -> list[Node]:
+        quantized_rows(weight, self.read, self.node.result.tensor, emit)
+        emit.end_in(self.node.result)
+        return emit.nodes
 
 
 def sites(graph: Graph) -> list[Site]:
-    """Every linear layer whose weight is a parameter, or computed of parameters alone."""
+    """Every linear layer and embedding whose weight is a parameter, or computed of parameters."""
     lasting = frozen_values(graph)
-    return [Site(n) for n in graph.nodes if n.op.name in PLACES and _is_linear(n, lasting)]
+    found: list[Site] = []
+    for node in graph.nodes:
+        if node.op.name in PLACES and _is_linear(node, lasting):
+            weight = _value(factors(node)[1])
+            found.append(LinearSite(node, _before_a_turn(weight, graph, lasting)))
+        elif node.op.name == EMBEDDING and _is_embedding(node, lasting):
+            found.append(EmbeddingSite(node, _value(node.args[0])))
+    return found
+
+
+def _before_a_turn(weight: Value, graph: Graph, lasting: set[Value]) -> Value:
+    made = graph.producers.get(weight)
+    if made is None or made.op.name != _TURN or tuple(made.args[1]) != (1, 0):  # type: ignore[arg-type]
+        return weight
+    return made.operands[0] if made.operands[0] in lasting else weight
 
 
 def _is_linear(node: Node, lasting: set[Value]) -> bool:
-    if node.kwargs:
-        return False
     left, right, bias = factors(node)
-    if not isinstance(left, Value) or not isinstance(right, Value):
-        return False
-    types = left.tensor, right.tensor
-    if right not in lasting or left in lasting or any(t.device.type != "cpu" for t in types):
+    if node.kwargs or not isinstance(left, Value) or not isinstance(right, Value):
         return False
     if isinstance(bias, Value) and bias.tensor.rank != 1:
         return False
-    same = types[0].dtype == types[1].dtype and types[0].dtype in _DTYPES
-    fixed = all(isinstance(size, int) for size in types[1].shape)
-    return same and fixed and hint(types[1].numel) >= LEAST_WEIGHTS and types[0].is_contiguous
+    same = left.tensor.dtype == right.tensor.dtype and left.tensor.is_contiguous
+    return same and left not in lasting and right in lasting and _is_large(right.tensor)
+
+
+def _is_embedding(node: Node, lasting: set[Value]) -> bool:
+    weight = node.args[0]
+    return isinstance(weight, Value) and weight in lasting and _is_large(weight.tensor)
+
+
+def _is_large(weight: TensorType) -> bool:
+    fixed = all(isinstance(size, int) for size in weight.shape)
+    here = weight.device.type == "cpu" and weight.dtype in _DTYPES
+    return fixed and here and weight.rank == 2 and hint(weight.numel) >= LEAST_WEIGHTS
 
 
 def _value(arg: object) -> Value:
@@ -98,3 +168,9 @@ def _value(arg: object) -> Value:
 
 def names_beside(graph: Graph) -> Callable[[str], str]:
     return fresh_names(v.name for v in graph.values)
+
+
+def shares(found: Mapping[str, Site]) -> Mapping[str, int]:
+    """How many sites read the same weight, by site."""
+    names = [site.rows.name for site in found.values()]
+    return {name: names.count(site.rows.name) for name, site in found.items()}

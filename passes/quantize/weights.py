@@ -24,7 +24,7 @@ class Weights:
         inputs = dict(zip((i.value for i in graph.inputs), sample, strict=True))
         self._values = _computed(graph, found, inputs)
         self._fresh = names_beside(graph)
-        self._made: dict[tuple[str, str], tuple[tuple[Value, ...], list[Tensor]]] = {}
+        self._made: dict[object, tuple[tuple[Value, ...], list[Tensor]]] = {}
 
     def change(self, site: Site, format: Format, read: Tensor) -> Tensor:
         """What a format changes in a site's result, on what it read."""
@@ -54,18 +54,18 @@ class Weights:
         return [interpret(graph, [*sample, *given.values()]) for sample in samples]
 
     def _packed(self, site: Site, format: Format) -> tuple[tuple[Value, ...], list[Tensor]]:
-        key = site.node.name, format.name
+        key = site.key(format)
         if key not in self._made:
             emit = Emitter(self._fresh, site.node)
             values = site.packed(format, emit)
-            graph = Graph("weight", (Input(site.weight),), tuple(emit.nodes), values)
-            self._made[key] = values, interpret(graph, [self._values[site.weight]])
+            graph = Graph("weight", (Input(site.rows),), tuple(emit.nodes), values)
+            self._made[key] = values, interpret(graph, [self._values[site.rows]])
         return self._made[key]
 
     def _run(
         self, site: Site, nodes: Sequence[Node], read: Tensor, given: Mapping[Value, Tensor]
     ) -> Tensor:
-        known = {**self._values, **given, site.x: read}
+        known = {**self._values, **given, site.read: read}
         made = {v for node in nodes for v in node.results}
         needed = dict.fromkeys(v for node in nodes for v in node.operands if v not in made)
         graph = Graph("site", tuple(map(Input, needed)), tuple(nodes), (site.node.result,))
@@ -77,8 +77,9 @@ def _computed(
     graph: Graph, found: Mapping[str, Site], inputs: Mapping[Value, Any]
 ) -> Mapping[Value, Any]:
     """Inputs, and weights and biases that are computed of parameters."""
-    operands = {v for site in found.values() for v in site.node.operands if v is not site.x}
-    wanted = tuple(operands - set(inputs))
+    operands = {v for site in found.values() for v in site.node.operands if v is not site.read}
+    rows = {site.rows for site in found.values()}
+    wanted = tuple((operands | rows) - set(inputs))
     needed, todo = set[str](), list(wanted)
     while todo:
         node = graph.producers.get(todo.pop())
