@@ -11,7 +11,7 @@ import torch
 
 from rewright.codegen.cpp.index import Block, Counter, counter
 from rewright.codegen.cpp.index import Place as Spot
-from rewright.codegen.cpp.kernel import count_of, indented
+from rewright.codegen.cpp.kernel import count_of, indented, pointers
 from rewright.codegen.cpp.terms import OF_MASKS, OF_NUMBERS, Printer
 from rewright.codegen.cpp.text import (
     STORAGE,
@@ -19,7 +19,6 @@ from rewright.codegen.cpp.text import (
     identifiers,
     number_text,
     size_text,
-    storage_text,
 )
 from rewright.ir.loops import (
     Affine,
@@ -72,7 +71,7 @@ class _Writer:
         described = f"Sizes{{{', '.join(size_text(a.size) for a in sizes)}}}"
         type = STORAGE[nest.dtype]
         return [
-            *self.pointers(),
+            *pointers(nest, names),
             f"attend<{type}>({size_text(count_of(nest.batch))}, {described}, "
             f"[=](i64 {head.name}, Block<{type}> block) {{",
             *indented(heads.text()),
@@ -83,16 +82,6 @@ class _Writer:
     @property
     def names(self) -> Mapping[str, str]:
         return identifiers(b.name for b in (*self.nest.inputs, *self.nest.outputs))
-
-    def pointers(self) -> list[str]:
-        lines = []
-        buffers = [(b, "const ") for b in self.nest.inputs] + [(b, "") for b in self.nest.outputs]
-        for place, (buffer, const) in enumerate(buffers):
-            type = f"{const}{storage_text(buffer.type.dtype)}*"
-            lines.append(
-                f"{type} const {self.names[buffer.name]} = static_cast<{type}>(p[{place}]);"
-            )
-        return lines
 
     def matrix(self, place: Place, row: str, column: str, heads: Block) -> str:
         steps = ", ".join(size_text(place.at.coefficient(axis)) for axis in (row, column))

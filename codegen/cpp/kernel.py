@@ -14,7 +14,7 @@ from rewright.codegen.cpp.simplify import simplified
 from rewright.codegen.cpp.terms import Printer
 from rewright.codegen.cpp.text import STORAGE, identifiers, size_text, storage_text
 from rewright.ir import Size, divisible, product
-from rewright.ir.loops import Axis, Let, Nest, Reduce, Statement, Store, indices_of, reads
+from rewright.ir.loops import AnyNest, Axis, Let, Nest, Reduce, Statement, Store, indices_of, reads
 from rewright.ir.loops.schedule import Schedule
 
 # How a reduction combines, as a type of reductions.h.
@@ -38,13 +38,7 @@ class Kernel:
 
     def pointers(self) -> list[str]:
         """Lines that name the buffers."""
-        lines = []
-        buffers = [(b, "const ") for b in self.nest.inputs] + [(b, "") for b in self.nest.outputs]
-        for place, (buffer, const) in enumerate(buffers):
-            type = f"{const}{storage_text(buffer.type.dtype)}*"
-            name = self.names[buffer.name]
-            lines.append(f"{type} const {name} = static_cast<{type}>(p[{place}]);")
-        return lines
+        return pointers(self.nest, self.names)
 
     def block(self, counter: Counter | None, parent: Block | None = None) -> Block:
         return Block(counter, parent, self.numbers)
@@ -56,6 +50,16 @@ class Kernel:
         ahead: frozenset[str] = frozenset(),
     ) -> Printer:
         return Printer(place, self.names, refs, ahead)
+
+
+def pointers(nest: AnyNest, names: Mapping[str, str]) -> list[str]:
+    """Lines that name the buffers of a kernel."""
+    lines = []
+    buffers = [(b, "const ") for b in nest.inputs] + [(b, "") for b in nest.outputs]
+    for place, (buffer, const) in enumerate(buffers):
+        type = f"{const}{storage_text(buffer.type.dtype)}*"
+        lines.append(f"{type} const {names[buffer.name]} = static_cast<{type}>(p[{place}]);")
+    return lines
 
 
 def moves(statement: Statement, place: Place, moving: Iterable[str]) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from rewright.codegen.cpp.text import identifiers, size_text, storage_text
+from rewright.codegen.cpp.kernel import pointers
+from rewright.codegen.cpp.text import identifiers, size_text
 from rewright.ir.loops import QuantizedNest
 
 # What computes a format: a function of quantized.h, what it is told besides sizes, and what it
@@ -21,13 +22,7 @@ _NOTHING: Final = "nullptr"
 
 def quantized(nest: QuantizedNest) -> list[str]:
     """The body of the kernel."""
-    buffers = (*nest.inputs, *nest.outputs)
-    names = identifiers(b.name for b in buffers)
-    lines = []
-    for place, buffer in enumerate(buffers):
-        const = "const " if place < len(nest.inputs) else ""
-        type = f"{const}{storage_text(buffer.type.dtype)}*"
-        lines.append(f"{type} const {names[buffer.name]} = static_cast<{type}>(p[{place}]);")
+    names = identifiers(b.name for b in (*nest.inputs, *nest.outputs))
     given = {b.name: names[b.name] for b in nest.inputs}
     function, told, read = _FUNCTIONS[nest.format]
     sizes = [size_text(s) for s in (nest.rows, nest.columns, nest.depth)]
@@ -35,4 +30,4 @@ def quantized(nest: QuantizedNest) -> list[str]:
     y = names[nest.outputs[0].name]
     x = [given["x"], size_text(nest.depth)]
     args = [*sizes, *told, *x, *operands, y, size_text(nest.columns)]
-    return [*lines, f"{function}({', '.join(args)});"]
+    return [*pointers(nest, names), f"{function}({', '.join(args)});"]
