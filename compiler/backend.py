@@ -33,18 +33,13 @@ def rewright(gm: fx.GraphModule, example_inputs: Sequence[Any], **given: Any) ->
     Raises OptionError for an unknown option.
     """
     from rewright.aot_cache import pays, tag
+    from rewright.calibration_samples import samples_inside
     from rewright.ir import OptionError
     from rewright.ir.decompositions import autograd_table
     from rewright.joint import partition
     from rewright.torch_compat import aot_backend, caching, without_caching
 
     options = Options.of(_plain(given.pop("options", None)))
-    if options.error_budget is not None:
-        raise OptionError(
-            "samples of inputs are not known by name inside torch.compile",
-            who="error_budget",
-            help="rewright.optimize(module, inputs, error_budget=..., calibration=...) takes them",
-        )
     given.pop("mode", None)
     given.pop("name", None)
     if given:
@@ -54,13 +49,16 @@ def rewright(gm: fx.GraphModule, example_inputs: Sequence[Any], **given: Any) ->
     compile_with = aot_backend(
         fw_compiler=_compiler(options, "forward"),
         bw_compiler=_compiler(options, "backward"),
-        inference_compiler=_compiler(options, "inference"),
+        inference_compiler=_compiler(
+            options, "inference", samples_inside(options, gm, example_inputs)
+        ),
         partition_fn=partition(options),
         decompositions=autograd_table(),
         keep_inference_input_mutations=True,
     )
     # What Dynamo has made by now takes the collector 0.3 s each time, and hardly any is garbage.
-    cached = caching(tag(options, example_inputs)) if pays(gm) else without_caching()
+    keeps = pays(gm) and options.error_budget is None  # samples are no part of what names a cache
+    cached = caching(tag(options, example_inputs)) if keeps else without_caching()
     with cached, without_collection():
         return compile_with(gm, example_inputs)  # type: ignore[no-any-return]
 
@@ -129,25 +127,38 @@ def graph_of(gm: fx.GraphModule, phase: str) -> Graph:
         return from_fx(gm, name=phase, roles=roles_of(gm, phase))
 
 
-def _compiler(options: Options, phase: str) -> Callable[..., Any]:
-    """fw, bw or inference compiler: fx graph in, boxed executable out."""
+def _compiler(
+    options: Options, phase: str, samples: Sequence[Sequence[Any]] = ()
+) -> Callable[..., Any]:
+    """fw, bw or inference compiler: fx graph in, boxed executable out. An error budget is measured
+    on `samples`."""
     from rewright.compiled_program import CompiledProgram
     from rewright.torch_compat import donate_nothing, serializable
 
     def compile_fx_graph(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> CompiledProgram:
         from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+        from rewright.calibration_samples import fitting_samples
         from rewright.driver import compile_graph
+        from rewright.ir import OptionError
         from rewright.step_budget import scheduled_half
         from rewright.step_memory import MEMORY
 
         if phase == "backward":
             donate_nothing()
+        if phase != "inference" and options.error_budget is not None:
+            raise OptionError(
+                "an error budget is for inference, and this is a training step",
+                who="error_budget",
+                help="call the compiled module under torch.no_grad()",
+            )
         half = scheduled_half(gm)
         with unset_fake_temporarily():
             if half is None:
                 graph, retain = graph_of(gm, phase), phase == "inference"
-                compiled = CompiledProgram(compile_graph(graph, options, retain=retain))
+                fitting = fitting_samples(graph, samples)
+                program = compile_graph(graph, options, retain=retain, samples=fitting)
+                compiled = CompiledProgram(program)
             else:
                 program = compile_graph(
                     half.graph, options, retain=False, passes=str(MEMORY), fitted=half.fitted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from rewright.ir.bind import bind
 from rewright.options import Options
 
 if TYPE_CHECKING:
+    from torch import fx
+
     from rewright.ir.pt2 import Bindings
 
 Sample = tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -24,15 +26,52 @@ def graph_samples(
     options: Options, graph: Graph, bindings: Bindings | None
 ) -> tuple[list[Any], ...]:
     """Inputs of the graph, parameters and all, of each sample. Raises OptionError, InputError."""
-    found = []
-    for place, (args, kwargs) in enumerate(calibration_samples(options)):
-        given = list(args) if bindings is None else bindings.flatten(args, kwargs)
+    return fitting_samples(
+        graph,
+        [
+            list(args) if bindings is None else bindings.flatten(args, kwargs)
+            for args, kwargs in calibration_samples(options)
+        ],
+    )
+
+
+def fitting_samples(graph: Graph, samples: Sequence[Sequence[Any]]) -> tuple[list[Any], ...]:
+    """The samples, each all inputs of the graph. Raises InputError for one that is not."""
+    for place, given in enumerate(samples):
         try:
             bind(graph, given)
         except InputError as error:
             raise InputError(f"calibration sample {place} does not fit: {error.message}") from error
-        found.append(given)
-    return tuple(found)
+    return tuple(map(list, samples))
+
+
+def samples_inside(
+    options: Options, gm: fx.GraphModule, example_inputs: Sequence[Any]
+) -> list[list[Any]]:
+    """Inputs of a graph of Dynamo's, parameters and all, of each sample. Raises OptionError."""
+    from rewright.torch_compat import argument_names
+
+    if options.error_budget is None:
+        return []
+    names = argument_names(gm)
+    own = [name for name in names if name is not None]
+    found = []
+    for place, (args, kwargs) in enumerate(calibration_samples(options)):
+        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        if len(own) == len(given) == 1:
+            given = dict.fromkeys(own, next(iter(given.values())))
+        elif args and any(isinstance(name, str) for name in own):
+            raise OptionError(
+                f"inside torch.compile inputs have names and no order: {', '.join(map(str, own))}",
+                who="calibration",
+                help="give dicts of inputs by name",
+            )
+        missing = [name for name in own if name not in given]
+        if missing:
+            raise OptionError(f"sample {place} has no '{missing[0]}'", who="calibration")
+        row = zip(names, example_inputs, strict=True)
+        found.append([x if name is None else given[name] for name, x in row])
+    return found
 
 
 def calibration_samples(options: Options) -> list[Sample]:

@@ -111,6 +111,25 @@ def without_operator_checks() -> Iterator[None]:
         yield
 
 
+def argument_names(gm: fx.GraphModule) -> list[str | int | None]:
+    """Of a graph of Dynamo's, which argument of the compiled function an input is, by its name, or
+    by its place in `*args`; None for what comes from elsewhere, as parameters do."""
+    from torch._dynamo.source import GetItemSource, LocalSource
+
+    found: list[str | int | None] = []
+    for node in gm.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        source = getattr(node.meta.get("grapharg"), "source", None)
+        name: str | int | None = None
+        if isinstance(source, LocalSource):
+            name = source.local_name
+        elif isinstance(source, GetItemSource) and isinstance(source.base, LocalSource):
+            name = source.index if isinstance(source.index, int) else None
+        found.append(name)
+    return found
+
+
 def static_inputs() -> frozenset[int]:
     """Which inputs of the graph that AOTAutograd is about to hand over are parameters and buffers,
     or were declared to stay where they are."""

@@ -288,6 +288,48 @@ def test_kernels_compute_what_their_bodies_say(format: str, rows: int) -> None:
     torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_inside_torch_compile() -> None:
+    torch._dynamo.reset()
+    model = mlp()
+    options = {"error_budget": 0.05, "objective": "bytes", "calibration": samples(6)}
+    compiled = torch.compile(model, backend="rewright", dynamic=False, options=options)
+    (x,) = samples(1)[0]
+    with torch.no_grad():
+        assert relative(compiled(x), model(x)) <= 0.05
+    nodes = [n for p in rewright.programs() for n in p.graph.nodes]
+    assert any(n.op.name == "rw.quantized_linear" for n in nodes)
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mlp()
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        inner: Tensor = self.inner(y)
+        return inner + x.sum()
+
+
+def test_inputs_inside_torch_compile_have_names() -> None:
+    torch._dynamo.reset()
+    pairs = [(x, x + 1) for (x,) in samples(4)]
+    options = {"error_budget": 0.05, "objective": "bytes", "calibration": pairs}
+    with torch.no_grad(), pytest.raises(Exception, match="names and no order: y, x"):
+        torch.compile(Two(), backend="rewright", dynamic=False, options=options)(*pairs[0])
+    torch._dynamo.reset()
+    options["calibration"] = [{"x": x, "y": y} for x, y in pairs]
+    compiled = torch.compile(Two(), backend="rewright", dynamic=False, options=options)
+    with torch.no_grad():
+        assert relative(compiled(*pairs[0]), Two()(*pairs[0])) <= 0.05
+
+
+def test_training_steps_are_refused() -> None:
+    torch._dynamo.reset()
+    options = {"error_budget": 0.05, "calibration": samples(4)}
+    with pytest.raises(Exception, match="this is a training step"):
+        torch.compile(mlp(), backend="rewright", options=options)(*samples(1)[0])
+
+
 def test_formats_are_asked_for_by_name() -> None:
     assert Quantize.parse("quantize{formats=int8-weight}") == Quantize(formats="int8-weight")
     with pytest.raises(OptionError, match="no format 'int9'"):
