@@ -65,6 +65,14 @@ def test_the_error_is_within_the_budget(budget: float) -> None:
         assert quantized(compiled)
 
 
+@pytest.mark.learned
+def test_layers_are_timed() -> None:
+    """Where races are run, each layer becomes what was quickest, or stays as it is."""
+    model = mlp()
+    compiled = optimized(model, 0.05, objective="time")
+    assert held_out(model, compiled) <= 0.05
+
+
 def test_a_budget_of_zero_changes_nothing() -> None:
     model = mlp()
     compiled = optimized(model, 0)

@@ -9,13 +9,12 @@ from rewright.codegen.cpp.kernel import pointers
 from rewright.codegen.cpp.text import identifiers, size_text
 from rewright.ir.loops import QuantizedNest
 
-# What computes a format: a function of quantized.h, what it is told besides sizes, and what it
-# reads besides a weight and scales.
-_FUNCTIONS: Final[Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]]] = {
-    "int8": ("linear_int8", (), ("sums",)),
-    "int8-weight": ("linear_int8_weight", (), ()),
-    "int4-g64": ("linear_int4", ("64",), ("zeros",)),
-    "int4-g128": ("linear_int4", ("128",), ("zeros",)),
+# What computes a format: a function of quantized.h, and what it is told besides sizes.
+_FUNCTIONS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
+    "int8": ("linear_int8", ()),
+    "int8-weight": ("linear_int8_weight", ()),
+    "int4-g64": ("linear_int4", ("64",)),
+    "int4-g128": ("linear_int4", ("128",)),
 }
 _NOTHING: Final = "nullptr"
 
@@ -23,11 +22,16 @@ _NOTHING: Final = "nullptr"
 def quantized(nest: QuantizedNest) -> list[str]:
     """The body of the kernel."""
     names = identifiers(b.name for b in (*nest.inputs, *nest.outputs))
-    given = {b.name: names[b.name] for b in nest.inputs}
-    function, told, read = _FUNCTIONS[nest.format]
+    x, packed, scales, *rest = (names[b.name] for b in nest.inputs)
+    function, told = _FUNCTIONS[nest.format]
+    weight = [packed, scales]
+    if told:
+        weight.append(_NOTHING)  # zero points: weights are symmetric
+    else:
+        sums, *rest = rest
+        weight += [sums] if nest.format == "int8" else []
+    bias, *_ = (*rest, _NOTHING)
     sizes = [size_text(s) for s in (nest.rows, nest.columns, nest.depth)]
-    operands = [given.get(name, _NOTHING) for name in ("packed", "scales", *read, "bias")]
     y = names[nest.outputs[0].name]
-    x = [given["x"], size_text(nest.depth)]
-    args = [*sizes, *told, *x, *operands, y, size_text(nest.columns)]
-    return [*pointers(nest, names), f"{function}({', '.join(args)});"]
+    given = [x, size_text(nest.depth), *weight, bias, y, size_text(nest.columns)]
+    return [*pointers(nest, names), f"{function}({', '.join([*sizes, *told, *given])});"]
