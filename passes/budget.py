@@ -17,9 +17,11 @@ from torch import Tensor
 from rewright.ir import OptionError
 
 METRICS: Final = ("rel_l2", "kl", "top1")
-# What is spent of the budget at first, of what the bids say; rounds of measuring; and from which
-# share of the budget on another round is not worth it.
-CAUTION: Final = 0.8
+# What is spent of the budget at first, of what the bids say; what may be measured of it, since other
+# samples come out otherwise by some percent; rounds of measuring; and from which share of the budget
+# on another round is not worth it.
+CAUTION: Final = 0.75
+SAFE: Final = 0.9
 ROUNDS: Final = 6
 ENOUGH: Final = 0.7
 _STEPS: Final = 4000
@@ -207,9 +209,9 @@ def settle(
         tried.add(names)
         found = measured(plan)
         rounds.append((predicted, found))
-        if found <= limit and _cost(plan, objective) < _cost(best.plan, objective):
+        if found <= SAFE * limit and _cost(plan, objective) < _cost(best.plan, objective):
             best = Settled(plan, predicted, found)
-        if ENOUGH * limit <= found <= limit:
+        if ENOUGH * limit <= found <= SAFE * limit:
             break
         allowed *= _correction(found, limit, power)
     blocking = _blocking(bids, best.plan, budget, most, objective)
@@ -220,7 +222,7 @@ def _correction(found: float, limit: float, power: float) -> float:
     """By how much to spend otherwise after an error was measured."""
     if not found < float("inf"):
         return 0.25
-    wanted = 0.9 * limit / max(found, 1e-30)
+    wanted = (SAFE + ENOUGH) / 2 * limit / max(found, 1e-30)
     return float(min(max(wanted**power, 0.2), 4.0))
 
 
