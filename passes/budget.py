@@ -17,9 +17,9 @@ from torch import Tensor
 from rewright.ir import OptionError
 
 METRICS: Final = ("rel_l2", "kl", "top1")
-# What is spent of the budget at first, of what the bids say; what may be measured of it, since other
-# samples come out otherwise by some percent; rounds of measuring; and from which share of the budget
-# on another round is not worth it.
+# What is spent of the budget at first, of what the bids say; what may be measured of it, since
+# other samples come out otherwise by some percent; rounds of measuring; and from which share of the
+# budget on another round is not worth it.
 CAUTION: Final = 0.75
 SAFE: Final = 0.9
 ROUNDS: Final = 6

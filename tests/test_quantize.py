@@ -299,7 +299,7 @@ def test_kernels_compute_what_their_bodies_say(format: str, rows: int) -> None:
 def test_inside_torch_compile() -> None:
     torch._dynamo.reset()
     model = mlp()
-    options = {"error_budget": 0.05, "objective": "bytes", "calibration": samples(6)}
+    options: Any = {"error_budget": 0.05, "objective": "bytes", "calibration": samples(6)}
     compiled = torch.compile(model, backend="rewright", dynamic=False, options=options)
     (x,) = samples(1)[0]
     with torch.no_grad():
@@ -321,7 +321,7 @@ class Two(nn.Module):
 def test_inputs_inside_torch_compile_have_names() -> None:
     torch._dynamo.reset()
     pairs = [(x, x + 1) for (x,) in samples(4)]
-    options = {"error_budget": 0.05, "objective": "bytes", "calibration": pairs}
+    options: Any = {"error_budget": 0.05, "objective": "bytes", "calibration": pairs}
     with torch.no_grad(), pytest.raises(Exception, match="names and no order: y, x"):
         torch.compile(Two(), backend="rewright", dynamic=False, options=options)(*pairs[0])
     torch._dynamo.reset()
@@ -333,7 +333,7 @@ def test_inputs_inside_torch_compile_have_names() -> None:
 
 def test_training_steps_are_refused() -> None:
     torch._dynamo.reset()
-    options = {"error_budget": 0.05, "calibration": samples(4)}
+    options: Any = {"error_budget": 0.05, "calibration": samples(4)}
     with pytest.raises(Exception, match="this is a training step"):
         torch.compile(mlp(), backend="rewright", options=options)(*samples(1)[0])
 
