@@ -127,6 +127,18 @@ def graph_of(gm: fx.GraphModule, phase: str) -> Graph:
         return from_fx(gm, name=phase, roles=roles_of(gm, phase))
 
 
+def _refuse_training(options: Options, phase: str) -> None:
+    """Raises OptionError for an error budget, which is for inference."""
+    from rewright.ir import OptionError
+
+    if phase != "inference" and options.error_budget is not None:
+        raise OptionError(
+            "an error budget is for inference, and this is a training step",
+            who="error_budget",
+            help="call the compiled module under torch.no_grad()",
+        )
+
+
 def _compiler(
     options: Options, phase: str, samples: Sequence[Sequence[Any]] = ()
 ) -> Callable[..., Any]:
@@ -140,18 +152,12 @@ def _compiler(
 
         from rewright.calibration_samples import fitting_samples
         from rewright.driver import compile_graph
-        from rewright.ir import OptionError
         from rewright.step_budget import scheduled_half
         from rewright.step_memory import MEMORY
 
         if phase == "backward":
             donate_nothing()
-        if phase != "inference" and options.error_budget is not None:
-            raise OptionError(
-                "an error budget is for inference, and this is a training step",
-                who="error_budget",
-                help="call the compiled module under torch.no_grad()",
-            )
+        _refuse_training(options, phase)
         half = scheduled_half(gm)
         with unset_fake_temporarily():
             if half is None:

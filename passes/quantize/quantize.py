@@ -35,6 +35,8 @@ from rewright.passes.quantize.weights import Weights
 HELD_OUT: Final = 3
 # Samples that sensitivities are taken on, which need not be exact: measuring corrects them.
 MOST_SEEN: Final = 1
+# Rows of a sample that a layer is tried on in each format.
+MOST_ROWS: Final = 128
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,11 @@ class _Search:
             )
             for name, site in self._sites.items():
                 for format in self._formats_of(site):
-                    off = self._weights.change(site, format, found.read[name])
+                    read = found.read[name]
+                    step = -(-len(read) // MOST_ROWS) if isinstance(site, LinearSite) else 1
+                    off = self._weights.change(site, format, read[::step].contiguous())
                     key = name, format.name
-                    errors[key] = errors.get(key, 0.0) + found.error(name, off) / len(seen)
+                    errors[key] = errors.get(key, 0.0) + found.error(name, off, step) / len(seen)
 
         def offers(site: Site) -> list[Bid]:
             bids = []

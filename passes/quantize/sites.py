@@ -50,8 +50,14 @@ class Site(abc.ABC):
         """True for a format that the node can be computed in."""
 
     @abc.abstractmethod
+    def made(self, read: Value, weight: tuple[Value, ...], format: Format, emit: Emitter) -> Value:
+        """The result for what is read from the weight in a format."""
+
     def on(self, weight: tuple[Value, ...], format: Format, emit: Emitter) -> list[Node]:
         """Nodes that make the same result from the weight in a format."""
+        self.made(self.read, weight, format, emit)
+        emit.end_in(self.node.result)
+        return emit.nodes
 
     @property
     def is_turned(self) -> bool:
@@ -93,11 +99,9 @@ class LinearSite(Site):
     def admits(self, format: Format) -> bool:
         return not format.group or self.shape[1] % format.group == 0
 
-    def on(self, weight: tuple[Value, ...], format: Format, emit: Emitter) -> list[Node]:
+    def made(self, read: Value, weight: tuple[Value, ...], format: Format, emit: Emitter) -> Value:
         bias = None if self.bias is None else in_single(self.bias, emit)
-        quantized_linear(format, self.read, weight, self.shape[0], bias, emit)
-        emit.end_in(self.node.result)
-        return emit.nodes
+        return quantized_linear(format, read, weight, self.shape[0], bias, emit)
 
 
 class EmbeddingSite(Site):
@@ -114,10 +118,8 @@ class EmbeddingSite(Site):
     def admits(self, format: Format) -> bool:
         return not format.group and not format.quantizes_activations
 
-    def on(self, weight: tuple[Value, ...], format: Format, emit: Emitter) -> list[Node]:
-        quantized_rows(weight, self.read, self.node.result.tensor, emit)
-        emit.end_in(self.node.result)
-        return emit.nodes
+    def made(self, read: Value, weight: tuple[Value, ...], format: Format, emit: Emitter) -> Value:
+        return quantized_rows(weight, read, self.node.result.tensor, emit)
 
 
 def sites(graph: Graph) -> list[Site]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rewright.ir import Graph, Input, Node, Value
+from rewright.ir import Arg, Graph, Input, Node, TensorType, Value
 from rewright.ir.interpret import interpret
 from rewright.passes.budget import FLOAT, Plan
 from rewright.passes.emitter import Emitter
@@ -27,14 +27,17 @@ class Weights:
         self._made: dict[object, tuple[tuple[Value, ...], list[Tensor]]] = {}
 
     def change(self, site: Site, format: Format, read: Tensor) -> Tensor:
-        """What a format changes in a site's result, on what it read."""
+        """What a format changes in a site's result, on some rows of what it read."""
         weight, packed = self._packed(site, format)
+        part = Value(self._fresh(site.read.name), _type_of(read))
+        given = dict(zip(weight, packed, strict=True)) | {part: read}
         emit = Emitter(self._fresh, site.node)
-        new = self._run(
-            site, site.on(weight, format, emit), read, dict(zip(weight, packed, strict=True))
-        )
-        old = self._run(site, [site.node], read, {})
-        return (new - old).float()
+        new = self._run(site.made(part, weight, format, emit), emit.nodes, given)
+        emit = Emitter(self._fresh, site.node)
+        whole = part.type == site.read.type
+        types = [site.node.result.type] if whole else None
+        (made,) = emit.call(site.node.op, *_reading(site.node, site.read, part), types)
+        return (new - self._run(made, emit.nodes, given)).float()
 
     def measured(self, plan: Plan, samples: Sequence[Sequence[Any]]) -> list[list[Any]]:
         """What the graph gives for samples with the formats of a plan."""
@@ -62,15 +65,23 @@ class Weights:
             self._made[key] = values, interpret(graph, [self._values[site.rows]])
         return self._made[key]
 
-    def _run(
-        self, site: Site, nodes: Sequence[Node], read: Tensor, given: Mapping[Value, Tensor]
-    ) -> Tensor:
-        known = {**self._values, **given, site.read: read}
+    def _run(self, wanted: Value, nodes: Sequence[Node], given: Mapping[Value, Tensor]) -> Tensor:
+        known = {**self._values, **given}
         made = {v for node in nodes for v in node.results}
         needed = dict.fromkeys(v for node in nodes for v in node.operands if v not in made)
-        graph = Graph("site", tuple(map(Input, needed)), tuple(nodes), (site.node.result,))
+        graph = Graph("site", tuple(map(Input, needed)), tuple(nodes), (wanted,))
         (result,) = interpret(graph, [known[v] for v in needed])
         return result  # type: ignore[no-any-return]
+
+
+def _type_of(tensor: Tensor) -> TensorType:
+    return TensorType(tensor.dtype, tuple(tensor.shape), tuple(tensor.stride()))
+
+
+def _reading(node: Node, old: Value, new: Value) -> tuple[tuple[Arg, ...], dict[str, Arg]]:
+    """The arguments of a call that reads another value in the place of one."""
+    changed = node.replace({old: new})
+    return changed.args, dict(changed.kwargs)
 
 
 def _computed(
