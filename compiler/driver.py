@@ -349,7 +349,7 @@ def pipeline_of(options: Options, *, kernels: bool = True) -> Pipeline:
         chosen = Pipeline(tuple(_with_numerics(p, options.numerics) for p in chosen))
     if kernels:
         return chosen
-    return Pipeline(tuple(_without_regions(p) for p in chosen))
+    return Pipeline(tuple(_without_regions(chosen)))
 
 
 def _with_rules(step: Pass, rules: tuple[str, ...]) -> Pass:
@@ -394,8 +394,11 @@ def _with_quantized(passes: Iterable[Pass], objective: str) -> Iterator[Pass]:
         yield step
 
 
-def _without_regions(step: Pass) -> Pass:
-    return Fuse(max_ops=0) if isinstance(step, Fuse) else step
+def _without_regions(passes: Iterable[Pass]) -> Iterator[Pass]:
+    """Without what only kernels of ours can run."""
+    for step in passes:
+        if not isinstance(step, (FlashAttention, Quantize)):
+            yield Fuse(max_ops=0) if isinstance(step, Fuse) else step
 
 
 def _with_numerics(step: Pass, numerics: str) -> Pass:

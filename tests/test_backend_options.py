@@ -111,6 +111,36 @@ def test_without_a_compiler_everything_runs_as_aten(monkeypatch: pytest.MonkeyPa
     assert ["ours" in p.report.counts() for p in rewright.programs()] == [False, False]
 
 
+def test_without_a_compiler_attention_and_layers_stay_atens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What would be kernels of ours, a mask that skips and a quantized layer, is not made."""
+    from rewright.driver import _warn_once
+
+    class Windowed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(64, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            i = torch.arange(x.shape[2])
+            seen = (i[None] <= i[:, None]) & (i[:, None] - i[None] < 8)
+            x = self.layer(x)
+            return torch.nn.functional.scaled_dot_product_attention(x, x, x, attn_mask=seen)
+
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.delenv("CXX", raising=False)
+    _warn_once.cache_clear()
+    model, x = Windowed().eval(), torch.randn(1, 2, 192, 64)
+    with pytest.warns(UserWarning, match="everything runs as ATen"):
+        program = rewright.optimize(
+            model, (x,), error_budget=0.5, calibration=[(x,)], objective="bytes"
+        )
+    assert not any(node.op.name.startswith("rw.q") for node in program.graph.nodes)
+    with torch.no_grad():
+        torch.testing.assert_close(program(x), model(x))
+
+
 def test_without_a_compiler_fallback_error_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.delenv("CXX", raising=False)
