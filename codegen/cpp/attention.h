@@ -93,15 +93,19 @@ inline void take_rows(Matrix<const From> x, i64 first, i64 rows, i64 columns, T*
     const From* const from = x.from + (first + r) * x.row;
     for (i64 c = 0; c < columns; c += W) {
       const int n = within_lanes(columns - c);
-      store(to + r * step + c,
-            x.column == 1 ? load_part(from + c, n) : load_strided(from + c * x.column, x.column, n));
+      if (x.column == 1) {
+        store(to + r * step + c, load_part(from + c, n));
+      } else {
+        store(to + r * step + c, load_strided(from + c * x.column, x.column, n));
+      }
     }
   }
 }
 
 // to[c, r], KEYS apart: the same, transposed; zero for rows there are not.
 template <class T, class From>
-inline void take_columns(Matrix<const From> x, i64 first, i64 rows, i64 columns, T* to, T* scratch) {
+inline void take_columns(Matrix<const From> x, i64 first, i64 rows, i64 columns, T* to,
+                         T* scratch) {
   const i64 step = padded(columns);
   const T* from = scratch;
   i64 apart = step;
@@ -116,13 +120,14 @@ inline void take_columns(Matrix<const From> x, i64 first, i64 rows, i64 columns,
         for (i64 r = 0; r < KEYS; r += W) store(to + (c + l) * KEYS + r, V<T>{});
     }
     for (i64 r = 0; r < rows; r += W)
-      transpose(from + r * apart + c, apart, to + c * KEYS + r, KEYS, height, within_lanes(rows - r));
+      transpose(from + r * apart + c, apart, to + c * KEYS + r, KEYS, height,
+                within_lanes(rows - r));
   }
 }
 
 // ---- one block of rows --------------------------------------------------------------------------
-// Where a thread works: the rows' queries, a tile's keys and scores, results so far, and per row the
-// largest score and the sum of exponentials.
+// Where a thread works: the rows' queries, a tile's keys and scores, results so far, and per row
+// the largest score and the sum of exponentials.
 template <class T> struct Bench {
   T *query, *keys, *scores, *values, *result, *spare, *top, *total, *factor;
 
@@ -148,8 +153,8 @@ struct Sizes {
   i64 rows, keys, depth, width;
 };
 
-// Scores of a tile from products, where they lie, and the largest of each row in `factor`. `keys` of
-// KEYS there are; the others score nothing. `known` has conditions, or leaves them open.
+// Scores of a tile from products, where they lie, and the largest of each row in `factor`. `keys`
+// of KEYS there are; the others score nothing. `known` has conditions, or leaves them open.
 template <class T, class Score, class Known>
 inline void score_tile(const Bench<T>& at, i64 first, i64 count, i64 j, i64 keys, Score score,
                        Known known) {
@@ -234,7 +239,8 @@ inline bool sum_up(const Bench<T>& at, const Sizes& sizes, i64 first, i64 count,
       continue;
     }
     take_columns(key, j, keys, sizes.depth, at.keys, at.spare);
-    matrix_product(count, KEYS, sizes.depth, at.query, depth, at.keys, KEYS, at.scores, KEYS, false);
+    matrix_product(count, KEYS, sizes.depth, at.query, depth, at.keys, KEYS, at.scores, KEYS,
+                   false);
     if (found.known) {
       constexpr int conditions = static_cast<int>(sizeof(found.value)) - 1;
       score_tile(at, first, count, j, keys, score, Decided<conditions>{found.value});
@@ -250,7 +256,8 @@ inline bool sum_up(const Bench<T>& at, const Sizes& sizes, i64 first, i64 count,
 }
 
 template <class T, class Out>
-inline void give_rows(const Bench<T>& at, const Sizes& sizes, i64 first, i64 count, Matrix<Out> out) {
+inline void give_rows(const Bench<T>& at, const Sizes& sizes, i64 first, i64 count,
+                      Matrix<Out> out) {
   const i64 width = padded(sizes.width);
   for (i64 r = 0; r < count; ++r) {
     const T total = at.total[r];

@@ -37,7 +37,9 @@ inline Range rounded(Range x, f64 error) {
   return {low == low ? low : x.low, high == high ? high : x.high};  // infinities stay
 }
 // A result that floats of type T hold, with the error of one operation.
-template <class T> inline Range real(Range x) { return rounded(x, sizeof(T) == 4 ? 2.4e-7 : 4e-16); }
+template <class T> inline Range real(Range x) {
+  return rounded(x, sizeof(T) == 4 ? 2.4e-7 : 4e-16);
+}
 // One that integers of type T hold, unless they wrap.
 template <class T> inline Range whole(Range x) {
   constexpr bool is_signed = T(-1) < T(0);
@@ -150,7 +152,7 @@ inline Range select(Range which, Range a, Range b) {
   return which.low > 0 ? a : which.high < 1 ? b : hull(a, b);
 }
 
-// ---- casts: T is the type that the value is converted to -----------------------------------------
+// ---- casts: T is the type that the value is converted to ----------------------------------------
 template <class T> inline Range cast(Range x) {
   if constexpr (same<T, bool>) {
     return truth(x);
