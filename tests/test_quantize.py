@@ -259,6 +259,20 @@ def test_a_tied_weight_is_kept_once(tmp_path: Path) -> None:
     assert stored * 3 < sum(p.nbytes for p in model.parameters())
 
 
+def test_lengths_that_change_of_tied_weights() -> None:
+    model = Tied().eval()
+    generator = torch.Generator().manual_seed(0)
+    given = [(torch.randint(0, 400, (2, 16), generator=generator),) for _ in range(4)]
+    length = torch.export.Dim("length", min=2, max=512)
+    compiled = optimized(
+        model, 0.05, calibration=given, example=given[:1], dynamic_shapes={"tokens": {1: length}}
+    )
+    assert quantized(compiled)
+    tokens = torch.randint(0, 400, (2, 40), generator=generator)
+    with torch.no_grad():
+        assert relative(compiled(tokens), model(tokens)) <= 0.06
+
+
 def test_dynamic_rows() -> None:
     model = mlp()
     rows = torch.export.Dim("rows", min=2, max=512)

@@ -53,6 +53,11 @@ class Site(abc.ABC):
     def made(self, read: Value, weight: tuple[Value, ...], format: Format, emit: Emitter) -> Value:
         """The result for what is read from the weight in a format."""
 
+    def type_of(self, read: Value) -> TensorType:
+        """The type of the result for other rows of what is read."""
+        rows = read.tensor.shape[: self.node.result.tensor.rank - 1]
+        return TensorType(self.node.result.tensor.dtype, (*rows, self.node.result.tensor.shape[-1]))
+
     def on(self, weight: tuple[Value, ...], format: Format, emit: Emitter) -> list[Node]:
         """Nodes that make the same result from the weight in a format."""
         self.made(self.read, weight, format, emit)

@@ -34,8 +34,7 @@ class Weights:
         emit = Emitter(self._fresh, site.node)
         new = self._run(site.made(part, weight, format, emit), emit.nodes, given)
         emit = Emitter(self._fresh, site.node)
-        whole = part.type == site.read.type
-        types = [site.node.result.type] if whole else None
+        types = [site.type_of(part)]
         (made,) = emit.call(site.node.op, *_reading(site.node, site.read, part), types)
         return (new - self._run(made, emit.nodes, given)).float()
 
