@@ -267,7 +267,7 @@ def test_lengths_that_change_of_tied_weights() -> None:
     compiled = optimized(
         model, 0.05, calibration=given, example=given[:1], dynamic_shapes={"tokens": {1: length}}
     )
-    assert quantized(compiled)
+    assert any("%embedding: int8-weight" in str(d) for d in compiled.program.plan.log)
     tokens = torch.randint(0, 400, (2, 40), generator=generator)
     with torch.no_grad():
         assert relative(compiled(tokens), model(tokens)) <= 0.06
