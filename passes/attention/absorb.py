@@ -28,6 +28,7 @@ class Absorber:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._producers = graph.producers
+        self._cheaply: dict[Value, list[Node]] = {}  # layers share masks, and masks have diamonds
         self._places = {node.name: place for place, node in enumerate(graph.nodes)}
 
     def absorbed(self, attention: Node) -> Node:
@@ -66,6 +67,11 @@ class Absorber:
 
     def _cheap(self, value: Value) -> list[Node]:
         """What computes a value of no more bytes than it has."""
+        if value not in self._cheaply:
+            self._cheaply[value] = self._found_cheap(value)
+        return self._cheaply[value]
+
+    def _found_cheap(self, value: Value) -> list[Node]:
         node = self._producers.get(value)
         if node is None or effects_of(node) or len(node.results) != 1:
             return []
