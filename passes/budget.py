@@ -8,7 +8,7 @@ and the choice is made again, by what was measured, until it holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -152,9 +152,7 @@ def knapsack(bids: Mapping[str, Sequence[Bid]], allowed: float, objective: str) 
     for offers in bids.values():
         sums = np.full((len(offers), _STEPS + 1), np.inf)
         for row, bid in enumerate(offers):
-            weight = (
-                0 if bid.error <= 0 else int(np.ceil(bid.error / step)) if step > 0 else _STEPS + 1
-            )
+            weight = _weight(bid, step)
             if weight <= _STEPS:
                 sums[row, weight:] = best[: _STEPS + 1 - weight] + bid.cost(objective)
         taken.append(sums.argmin(0))
@@ -162,9 +160,15 @@ def knapsack(bids: Mapping[str, Sequence[Bid]], allowed: float, objective: str) 
     at, chosen = _STEPS, {}
     for (site, offers), rows in zip(reversed(list(bids.items())), reversed(taken), strict=True):
         bid = chosen[site] = offers[int(rows[at])]
-        if bid.error > 0:
-            at -= int(np.ceil(bid.error / step))
+        at -= _weight(bid, step)
     return {site: chosen[site] for site in bids}
+
+
+def _weight(bid: Bid, step: float) -> int:
+    """The error in steps, rounded up; more than there are where none is allowed."""
+    if bid.error <= 0:
+        return 0
+    return int(np.ceil(bid.error / step)) if step > 0 else _STEPS + 1
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,7 @@ class Settled:
     plan: Plan
     predicted: float
     measured: float
-    rounds: tuple[tuple[float, float], ...] = field(default=())
+    rounds: tuple[tuple[float, float], ...] = ()
     blocking: tuple[tuple[str, float], ...] = ()
 
     @property

@@ -25,6 +25,7 @@ from rewright.passes.quantize.sites import (
     EmbeddingSite,
     LinearSite,
     Site,
+    in_formats,
     names_beside,
     shares,
     sites,
@@ -120,20 +121,15 @@ class _Search:
 
     def applied(self, plan: Plan) -> Graph:
         """The graph with the formats of a plan."""
+        made: dict[object, tuple[Value, ...]] = {}
+
+        def packed(site: Site, format: Format, emit: Emitter) -> tuple[Value, ...]:
+            if site.key(format) not in made:
+                made[site.key(format)] = site.packed(format, emit)
+            return made[site.key(format)]
+
         fresh = names_beside(self._graph)
-        packed: dict[object, tuple[Value, ...]] = {}
-        nodes: list[Node] = []
-        for node in self._graph.nodes:
-            bid = plan.get(node.name)
-            if bid is None or bid.choice == FLOAT:
-                nodes.append(node)
-                continue
-            site, format = self._sites[node.name], FORMAT_OF[bid.choice]
-            emit = Emitter(fresh, node)
-            if site.key(format) not in packed:
-                packed[site.key(format)] = site.packed(format, emit)
-            nodes += site.on(packed[site.key(format)], format, emit)
-        return self._graph.with_nodes(nodes)
+        return self._graph.with_nodes(in_formats(self._graph, self._sites, plan, fresh, packed))
 
     # --- bids -----------------------------------------------------------------------------------
 

@@ -10,10 +10,12 @@ from typing import Final
 import torch
 
 from rewright.ir import Graph, Node, TensorType, Value, fresh_names, hint
+from rewright.passes.budget import FLOAT, Plan
 from rewright.passes.emitter import Emitter
 from rewright.passes.libraries.freeze import frozen_values
 from rewright.passes.libraries.products import PLACES, factors
 from rewright.passes.quantize.formats import (
+    FORMAT_OF,
     Format,
     in_single,
     quantized_linear,
@@ -30,10 +32,12 @@ LEAST_WEIGHTS: Final = 4096
 
 @dataclass(frozen=True)
 class Site(abc.ABC):
-    """A node that reads a weight. `rows` is the value that has it as [N, K], or its transpose."""
+    """A node that reads a weight. `rows` is the value that has it as [N, K], when `is_turned`, or
+    its transpose."""
 
     node: Node
     rows: Value
+    is_turned: bool
 
     @property
     @abc.abstractmethod
@@ -63,11 +67,6 @@ class Site(abc.ABC):
         self.made(self.read, weight, format, emit)
         emit.end_in(self.node.result)
         return emit.nodes
-
-    @property
-    def is_turned(self) -> bool:
-        """True when `rows` is the weight [N, K], and not its transpose."""
-        return self.rows is not self.weight or isinstance(self, EmbeddingSite)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -134,9 +133,10 @@ def sites(graph: Graph) -> list[Site]:
     for node in graph.nodes:
         if node.op.name in PLACES and _is_linear(node, lasting):
             weight = _value(factors(node)[1])
-            found.append(LinearSite(node, _before_a_turn(weight, graph, lasting)))
+            rows = _before_a_turn(weight, graph, lasting)
+            found.append(LinearSite(node, rows, rows is not weight))
         elif node.op.name == EMBEDDING and _is_embedding(node, lasting):
-            found.append(EmbeddingSite(node, _value(node.args[0])))
+            found.append(EmbeddingSite(node, _value(node.args[0]), is_turned=True))
     return found
 
 
@@ -171,6 +171,26 @@ def _is_large(weight: TensorType) -> bool:
 def _value(arg: object) -> Value:
     assert isinstance(arg, Value)
     return arg
+
+
+def in_formats(
+    graph: Graph,
+    found: Mapping[str, Site],
+    plan: Plan,
+    fresh: Callable[[str], str],
+    packed: Callable[[Site, Format, Emitter], tuple[Value, ...]],
+) -> list[Node]:
+    """The graph's nodes with the formats of a plan; `packed` gives the weight of a site in a
+    format, whose nodes, if any, come before it."""
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        bid = plan.get(node.name)
+        if bid is None or bid.choice == FLOAT:
+            nodes.append(node)
+            continue
+        site, format, emit = found[node.name], FORMAT_OF[bid.choice], Emitter(fresh, node)
+        nodes += site.on(packed(site, format, emit), format, emit)
+    return nodes
 
 
 def names_beside(graph: Graph) -> Callable[[str], str]:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from rewright.ir import Arg, Graph, Input, Node, TensorType, Value
 from rewright.ir.interpret import interpret
-from rewright.passes.budget import FLOAT, Plan
+from rewright.passes.budget import Plan
 from rewright.passes.emitter import Emitter
-from rewright.passes.quantize.formats import FORMAT_OF, Format
-from rewright.passes.quantize.sites import Site, names_beside
+from rewright.passes.quantize.formats import Format
+from rewright.passes.quantize.sites import Site, in_formats, names_beside
 
 
 class Weights:
@@ -40,17 +40,14 @@ class Weights:
 
     def measured(self, plan: Plan, samples: Sequence[Sequence[Any]]) -> list[list[Any]]:
         """What the graph gives for samples with the formats of a plan."""
-        nodes: list[Node] = []
         given: dict[Value, Tensor] = {}
-        for node in self._graph.nodes:
-            bid = plan.get(node.name)
-            if bid is None or bid.choice == FLOAT:
-                nodes.append(node)
-                continue
-            site, format = self._sites[node.name], FORMAT_OF[bid.choice]
+
+        def known(site: Site, format: Format, emit: Emitter) -> tuple[Value, ...]:
             weight, packed = self._packed(site, format)
-            given |= dict(zip(weight, packed, strict=True))
-            nodes += site.on(weight, format, Emitter(self._fresh, node))
+            given.update(zip(weight, packed, strict=True))
+            return weight
+
+        nodes = in_formats(self._graph, self._sites, plan, self._fresh, known)
         inputs = (*self._graph.inputs, *map(Input, given))
         graph = dataclasses.replace(self._graph, inputs=inputs, nodes=tuple(nodes), updates=())
         return [interpret(graph, [*sample, *given.values()]) for sample in samples]
