@@ -1,19 +1,25 @@
-"""Forests of oblivious trees as flat arrays, evaluated by NumPy.
+"""Forests of oblivious trees as flat arrays, evaluated in C, or by NumPy.
 
 All nodes of one level of an oblivious tree ask the same question, so a tree is a few comparisons
 whose answers are the bits of a leaf's number (Prokhorenkova et al., "CatBoost: unbiased boosting
-with categorical features", 2018). Rows and trees are all done at once.
+with categorical features", 2018).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ctypes
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rewright.ir.native import native
+
 Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
+Sums = NDArray[np.int64]
 
 # Rows at once: more would leave the caches.
 CHUNK = 256
@@ -33,17 +39,40 @@ class Forest:
 
     def predict(self, rows: Floats) -> Floats:
         """[n, features] -> [n]."""
+        single = np.ascontiguousarray(rows, np.float32)
+        return self.bias + self.scale * self._sums(single)
+
+    @cached_property
+    def _sums(self) -> Callable[[Singles], Sums]:
+        """Rows to sums of leaves."""
+        library = native("forest")
+        if library is None:
+            return self._sums_slowly
+        function, (trees, depth) = library.rw_predict, self.features.shape
+        kept = [np.ascontiguousarray(a) for a in (self.features, self.borders, self.leaves)]
+        forest = [ctypes.c_void_p(array.ctypes.data) for array in kept]
+        forest += [ctypes.c_int64(trees), ctypes.c_int64(depth)]  # type: ignore[list-item]
+
+        def sums(rows: Singles, kept: object = kept) -> Sums:
+            count, width = rows.shape
+            found = np.empty(count, np.int64)
+            size = ctypes.c_int64(count), ctypes.c_int64(width)
+            function(_pointer(rows), *size, *forest, _pointer(found))
+            return found
+
+        return sums
+
+    def _sums_slowly(self, rows: Singles) -> Sums:
         trees, depth = self.features.shape
         powers = (1 << np.arange(depth)).astype(np.int32)
         first = np.arange(trees, dtype=np.int32) * (1 << depth)
         flat = self.leaves.reshape(-1)
-        single = rows.astype(np.float32)
-        found = np.empty(len(rows))
+        found = np.empty(len(rows), np.int64)
         for start in range(0, len(rows), CHUNK):
-            part = single[start : start + CHUNK]
+            part = rows[start : start + CHUNK]
             numbers = first + (part[:, self.features] > self.borders) @ powers
             found[start : start + CHUNK] = flat[numbers].sum(1, dtype=np.int32)
-        return self.bias + self.scale * found
+        return found
 
     @staticmethod
     def constant(prediction: float) -> Forest:
@@ -70,3 +99,7 @@ class Forest:
             scale,
             bias,
         )
+
+
+def _pointer(array: Singles | Sums) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)

@@ -6,6 +6,7 @@ corrects the sum, and a forest of pairs has learned what joining really saved.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -36,47 +37,68 @@ class Screen:
     full_doubt: float
 
 
+@dataclass(slots=True)
+class _Known:
+    """Of a kernel: seconds by its parts and, once somebody asks, by the forest."""
+
+    expected: float
+    simple: bool
+    seconds: float | None = None
+
+
 class Screening:
-    """A `Screen` at work on one target. Equal sketches are computed once."""
+    """A `Screen` at work on one target. Equal sketches, and equal questions, are answered once."""
 
     def __init__(self, target: Target, screen: Screen, scale: float = 1.0) -> None:
         self.target, self._screen, self._scale = target, screen, scale
         self._weights = screen.weights.tolist()
-        self._expected: dict[Sketch, float] = {}
-        self._seconds: dict[Sketch, float] = {}
-
-    def expected(self, sketch: Sketch) -> float:
-        """Seconds of a kernel, by its parts."""
-        found = self._expected.get(sketch)
-        if found is None:
-            parts = sketch_parts(sketch, self.target)
-            found = sum(w * p for w, p in zip(self._weights, parts, strict=True))
-            self._expected[sketch] = found
-        return found
+        self._known: dict[Sketch, _Known] = {}
+        self._gains: dict[tuple[tuple[Sketch, ...], Sketch], Estimate] = {}
 
     def seconds(self, sketches: Sequence[Sketch]) -> list[float]:
         """Seconds of kernels, by the forest."""
-        new = [s for s in dict.fromkeys(sketches) if s not in self._seconds]
-        if new:
-            rows = np.array([sketch_numbers(s, self.target) for s in new])
-            expected = np.array([self.expected(s) for s in new])
-            rows[:, 0] = np.log2(expected)
-            found = self._scale * expected * np.exp(self._screen.forest.predict(rows))
-            self._seconds.update(zip(new, found.tolist(), strict=True))
-        return [self._seconds[s] for s in sketches]
+        return self._seconds(sketches, [self._of(s) for s in sketches])
 
     def gain(self, apart: Sequence[Sketch], together: Sketch) -> Estimate:
         """How much longer kernels take apart than together."""
-        expected = [self.expected(s) for s in (*apart, together)]
+        question = tuple(apart), together
+        found = self._gains.get(question)
+        if found is None:
+            found = self._gains[question] = self._gain(*question)
+        return found
+
+    def _gain(self, apart: tuple[Sketch, ...], together: Sketch) -> Estimate:
+        sketches = (*apart, together)
+        known = [self._of(s) for s in sketches]
+        expected = [k.expected for k in known]
         before = sum(expected[:-1])
         saved = before - expected[-1]
-        if abs(saved) > CLEAR * before and all(map(_is_simple, (*apart, together))):
+        if abs(saved) > CLEAR * before and all(k.simple for k in known):
             return saving(self._scale * before, self._scale * saved, CLEAR)
-        screened = self.seconds([*apart, together])
+        screened = self._seconds(sketches, known)
         row = pair_features(apart, together, screened, expected, self.target)
-        (ratio,) = np.exp(self._screen.pairs.predict(np.array([row])))
+        ratio = math.exp(self._screen.pairs.predict(np.array([row]))[0])
         before = sum(screened[:-1])
-        return saving(before, before * (1 - float(ratio)), self._screen.pair_doubt)
+        return saving(before, before * (1 - ratio), self._screen.pair_doubt)
+
+    def _of(self, sketch: Sketch) -> _Known:
+        found = self._known.get(sketch)
+        if found is None:
+            parts = sketch_parts(sketch, self.target)
+            expected = sum(w * p for w, p in zip(self._weights, parts, strict=True))
+            found = self._known[sketch] = _Known(expected, _is_simple(sketch))
+        return found
+
+    def _seconds(self, sketches: Sequence[Sketch], known: Sequence[_Known]) -> list[float]:
+        new = {id(k): (s, k) for s, k in zip(sketches, known, strict=True) if k.seconds is None}
+        if new:
+            rows = np.array([sketch_numbers(s, self.target) for s, _ in new.values()])
+            expected = np.array([k.expected for _, k in new.values()])
+            rows[:, 0] = np.log2(expected)
+            found = self._scale * expected * np.exp(self._screen.forest.predict(rows))
+            for (_, of), seconds in zip(new.values(), found.tolist(), strict=True):
+                of.seconds = seconds
+        return [k.seconds for k in known if k.seconds is not None]
 
     @property
     def full_doubt(self) -> float:
