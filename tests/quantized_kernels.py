@@ -19,7 +19,7 @@ MIXED: Final = (("bf16", "f32"), ("f32", "f16"))
 PAIRS: Final = (*((t, t) for t in TYPES), *MIXED)
 
 # For a CPU that lacks it: the instruction that adds up products of unsigned and signed bytes.
-DOT_OF_BYTES: Final = """
+DOT_OF_BYTES: Final = """\
 #if defined __AVX2__ && defined __FMA__ && !defined __AVX512F__ && !defined __AVXVNNI__
 #include "simd_isa.h"
 #define __AVXVNNI__ 1
@@ -31,6 +31,39 @@ static rw::I emulated(rw::I sum, rw::I a, rw::I b) {
 }
 #endif
 """
+# Tiles for any CPU, which hold rubbish until they are given something.
+TILES: Final = """\
+#include "simd.h"
+#define RW_TILES 1
+namespace rw {
+namespace quantized {
+union Tile {
+  i8 bytes[16][64];
+  i32 sums[16][16];
+};
+static thread_local Tile tiles[8];
+inline bool has_tiles() { return true; }
+struct Tiles {
+  Tiles() { __builtin_memset(tiles, 85, sizeof tiles); }
+  ~Tiles() { __builtin_memset(tiles, 85, sizeof tiles); }
+};
+template <int T> void zero_tile() { __builtin_memset(&tiles[T], 0, sizeof(Tile)); }
+template <int T> void load_tile(const void* from, i64 step) {
+  for (int r = 0; r < 16; ++r) __builtin_memcpy(tiles[T].bytes[r], (const char*)from + r * step, 64);
+}
+template <int T> void store_tile(void* to, i64 step) {
+  for (int r = 0; r < 16; ++r) __builtin_memcpy((char*)to + r * step, tiles[T].bytes[r], 64);
+}
+template <int S, int A, int B> void dot_tiles() {
+  for (int m = 0; m < 16; ++m)
+    for (int n = 0; n < 16; ++n)
+      for (int k = 0; k < 64; ++k)
+        tiles[S].sums[m][n] += tiles[A].bytes[m][k] * tiles[B].bytes[k / 4][4 * n + k % 4];
+}
+}  // namespace quantized
+}  // namespace rw
+"""
+NO_TILES: Final = "#undef __AMX_INT8__\n"
 KERNELS: Final = """\
 KERNEL void int8_{x}_{y}(void* const* p, const i64* n) {{
   linear_int8(n[0], n[1], n[2], (const {x}*)p[0], n[3], (const i8*)p[1], (const f32*)p[2],
@@ -135,10 +168,11 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, T
 
 @dataclass(frozen=True)
 class Kernels:
-    """The kernels, built for one instruction set; `emulated`: with DOT_OF_BYTES."""
+    """The kernels, built for one instruction set, after a prelude that emulates some of it or
+    takes some away."""
 
     march: str
-    emulated: bool = False
+    prelude: str = ""
 
     def int8(self, x: Tensor, layer: Linear, out: torch.dtype) -> Tensor:
         sums = layer.weight.sum(1, dtype=torch.int32)
@@ -171,7 +205,7 @@ class Kernels:
         table = (ctypes.c_void_p * len(pointers))(*pointers)
         sizes = (rows, columns, depth, x.stride(0), memory.stride(0), layer.group)
         names = {dtype: name for name, dtype in TYPES.items()}
-        function = library(self.march, self.emulated).function(
+        function = library(self.march, self.prelude).function(
             f"{kernel}_{names[x.dtype]}_{names[out]}"
         )
         function(table, (ctypes.c_int64 * len(sizes))(*sizes))
@@ -182,7 +216,7 @@ class Kernels:
 
 
 @cache
-def library(march: str, emulated: bool) -> Library:
-    if emulated:
-        return build(DOT_OF_BYTES + source((("f32", "f32"),)), march=march)
+def library(march: str, prelude: str) -> Library:
+    if prelude:
+        return build(f"{prelude}\n{source((('f32', 'f32'),))}", march=march)
     return build(source(), march=march)

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from quantized_kernels import (
+    DOT_OF_BYTES,
+    NO_TILES,
     PAIRS,
+    TILES,
     TYPES,
     Kernels,
     Linear,
@@ -28,10 +31,12 @@ pytestmark = pytest.mark.cpu
 BUILDS = {
     "native": Kernels("native"),
     "v3": Kernels("x86-64-v3"),
-    "v3 with dpbusd": Kernels("x86-64-v3", emulated=True),
+    "native without tiles": Kernels("native", NO_TILES),
+    "v3 with dpbusd": Kernels("x86-64-v3", DOT_OF_BYTES),
+    "v3 with tiles": Kernels("x86-64-v3", TILES),
     "portable": Kernels("x86-64"),
 }
-ROWS = (1, 2, 3, 7, 33, 200)
+ROWS = (1, 2, 3, 7, 16, 33, 200)
 SHAPES = ((1, 1), (16, 64), (31, 37), (50, 519), (40, 2070))  # columns, depth
 GROUPS = ((16, 64, 32), (31, 192, 64), (50, 768, 128), (9, 96, 96))  # with what a group has
 EPSILON = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
@@ -210,6 +215,7 @@ def test_threads_change_no_bit(kernels: Kernels, threads: int) -> None:
         ("skylake-avx512", "vpmaddwd"),
         ("cascadelake", "vpdpbusd"),
         ("sapphirerapids", "vpdpbusd"),
+        ("sapphirerapids", "tdpbssd"),
         ("alderlake", "vpdpbusd"),
     ],
 )
