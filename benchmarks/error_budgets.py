@@ -1,6 +1,6 @@
 """Error budgets on trained models: what is found, how long that takes, and what it brings.
 
-    python -m benchmarks.error_budgets [CASE ...]
+    python -m benchmarks.error_budgets [--cases CASE ...]
 
 Every case is compiled in float and with its budget, and both are timed in turn; the error is
 measured on text that the search has not seen.
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import rewright
-from benchmarks.options import RESULTS
+from benchmarks.options import RESULTS, add_choice
 from benchmarks.report import track
 from benchmarks.timing import compare
 from benchmarks.trained import minilm, minilm_inputs, smollm2, token_windows
@@ -67,11 +67,11 @@ CASES: Final = {
 
 def main() -> None:
     asked = argparse.ArgumentParser("python -m benchmarks.error_budgets", description=__doc__)
-    asked.add_argument("cases", nargs="*", choices=[[], *CASES], default=list(CASES))
+    add_choice(asked, "cases", list(CASES), list(CASES))
     asked.add_argument("--json", type=Path, default=RESULTS / "error_budgets.json")
     given = asked.parse_args()
     known = json.loads(given.json.read_text()) if given.json.exists() else {}
-    for name in track(list(given.cases), str):
+    for name in track(given.cases, str):
         known[name] = found = _row(CASES[name])
         print(name, json.dumps(found), flush=True)
         given.json.write_text(json.dumps(known, indent=1) + "\n")
