@@ -63,7 +63,7 @@ __attribute__((noinline)) void multiply_panels(i64 count, const Q* q, i64 quads,
 }
 
 #if defined RW_TILES
-constexpr i64 TILED_ROWS = 4;  // fewer leave most of a tile empty
+constexpr i64 TILED_ROWS = 3;  // fewer leave most of a tile empty
 
 // Whole rows, `step` apart, with zeros after their end.
 struct Rows {

@@ -8,11 +8,6 @@ namespace quantized {
 
 constexpr i64 SLICE32 = 64;  // quads
 
-// Four floats, over and over.
-template <int... i> RW_INLINE F fours(vec<f32, 4> x, ints<i...>) {
-  return __builtin_shufflevector(x, x, (i % 4)...);
-}
-
 // to[m, n] for M rows and as many columns as there are quads in PARTS registers.
 template <int M, int Parts>
 RW_INLINE void multiply_few(const f32* x, const i8* w, i64 quads, f32* to) {
@@ -20,7 +15,7 @@ RW_INLINE void multiply_few(const f32* x, const i8* w, i64 quads, f32* to) {
   for (i64 k = 0; k < quads; ++k, x += 4 * M, w += 4 * W) {
     F row[M];
     RW_UNROLL for (int m = 0; m < M; ++m)
-      row[m] = fours(loaded<vec<f32, 4>>(x + 4 * m), count<LANES>{});
+      row[m] = fours(loaded<vec<f32, 4>>(x + 4 * m));
     RW_UNROLL for (int c = 0; c < Parts; ++c) {
       const F part = convert<F>(widen(loaded<lanes<i8>>(w + c * LANES)));
       RW_UNROLL for (int m = 0; m < M; ++m) sum[m][c] = fma(row[m], part, sum[m][c]);

@@ -26,6 +26,16 @@ template <class T, class From> RW_INLINE T loaded_one(const From* from) {
 // the depth; widened(Sum4) are their sums by column.
 // HIGH, HIGH4, HIGH32: rows of a block of registers, for int8, int4 and f32; WIDE: its panels.
 
+// Four floats, over and over. gcc takes the way through memory, and waits there, if not told.
+#if defined RW_AVX512 && !defined __clang__
+RW_INLINE F fours(vec<f32, 4> x) { return __builtin_ia32_broadcastf32x4_512(x, F{}, -1); }
+#else
+template <int... i> RW_INLINE F repeated(vec<f32, 4> x, ints<i...>) {
+  return __builtin_shufflevector(x, x, (i % 4)...);
+}
+RW_INLINE F fours(vec<f32, 4> x) { return repeated(x, count<LANES>{}); }
+#endif
+
 #if defined RW_AVX512
 constexpr int HIGH32 = 12;
 #elif defined RW_AVX2
