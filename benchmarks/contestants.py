@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,22 @@ INFERENCE: Final[Mapping[str, Callable[[nn.Module, tuple[Tensor, ...]], Call]]] 
     "inductor-autotune": _compiled("inductor", max_autotune=True, freezing=True),
     "openvino": _openvino,
 }
+# Layers by torchao's names of what they become: weights in int8, with activations or without.
+TORCHAO: Final = {
+    "int8": "Int8DynamicActivationInt8WeightConfig",
+    "int8-weight": "Int8WeightOnlyConfig",
+}
 TRAINING: Final = ("rewright", "eager", "inductor")
+
+
+def by_torchao(model: nn.Module, format: str) -> nn.Module:
+    """A copy with every linear layer in one format of torchao's, compiled by Inductor, as its
+    documentation advises."""
+    from torchao import quantization
+
+    made = copy.deepcopy(model)
+    quantization.quantize_(made, getattr(quantization, TORCHAO[format])())
+    return cast(nn.Module, torch.compile(made, dynamic=False))
 
 
 def step_of(call: Call, model: nn.Module) -> Call:

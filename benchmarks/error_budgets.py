@@ -2,8 +2,8 @@
 
     python -m benchmarks.error_budgets [--cases CASE ...]
 
-Every case is compiled in float and with its budget, and both are timed in turn; the error is
-measured on text that the search has not seen.
+Every case is compiled in float and with its budget, and both are timed in turn, beside all layers
+in one format of torchao's; errors are measured on text that the search has not seen.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import rewright
+from benchmarks.contestants import TORCHAO, by_torchao
 from benchmarks.options import RESULTS, add_choice
 from benchmarks.report import track
 from benchmarks.timing import compare
@@ -91,11 +93,18 @@ def _row(case: Case) -> dict[str, Any]:
         **shapes,
     )
     seconds = time.perf_counter() - started
+    contestants = {"float": plain, "budget": compiled} | {
+        f"torchao {format}": by_torchao(model, format) for format in TORCHAO
+    }
     budget = ErrorBudget.of(case.budget)
+    timed = {"sample": samples[0], **{name: inputs() for name, inputs in case.also}}
     with torch.no_grad():
-        errors = [budget.error([model(*x)], [compiled(*x)]) for x in case.unseen()]
-        timed = {"sample": samples[0], **{name: inputs() for name, inputs in case.also}}
-        faster = {name: _faster(plain, compiled, inputs) for name, inputs in timed.items()}
+        unseen = [(x, [model(*x)]) for x in case.unseen()]
+        errors = {
+            name: [budget.error(exact, [made(*x)]) for x, exact in unseen]
+            for name, made in contestants.items()
+        }
+        faster = {name: _faster(contestants, inputs) for name, inputs in timed.items()}
     formats = [
         n.kwarg("format") for n in compiled.graph.nodes if n.op.name == "rw.quantized_linear"
     ]
@@ -107,14 +116,9 @@ def _row(case: Case) -> dict[str, Any]:
     }
 
 
-def _faster(plain: Any, compiled: Any, inputs: Inputs) -> dict[str, Any]:
-    calls = {"float": lambda: plain(*inputs), "budget": lambda: compiled(*inputs)}
-    found = compare(calls, rounds=9)
-    return {
-        "seconds": {name: found.median(name) for name in calls},
-        "speedup": vars(found.speedup("budget", over="float")),
-        "other_load": found.other_load,
-    }
+def _faster(contestants: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
+    calls = {name: partial(made, *inputs) for name, made in contestants.items()}
+    return compare(calls, rounds=9).as_json(["budget"])
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python -m benchmarks.quantized
 
 Each contestant computes y = x W^T for x [M, K] and W [N, K]; those that quantize activations do so
-in the call. `int8`, `int8-weight` and `int4-g128` are ours; `linear` is PyTorch's in f32;
-`linear_dynamic` quantizes activations with one scale for all rows; `int4 mm` has no f32 kernel
-worth the name and gets bfloat16.
+in the call. `int8`, `int8-weight` and `int4-g128` are ours; `linear` is PyTorch's in f32; fbgemm
+and oneDNN quantize activations with one scale for all rows; torchao's are compiled by Inductor;
+ATen's int4 has no f32 kernel worth the name and gets bfloat16.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import rewright
+from benchmarks.contestants import TORCHAO, by_torchao
 from benchmarks.load import warning
 from benchmarks.options import RESULTS, add_turns
 from benchmarks.report import track, warn, write_json
@@ -28,7 +30,7 @@ from benchmarks.timing import Comparison, compare
 
 FORMATS: Final = ("int8", "int8-weight", "int4-g128")
 SIZES: Final = ((1, 2048, 2048), (16, 2048, 2048), (512, 2048, 2048), (64, 512, 512))
-CONTESTANTS: Final = (*FORMATS, "linear", "linear_dynamic", "int4 mm")
+ENGINES: Final = {"fbgemm": "fbgemm", "oneDNN": "onednn"}
 
 
 def contestants(rows: int, columns: int, depth: int) -> Mapping[str, Callable[[], Any]]:
@@ -36,11 +38,9 @@ def contestants(rows: int, columns: int, depth: int) -> Mapping[str, Callable[[]
     x, layer = torch.randn(rows, depth), nn.Linear(depth, columns, bias=False).eval()
     calls: dict[str, Callable[[], Any]] = {f: _ours(f, layer, x) for f in FORMATS}
     calls["linear"] = lambda: layer(x)
-    quantized = torch.ao.nn.quantized.dynamic.Linear(depth, columns, bias_=False)
-    scale = float(layer.weight.detach().abs().max()) / 127
-    packed = torch.quantize_per_tensor(layer.weight.detach(), scale, 0, torch.qint8)
-    quantized.set_weight_bias(packed, None)
-    calls["linear_dynamic"] = lambda: quantized(x)
+    calls |= {name: _dynamic(layer, x, engine) for name, engine in ENGINES.items()}
+    for format in TORCHAO:
+        calls[f"torchao {format}"] = partial(by_torchao(layer, format), x)
     calls["int4 mm"] = _int4_mm(layer.weight.detach(), x)
     return calls
 
@@ -53,6 +53,19 @@ def _ours(format: str, layer: nn.Module, x: Tensor) -> Callable[[], Any]:
     inputs = compiled.bindings.flatten((x,), {})
     executable = compiled.program.executable
     return lambda: executable(list(inputs))[0]
+
+
+def _dynamic(layer: nn.Linear, x: Tensor, engine: str) -> Callable[[], Any]:
+    """int8 in and out of an engine of PyTorch's, with a scale for each row of weights."""
+    weight = layer.weight.detach()
+    columns, depth = weight.shape
+    scales = weight.abs().amax(1) / 127
+    torch.backends.quantized.engine = engine
+    made = torch.ao.nn.quantized.dynamic.Linear(depth, columns, bias_=False)
+    zeros = torch.zeros(columns, dtype=torch.long)
+    packed = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+    made.set_weight_bias(packed, None)
+    return lambda: made(x)
 
 
 def _int4_mm(weight: Tensor, x: Tensor) -> Callable[[], Any]:
@@ -80,7 +93,7 @@ def main() -> int:
             exact = calls["linear"]()
             errors[case] = {f: relative_l2(calls[f](), exact) for f in FORMATS}
             results[case] = compare(calls, given.rounds, given.milliseconds / 1000)
-    show("linear", results, CONTESTANTS)
+    show("linear", results, list(calls))
     warn(warning([found.other_load for found in results.values()]))
     settings = {key: getattr(given, key) for key in ("rounds", "milliseconds", "threads")}
     rows_ = [
