@@ -5,12 +5,13 @@
 Each contestant computes y = x W^T for x [M, K] and W [N, K]; those that quantize activations do so
 in the call. `int8`, `int8-weight` and `int4-g128` are ours; `linear` is PyTorch's in f32; fbgemm
 and oneDNN quantize activations with one scale for all rows; torchao's are compiled by Inductor;
-ATen's int4 has no f32 kernel worth the name and gets bfloat16.
+ATen's int4 has no f32 kernel worth the name and gets bfloat16, as do those that say so.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -37,7 +38,9 @@ def contestants(rows: int, columns: int, depth: int) -> Mapping[str, Callable[[]
     torch.manual_seed(0)
     x, layer = torch.randn(rows, depth), nn.Linear(depth, columns, bias=False).eval()
     calls: dict[str, Callable[[], Any]] = {f: _ours(f, layer, x) for f in FORMATS}
-    calls["linear"] = lambda: layer(x)
+    half, x_half = copy.deepcopy(layer).bfloat16(), x.bfloat16()
+    calls["int4-g128 bf16"] = _ours("int4-g128", half, x_half)
+    calls |= {"linear": partial(layer, x), "linear bf16": partial(half, x_half)}
     calls |= {name: _dynamic(layer, x, engine) for name, engine in ENGINES.items()}
     for format in TORCHAO:
         calls[f"torchao {format}"] = partial(by_torchao(layer, format), x)
