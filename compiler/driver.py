@@ -341,6 +341,8 @@ def pipeline_of(options: Options, *, kernels: bool = True) -> Pipeline:
         chosen = Pipeline(tuple(_within_budget(chosen, Bytes(options.budget or LEAST))))
     if options.error_budget is not None:
         chosen = Pipeline(tuple(_with_quantized(chosen, options.objective)))
+    if options.attention:
+        chosen = Pipeline(tuple(_with_window(chosen, options.attention)))
     if options.freeze == "yes":
         chosen = Pipeline(tuple(_with_frozen(chosen)))
     if options.rules:
@@ -391,6 +393,14 @@ def _with_quantized(passes: Iterable[Pass], objective: str) -> Iterator[Pass]:
     for step in passes:
         if isinstance(step, FlashAttention) and not asked:
             yield Quantize(objective)
+        yield step
+
+
+def _with_window(passes: Iterable[Pass], window: str) -> Iterator[Pass]:
+    """Attention is narrowed before a kernel is chosen for it."""
+    for step in passes:
+        if isinstance(step, FlashAttention):
+            yield from Pipeline.parse(window)
         yield step
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from rewright.ir import OptionError, did_you_mean
+from rewright.ir import OptionError, TextError, did_you_mean
+from rewright.passes import Pipeline, Window
 from rewright.passes.budget import ErrorBudget
 from rewright.passes.specs import Bytes
 
@@ -83,7 +84,8 @@ class Options:
         default=None,
         metadata={
             "doc": "how far outputs may be off for speed: rel_l2<=1e-2, kl<=0.03, top1>=0.99, a "
-            "number (of rel_l2), or (function, limit); layers are quantized as far as that goes"
+            "number (of rel_l2), or (function, limit); layers are quantized, and heads of "
+            "attention look at windows, as far as that goes"
         },
     )
     calibration: Any = field(
@@ -100,6 +102,13 @@ class Options:
         metadata={
             "choices": ("time", "bytes"),
             "doc": "what an error budget is spent on: the least time, or bytes of weights",
+        },
+    )
+    attention: str = field(
+        default="",
+        metadata={
+            "doc": "what attention is narrowed to, whatever that does to results: "
+            "window{size=512,sinks=4}"
         },
     )
     trace: str = field(
@@ -139,6 +148,7 @@ class Options:
         error = given.get("error_budget")
         if error is not None:
             error = ErrorBudget.of(error)
+        _window(given.get("attention", ""))
         changed = {"rules": rules, "memory_budget": budget, "error_budget": error}
         return Options(**{**given, **changed})
 
@@ -162,6 +172,20 @@ def _budget(text: str) -> str:
     if amount == 0:
         raise OptionError("memory_budget is over 0 bytes, or min", who="options")
     return str(amount)
+
+
+def _window(text: str) -> None:
+    """Raises OptionError for what is no pass that narrows attention."""
+    if not text:
+        return
+    try:
+        steps = list(Pipeline.parse(text))
+    except (OptionError, TextError):
+        steps = []
+    if not (len(steps) == 1 and isinstance(steps[0], Window)):
+        raise OptionError(
+            f"attention is not '{text}'", who="options", help="as in window{size=512,sinks=4}"
+        )
 
 
 def _rules(given: object) -> tuple[str, ...]:

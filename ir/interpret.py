@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -49,17 +50,26 @@ _LOOSE: Final[dict[str, Callable[..., Any]]] = {
 }
 
 
+# What computes a node in the place of its own operator: from its operands to its results.
+Reference = Callable[..., Sequence[Any]]
+
+
 def interpret(
-    graph: Graph, inputs: Sequence[object], *, dtype: torch.dtype | None = None
+    graph: Graph,
+    inputs: Sequence[object],
+    *,
+    dtype: torch.dtype | None = None,
+    instead: Mapping[str, Reference] = MappingProxyType({}),
 ) -> list[Any]:
-    """Run `graph` and return its outputs; updates are written into the given inputs.
+    """Run `graph` and return its outputs; updates are written into the given inputs. Nodes that
+    `instead` has by name are computed by what stands there.
 
     Raises InputError when an input does not fit the signature, CheckError when a result is not of
     the type that its node declares. Strides are not checked.
     """
     precision = None if dtype is None else Precision(dtype)
     with torch.no_grad(), _default_dtype(dtype):
-        return _Run(graph, inputs, precision).outputs()
+        return _Run(graph, inputs, precision, instead=instead).outputs()
 
 
 class _Run:
@@ -71,8 +81,9 @@ class _Run:
         inputs: Sequence[object],
         precision: Precision | None,
         outer: Mapping[str, int] | None = None,
+        instead: Mapping[str, Reference] = MappingProxyType({}),
     ) -> None:
-        self._graph = graph
+        self._graph, self._instead = graph, instead
         self._given = inputs
         self._precision = precision
         exact = precision is None and outer is None
@@ -104,6 +115,8 @@ class _Run:
             self._values[value] = result
 
     def _results(self, node: Node) -> Sequence[Any]:
+        if node.name in self._instead:
+            return self._instead[node.name](*(self._arg(v) for v in node.operands))
         if node.op.has_body:
             return self._region(node)
         match node.op.name:

@@ -75,7 +75,8 @@ def _left_by_masks(node: Node) -> Size:
     body = node.graph("body")
     whole = _sum(flops(inner) for inner in body.nodes)
     try:
-        share = kept_share(lower_attention(body, node.name))
+        told = node.kwarg("kept")
+        share = told if told is not None else kept_share(lower_attention(body, node.name))
     except UnsupportedError:
         return whole
     return whole if share == 1 else round(share * hint(whole))

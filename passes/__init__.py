@@ -5,7 +5,7 @@ A pass is a frozen dataclass; a `Pipeline` is a list of them; `Env` is all they 
 
 from __future__ import annotations
 
-from rewright.passes.attention import Attention, FlashAttention, LowerAttention
+from rewright.passes.attention import Attention, FlashAttention, LowerAttention, Window
 from rewright.passes.base import Env, Pass, passes
 from rewright.passes.canonicalize import Canonicalize
 from rewright.passes.chunk import ChunkLoss
@@ -70,6 +70,7 @@ __all__ = [
     "Remat",
     "Rules",
     "Stage",
+    "Window",
     "passes",
     "peak_bytes",
 ]

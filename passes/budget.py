@@ -196,23 +196,26 @@ def settle(
     """The plan of least cost whose error, as measured, is within the budget; all float when there
     is none.
 
-    What was measured corrects what was predicted: errors interact.
+    What was measured corrects what is predicted next: errors interact.
     """
     power, limit = budget.power, budget.limit
     least = {site: next(b for b in offers if b.choice == FLOAT) for site, offers in bids.items()}
     best = Settled(least, 0.0, 0.0)
     most = sum(max(bid.error for bid in offers) for offers in bids.values())
     allowed, rounds, tried = CAUTION * budget.allows(most), [], set[tuple[str, ...]]()
+    factor = 1.0  # of what was measured to what the bids say
     for _ in range(ROUNDS if limit > 0 else 0):
         plan = knapsack(bids, allowed, objective)
         names = tuple(bid.choice for bid in plan.values())
         spent = sum(bid.error for bid in plan.values())
-        predicted = (spent / budget.allows(1.0)) ** (1 / power) * limit
+        predicted = factor * (spent / budget.allows(1.0)) ** (1 / power) * limit
         if names in tried or all(name == FLOAT for name in names):
             break
         tried.add(names)
         found = measured(plan)
         rounds.append((predicted, found))
+        if predicted > 0 and found < float("inf"):
+            factor *= found / predicted
         if found <= SAFE * limit and _cost(plan, objective) < _cost(best.plan, objective):
             best = Settled(plan, predicted, found)
         if ENOUGH * limit <= found <= SAFE * limit:

@@ -5,7 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from rewright.ir import Arg, CheckError, Graph, Node, Op, Type, Value, fresh_names, op
+import torch
+
+from rewright.ir import (
+    Arg,
+    CheckError,
+    Constant,
+    Graph,
+    Node,
+    Op,
+    TensorType,
+    Type,
+    Value,
+    fresh_names,
+    op,
+)
 from rewright.ir.infer import infer
 from rewright.ir.signature import normalize
 
@@ -52,6 +66,12 @@ class Emitter:
         given, keywords = normalize(operator, args, kwargs)
         bare = Node(operator, given, keywords, ())
         return self._add(bare, infer(bare) if types is None else types)
+
+    def constant(self, tensor: torch.Tensor) -> Value:
+        """A tensor that is known."""
+        held = Constant.of(tensor)
+        type = TensorType(tensor.dtype, tuple(tensor.shape), None, tensor.device)
+        return self._add(Node(op("rw.constant"), (), (("value", held),), ()), [type])[0]
 
     def end_in(self, value: Value) -> None:
         """Have the last node make `value`, whose place it takes.

@@ -49,7 +49,8 @@ struct Tiles {
 };
 template <int T> void zero_tile() { __builtin_memset(&tiles[T], 0, sizeof(Tile)); }
 template <int T> void load_tile(const void* from, i64 step) {
-  for (int r = 0; r < 16; ++r) __builtin_memcpy(tiles[T].bytes[r], (const char*)from + r * step, 64);
+  for (int r = 0; r < 16; ++r)
+    __builtin_memcpy(tiles[T].bytes[r], (const char*)from + r * step, 64);
 }
 template <int T> void store_tile(void* to, i64 step) {
   for (int r = 0; r < 16; ++r) __builtin_memcpy((char*)to + r * step, tiles[T].bytes[r], 64);

@@ -378,7 +378,7 @@ def test_unknown_passes_and_values(fail: Run) -> None:
         "error: no pass named 'fuze'; did you mean 'fuse'?\n"
         "  = help: passes are attention, attention-pairs, canonicalize, channels-last, chunk-loss, "
         "cse, dce, decompose, epilogues, flash-attention, fold, freeze, fuse, libraries, "
-        "lower-attention, memory, quantize, remat, rules"
+        "lower-attention, memory, quantize, remat, rules, window"
     )
     assert fail("optimize", "softplus.rw", "--passes", "fuse{max-opps=3},memory") == (
         "error: [fuse] no option 'max-opps'; did you mean 'max-ops'?\n"

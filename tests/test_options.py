@@ -37,7 +37,7 @@ def test_every_option_is_documented() -> None:
             {"quux": "1"},
             "no option 'quux'; it takes fallback, target, numerics, passes, rules, measure, "
             "freeze, memory_budget, memory_budget_scope, error_budget, calibration, objective, "
-            "trace",
+            "attention, trace",
         ),
         ({"fallback": "eager"}, "fallback is 'aten' or 'error', not 'eager'"),
         ({"fallback": True}, "fallback takes a string, not True"),

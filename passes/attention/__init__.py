@@ -6,5 +6,6 @@ from rewright.passes.attention.flash import FlashAttention
 from rewright.passes.attention.lower import LowerAttention
 from rewright.passes.attention.pair import AttentionPairs
 from rewright.passes.attention.recognize import Attention
+from rewright.passes.attention.windows import Window
 
-__all__ = ["Attention", "AttentionPairs", "FlashAttention", "LowerAttention"]
+__all__ = ["Attention", "AttentionPairs", "FlashAttention", "LowerAttention", "Window"]

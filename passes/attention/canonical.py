@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Final
 
 import torch
 
@@ -24,6 +26,8 @@ from rewright.passes.attention.lower import FLASH
 from rewright.passes.attention.region import shaped
 from rewright.passes.emitter import Emitter
 
+_NAMES: Final = ("q", "k", "v", "bias")
+
 
 def is_plain_call(node: Node, graph: Graph) -> bool:
     """True for a call of ATen's fused attention of which only the result is read."""
@@ -33,39 +37,79 @@ def is_plain_call(node: Node, graph: Graph) -> bool:
     return not graph.readers.get(sums, ()) and sums not in graph.returned
 
 
-def as_attention(node: Node, emit: Emitter) -> Node:
-    """An `rw.attention` that makes what a call of ATen's attention makes first, lying alike."""
-    query, key, value = (v for v in node.args[:3] if isinstance(v, Value))
-    bias = node.arg("attn_mask")
-    extra = (bias,) if isinstance(bias, Value) else ()
-    scale = node.arg("scale")
-    if scale is None:
-        scale = 1 / math.sqrt(hint(query.tensor.shape[-1]))
-    assert isinstance(scale, float)
-    operands = (query, key, value, *extra)
-    body = _body(operands, scale, bool(node.arg("is_causal")), node.results[0].tensor, emit)
-    emit.region("rw.attention", operands, body)
-    emit.end_in(node.results[0])
+@dataclass(frozen=True)
+class Call:
+    """softmax(scale q k^T + bias) v, of [B, H, T, D] and as many or fewer heads of keys and values;
+    `causal`: no key counts that comes after the query, both counted from the first."""
+
+    node: Node
+    query: Value
+    key: Value
+    value: Value
+    bias: Value | None
+    causal: bool
+    scale: float
+
+    @staticmethod
+    def of(node: Node) -> Call:
+        """What a call of ATen's fused attention computes."""
+        query, key, value = (v for v in node.args[:3] if isinstance(v, Value))
+        bias, scale = node.arg("attn_mask"), node.arg("scale")
+        if scale is None:
+            scale = 1 / math.sqrt(hint(query.tensor.shape[-1]))
+        assert isinstance(scale, float)
+        mask = bias if isinstance(bias, Value) else None
+        return Call(node, query, key, value, mask, bool(node.arg("is_causal")), scale)
+
+    @property
+    def operands(self) -> tuple[Value, ...]:
+        bias = () if self.bias is None else (self.bias,)
+        return (self.query, self.key, self.value, *bias)
+
+    @property
+    def result(self) -> Value:
+        return self.node.results[0]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Keys that a query looks at: those less than `size` away, and the first `sinks`. `size` is one
+    for all heads, or a tensor [H]; `kept` is the share of scores that is left."""
+
+    size: int | Value
+    sinks: int
+    kept: float
+
+
+def as_attention(call: Call, emit: Emitter, windows: Windows | None = None) -> Node:
+    """An `rw.attention` that makes what a call makes first, lying alike; over windows, if given."""
+    sizes = (windows.size,) if windows is not None and isinstance(windows.size, Value) else ()
+    kept = {} if windows is None else {"kept": windows.kept}
+    emit.region("rw.attention", (*call.operands, *sizes), _body(call, windows, emit), **kept)
+    emit.end_in(call.result)
     return emit.nodes[-1]
 
 
-def _body(
-    operands: tuple[Value, ...], scale: float, causal: bool, result: TensorType, outer: Emitter
-) -> Graph:
-    emit = outer.inside()
-    names = ("q", "k", "v", "bias")
-    inputs = [Value(name, v.type) for name, v in zip(names, operands, strict=False)]
+def _body(call: Call, windows: Windows | None, outer: Emitter) -> Graph:
+    emit, result = outer.inside(), call.result.tensor
+    inputs = [Value(n, v.type) for n, v in zip(_NAMES, call.operands, strict=False)]
     every = inputs[0].tensor.shape[1]
     query, key, value = (_flat(_repeated(_exact(x, emit), every, emit), emit) for x in inputs[:3])
     scores = emit("aten.bmm.default", query, emit("aten.permute.default", key, (0, 2, 1)))
     heads = inputs[0].tensor.shape[:2]
     scores = emit("aten.view.default", scores, (*heads, *scores.tensor.shape[1:]))
-    if scale != 1:
-        scores = emit("aten.mul.Tensor", scores, scale)
-    if causal:
-        scores = _causal(scores, emit)
+    if call.scale != 1:
+        scores = emit("aten.mul.Tensor", scores, call.scale)
+    if call.causal:
+        scores = _masked(scores, _causal(scores, emit), emit)
     for bias in inputs[3:]:
         scores = emit("aten.add.Tensor", scores, _exact(bias, emit))
+    if windows is not None:
+        size = windows.size
+        if isinstance(size, Value):
+            inputs.append(Value("windows", size.type))
+            size = emit("aten.view.default", inputs[-1], (-1, 1, 1))
+        scores = _masked(scores, _near(scores, size, windows.sinks, emit), emit)
     weights = _flat(emit("aten._softmax.default", scores, -1, False), emit)
     made = emit("aten.bmm.default", weights, value)
     made = emit("aten.view.default", made, (*heads, *made.tensor.shape[1:]))
@@ -100,13 +144,29 @@ def _flat(x: Value, emit: Emitter) -> Value:
 
 
 def _causal(scores: Value, emit: Emitter) -> Value:
-    """Minus infinity where a key comes after the query, both counted from the first."""
+    """Keys that do not come after the query, both counted from the first."""
     rows, keys = scores.tensor.shape[-2:]
     row = emit("aten.unsqueeze.default", _counted(rows, scores, emit), 1)
-    mask = emit("aten.le.Tensor", _counted(keys, scores, emit), row)
+    return emit("aten.le.Tensor", _counted(keys, scores, emit), row)
+
+
+def _near(scores: Value, size: int | Value, sinks: int, emit: Emitter) -> Value:
+    """Keys less than `size` from the query, and the first of all."""
+    rows, keys = scores.tensor.shape[-2:]
+    row, key = (_counted(n, scores, emit) for n in (rows, keys))
+    away = emit("aten.sub.Tensor", emit("aten.unsqueeze.default", row, 1), key)
+    kind = "Tensor" if isinstance(size, Value) else "Scalar"
+    near = emit(f"aten.lt.{kind}", emit("aten.abs.default", away), size)
+    if sinks == 0:
+        return near
+    return emit("aten.logical_or.default", near, emit("aten.lt.Scalar", key, sinks))
+
+
+def _masked(scores: Value, counts: Value, emit: Emitter) -> Value:
+    """Minus infinity where a score does not count."""
     like = scores.tensor
     dead = emit("aten.full.default", (), -math.inf, dtype=like.dtype, device=like.device)
-    return emit("aten.where.self", mask, scores, dead)
+    return emit("aten.where.self", counts, scores, dead)
 
 
 def _counted(size: Size, like: Value, emit: Emitter) -> Value:

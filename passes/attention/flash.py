@@ -13,7 +13,7 @@ from rewright.ir.alone import alone, at_hints
 from rewright.ir.loops import AttentionNest, Load, lower_attention, subterms
 from rewright.ir.loops.tiles import kept_share, may_be_dead
 from rewright.passes.attention.absorb import Absorber
-from rewright.passes.attention.canonical import as_attention, is_plain_call
+from rewright.passes.attention.canonical import Call, as_attention, is_plain_call
 from rewright.passes.attention.lower import FLASH, atens_nodes
 from rewright.passes.attention.lower import obstacle as atens_obstacle
 from rewright.passes.base import Env, Pass
@@ -118,9 +118,9 @@ class _Choice:
         if not is_call and (node.op.name != "rw.attention" or is_ours(node)):
             return node
         try:
-            attention = as_attention(node, Emitter(self._fresh, node)) if is_call else node
+            attention = as_attention(Call.of(node), Emitter(self._fresh, node)) if is_call else node
             attention, copy, nest = self._lowered(self._absorber.absorbed(attention))
-            ours = dataclasses.replace(attention, kwargs=(("via", VIA),))
+            ours = dataclasses.replace(attention, kwargs=(*attention.kwargs, ("via", VIA)))
             refusal = obstacle(nest, self._env) or self._not_worth_it(node, ours, nest)
         except (CheckError, UnsupportedError) as error:
             refusal = error.message
@@ -142,8 +142,12 @@ class _Choice:
 
     def _not_worth_it(self, node: Node, ours: Node, nest: AttentionNest) -> str | None:
         """Why the kernel that there is anyway is as good; the log is told when it is not."""
+        log, kept = self._env.log, node.kwarg("kept")
+        if kept is not None:
+            log.decide(FlashAttention.name, node.name, f"a kernel of ours: {kept:.0%} is looked at")
+            return None
         why = atens_obstacle(node) if node.op.name == "rw.attention" else None
-        share, log = kept_share(nest), self._env.log
+        share = kept_share(nest)
         told = f"{share:.0%} of its tiles are kept"
         usual = 0.5 if node.op.name != "rw.attention" and node.arg("is_causal") else 1.0
         if why is not None:

@@ -73,12 +73,12 @@ class LowerAttention(Pass, name="lower-attention", takes="aten", gives="aten"):
     """
 
     def run(self, graph: Graph, env: Env) -> Graph:
-        if not any(map(_is_left, graph.nodes)):
+        if not any(map(is_left, graph.nodes)):
             return graph
         fresh = fresh_names(v.name for v in graph.values)
         nodes: list[Node] = []
         for node in graph.nodes:
-            if not _is_left(node):
+            if not is_left(node):
                 nodes.append(node)
                 continue
             why = obstacle(node)
@@ -87,10 +87,10 @@ class LowerAttention(Pass, name="lower-attention", takes="aten", gives="aten"):
             else:
                 env.log.refuse(self.name, node.name, f"in its parts: {why}")
                 nodes.append(node)  # which `expand` takes apart
-        return self.gave(expand(graph.with_nodes(nodes), _is_left), {})
+        return self.gave(expand(graph.with_nodes(nodes), is_left), {})
 
 
-def _is_left(node: Node) -> bool:
+def is_left(node: Node) -> bool:
     """True for attention that no kernel has been chosen for."""
     return node.op.name == "rw.attention" and node.kwarg("via") is None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,7 +20,8 @@ from rewright.passes.emitter import Emitter
 from rewright.passes.libraries.freeze import split_frozen
 from rewright.passes.libraries.products import contestants, product_of
 from rewright.passes.quantize.formats import FORMAT_OF, FORMATS, Format
-from rewright.passes.quantize.sensitivity import floats_of, sensitivity
+from rewright.passes.quantize.heads import Heads, HeadsSite, heads_sites, is_head
+from rewright.passes.quantize.sensitivity import Sensitivity, floats_of, sensitivity
 from rewright.passes.quantize.sites import (
     EmbeddingSite,
     LinearSite,
@@ -65,18 +66,24 @@ class Quantize(Pass, name="quantize", takes="aten", gives="aten"):
 
     objective: str = "time"
     formats: str = ""
+    windows: str = "yes"
 
     def run(self, graph: Graph, env: Env) -> Graph:
         if self.objective not in ("time", "bytes"):
             raise OptionError(
                 f"objective is 'time' or 'bytes', not '{self.objective}'", who="quantize"
             )
-        found = sites(graph)
-        if env.error is None or env.error.limit == 0 or not found:
+        if env.error is None or env.error.limit == 0:
             return graph
-        search = _Search(graph, found, self._formats(), env.error, self.objective, env)
+        formats, heads = self._formats(), list[HeadsSite]()
+        found = sites(graph) if formats else []
+        if self.windows == "yes" and self.objective == "time":
+            heads = heads_sites(graph)
+        if not found and not heads:
+            return graph
+        search = _Search(graph, found, heads, formats, env.error, self.objective, env)
         settled = search.settled()
-        env.log.decide(self.name, graph.name, _certificate(settled, env.error, len(found)))
+        env.log.decide(self.name, graph.name, _certificate(settled, env.error))
         for site, bid in settled.plan.items():
             env.log.decide(self.name, site, _sentence(bid, settled))
         if not settled.changed:
@@ -84,12 +91,12 @@ class Quantize(Pass, name="quantize", takes="aten", gives="aten"):
         return self.gave(split_frozen(search.applied(settled.plan)), {})
 
     def _formats(self) -> tuple[Format, ...]:
-        if not self.formats:
-            return FORMATS
+        if self.formats in ("", "none"):
+            return () if self.formats else FORMATS
         names = self.formats.split("+")
         unknown = [name for name in names if name not in FORMAT_OF]
         if unknown:
-            known = ", ".join(FORMAT_OF)
+            known = ", ".join((*FORMAT_OF, "none"))
             raise OptionError(f"no format '{unknown[0]}'; there are {known}", who="quantize")
         return tuple(FORMAT_OF[name] for name in names)
 
@@ -101,6 +108,7 @@ class _Search:
         self,
         graph: Graph,
         found: Sequence[Site],
+        heads: Sequence[HeadsSite],
         formats: Sequence[Format],
         budget: ErrorBudget,
         objective: str,
@@ -108,6 +116,7 @@ class _Search:
     ) -> None:
         self._graph, self._env = graph, env
         self._sites = {site.node.name: site for site in found}
+        self._heads_sites, self._heads = heads, Heads(heads, env)
         self._formats, self._budget, self._objective = formats, budget, objective
         self._seen, self._held = parted(env.samples)
         self._shares = shares(self._sites)
@@ -117,10 +126,10 @@ class _Search:
 
     def settled(self) -> Settled:
         self._exact = [floats_of(interpret(self._graph, sample)) for sample in self._held]
-        return settle(self._bids(self._offers()), self._budget, self._objective, self._measured)
+        return settle(self._bids(), self._budget, self._objective, self._measured)
 
     def applied(self, plan: Plan) -> Graph:
-        """The graph with the formats of a plan."""
+        """The graph with the formats and windows of a plan."""
         made: dict[object, tuple[Value, ...]] = {}
 
         def packed(site: Site, format: Format, emit: Emitter) -> tuple[Value, ...]:
@@ -129,46 +138,47 @@ class _Search:
             return made[site.key(format)]
 
         fresh = names_beside(self._graph)
-        return self._graph.with_nodes(in_formats(self._graph, self._sites, plan, fresh, packed))
+        nodes = in_formats(self._graph, self._sites, plan, fresh, packed)
+        narrowed = self._heads.applied(plan, fresh)
+        return self._graph.with_nodes(
+            [n for node in nodes for n in narrowed.get(node.name, [node])]
+        )
 
     # --- bids -----------------------------------------------------------------------------------
 
-    def _bids(self, offers: Callable[[Site], Sequence[Bid]]) -> dict[str, list[Bid]]:
-        return {name: [self._float(site), *offers(site)] for name, site in self._sites.items()}
+    def _bids(self) -> dict[str, list[Bid]]:
+        """What each format and window would take and add, from gradients on a few samples."""
+        probed = [*self._sites.values(), *self._heads_sites]
+        found = [
+            sensitivity(self._graph, probed, sample, self._budget, self._env.seed)
+            for sample in self._seen[:MOST_SEEN]
+        ]
+        bids = {
+            name: [self._float(site), *self._offers(site, found)]
+            for name, site in self._sites.items()
+        }
+        return bids | self._heads.bids(found)
 
     def _float(self, site: Site) -> Bid:
         nbytes = hint(site.rows.tensor.nbytes) // self._shares[site.node.name]
         return Bid(site.node.name, FLOAT, 0.0, self._times(site)[FLOAT], nbytes)
 
-    def _offers(self) -> Callable[[Site], Sequence[Bid]]:
-        """What each format would take and add, from gradients on a few samples."""
-        errors: dict[tuple[str, str], float] = {}
-        seen = self._seen[:MOST_SEEN]
-        for sample in seen:
-            found = sensitivity(
-                self._graph, list(self._sites.values()), sample, self._budget, self._env.seed
-            )
-            for name, site in self._sites.items():
-                for format in self._formats_of(site):
-                    read = found.read[name]
-                    step = -(-len(read) // MOST_ROWS) if isinstance(site, LinearSite) else 1
-                    off = self._weights.change(site, format, read[::step].contiguous())
-                    key = name, format.name
-                    errors[key] = errors.get(key, 0.0) + found.error(name, off, step) / len(seen)
+    def _offers(self, site: Site, found: Sequence[Sensitivity]) -> list[Bid]:
+        bids = []
+        name, seconds = site.node.name, self._times(site)
+        for format in self._formats_of(site):
+            error = sum(self._error(site, format, of) for of in found) / len(found)
+            nbytes = format.nbytes(*site.shape) // self._shares[name]
+            if error == error and error < float("inf"):
+                bids.append(Bid(name, format.name, error, seconds[format.name], nbytes))
+        # Of those that cost the same the first is taken.
+        return sorted(bids, key=lambda bid: bid.error)
 
-        def offers(site: Site) -> list[Bid]:
-            bids = []
-            name, seconds = site.node.name, self._times(site)
-            for format in self._formats_of(site):
-                error = errors[name, format.name]
-                nbytes = format.nbytes(*site.shape) // self._shares[name]
-                bid = Bid(name, format.name, error, seconds[format.name], nbytes)
-                if error == error and error < float("inf"):
-                    bids.append(bid)
-            # Of those that cost the same the first is taken.
-            return sorted(bids, key=lambda bid: bid.error)
-
-        return offers
+    def _error(self, site: Site, format: Format, of: Sensitivity) -> float:
+        (read,) = of.read[site.node.name]
+        step = -(-len(read) // MOST_ROWS) if isinstance(site, LinearSite) else 1
+        off = self._weights.change(site, format, read[::step].contiguous())
+        return of.error(site.node.name, off, slice(None, None, step), step)
 
     def _formats_of(self, site: Site) -> list[Format]:
         return [format for format in self._formats if site.admits(format)]
@@ -201,7 +211,8 @@ class _Search:
 
     def _measured(self, plan: Plan) -> float:
         """The error of a plan on the samples that were held out: the largest of all."""
-        found = [floats_of(outputs) for outputs in self._weights.measured(plan, self._held)]
+        instead = self._heads.instead(plan)
+        found = [floats_of(x) for x in self._weights.measured(plan, self._held, instead)]
         errors = (self._budget.error(a, b) for a, b in zip(self._exact, found, strict=True))
         return max(errors)
 
@@ -227,19 +238,26 @@ def parted(samples: Sequence[Sequence[Any]]) -> tuple[list[Sequence[Any]], list[
     return seen, list(samples[-held:])
 
 
-def _certificate(settled: Settled, budget: ErrorBudget, count: int) -> str:
+def _certificate(settled: Settled, budget: ErrorBudget) -> str:
     rounds = ", ".join(f"{found:.2g} (expected {told:.2g})" for told, found in settled.rounds)
     if not settled.changed:
         blocked = "".join(
             f"; %{site} alone would take {share:.0%} of it" for site, share in settled.blocking[:1]
         )
         return f"{budget}: all float, measured {rounds or 'nothing'}{blocked}"
-    changed = len(settled.changed)
     return (
-        f"{budget}: {changed} of {count} layers are quantized, {budget.metric} is "
-        f"{settled.measured:.3g} on held-out samples, expected {settled.predicted:.3g}; "
-        f"measured {rounds}"
+        f"{budget}: {_counted(settled)}, {budget.metric} is {settled.measured:.3g} on held-out "
+        f"samples, expected {settled.predicted:.3g}; measured {rounds}"
     )
+
+
+def _counted(settled: Settled) -> str:
+    heads = [site for site in settled.plan if is_head(site)]
+    narrow = sum(site in settled.changed for site in heads)
+    count = len(settled.plan) - len(heads)
+    told = [f"{len(settled.changed) - narrow} of {count} layers are quantized"] if count else []
+    told += [f"{narrow} of {len(heads)} heads look at windows"] if heads else []
+    return ", ".join(told)
 
 
 def _sentence(bid: Bid, settled: Settled) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +21,6 @@ from rewright.ir.bind import bind
 from rewright.ir.fx_export import to_fx
 from rewright.passes.budget import ErrorBudget
 from rewright.passes.emitter import Emitter
-from rewright.passes.quantize.sites import Site
 
 # How often outcomes, or projections, are drawn.
 DRAWS: Final = 2
@@ -29,21 +28,32 @@ DRAWS: Final = 2
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Of each site, by its name, what it read and the gradients of its results, a list of draws."""
+    """Of each site, by its node, what it read and the gradients of its result, a list of draws."""
 
-    read: Mapping[str, Tensor]
+    read: Mapping[str, tuple[Tensor, ...]]
     gradients: Mapping[str, Sequence[Tensor]]
     scale: float
 
-    def error(self, site: str, change: Tensor, step: int) -> float:
-        """What it does to the outputs that a site's result changes so, in every `step`-th row."""
-        gradients = (g[::step] for g in self.gradients[site])
+    def error(self, site: str, change: Tensor, part: Any, step: int) -> float:
+        """What it does to the outputs that a part of a site's result changes so, a `step`-th of the
+        rows that do."""
+        gradients = (g[part] for g in self.gradients[site])
         found = [(g.float() * change).sum(-1).square().sum() for g in gradients]
         return step * self.scale * float(torch.stack(found).mean())
 
 
+class Probed(Protocol):
+    """Where a change is thought of: in the first result of a node."""
+
+    @property
+    def node(self) -> Node: ...
+
+    @property
+    def reads(self) -> tuple[Value, ...]: ...
+
+
 def sensitivity(
-    graph: Graph, found: Sequence[Site], sample: Sequence[Any], budget: ErrorBudget, seed: int
+    graph: Graph, found: Sequence[Probed], sample: Sequence[Any], budget: ErrorBudget, seed: int
 ) -> Sensitivity:
     """Of all sites, on one sample of the graph's inputs."""
     probed, probes = _with_probes(graph, found)
@@ -60,7 +70,8 @@ def sensitivity(
         results = module(*given, *zeros)
     count = len(graph.outputs)
     outputs = floats_of(results[:count])
-    read = {s.node.name: x.detach() for s, x in zip(found, results[count:], strict=True)}
+    rest = iter(results[count:])
+    read = {s.node.name: tuple(next(rest).detach() for _ in s.reads) for s in found}
     generator = torch.Generator().manual_seed(seed)
     gradients: dict[str, list[Tensor]] = {s.node.name: [] for s in found}
     for draw in range(DRAWS):
@@ -77,23 +88,24 @@ def floats_of(outputs: Sequence[Any]) -> list[Tensor]:
     return [x for x in outputs if isinstance(x, Tensor) and x.is_floating_point()]
 
 
-def _with_probes(graph: Graph, found: Sequence[Site]) -> tuple[Graph, list[Value]]:
+def _with_probes(graph: Graph, found: Sequence[Probed]) -> tuple[Graph, list[Value]]:
     """The graph with a tensor added to each site's result, and what sites read returned."""
     fresh = fresh_names(v.name for v in graph.values)
-    probes = {s.node.name: Value(fresh("probe"), s.node.result.type) for s in found}
+    probes = {s.node.name: Value(fresh("probe"), s.node.results[0].type) for s in found}
     nodes: list[Node] = []
     for node in graph.nodes:
         probe = probes.get(node.name)
         if probe is None:
             nodes.append(node)
             continue
-        bare = Value(fresh(node.name), node.result.type)
+        result, *others = node.results
+        bare = Value(fresh(node.name), result.type)
         emit = Emitter(fresh, node)
         emit("aten.add.Tensor", bare, probe)
-        emit.end_in(node.result)
-        nodes += [dataclasses.replace(node, results=(bare,)), *emit.nodes]
+        emit.end_in(result)
+        nodes += [dataclasses.replace(node, results=(bare, *others)), *emit.nodes]
     inputs = (*graph.inputs, *(Input(v) for v in probes.values()))
-    outputs = (*graph.outputs, *(s.read for s in found))
+    outputs = (*graph.outputs, *(v for s in found for v in s.reads))
     probed = dataclasses.replace(
         graph, inputs=inputs, nodes=tuple(nodes), outputs=outputs, updates=()
     )

@@ -45,6 +45,10 @@ class Site(abc.ABC):
         """What is read besides parameters."""
 
     @property
+    def reads(self) -> tuple[Value, ...]:
+        return (self.read,)
+
+    @property
     @abc.abstractmethod
     def weight(self) -> Value:
         """The weight as the node reads it."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from rewright.ir import Arg, Graph, Input, Node, TensorType, Value
-from rewright.ir.interpret import interpret
+from rewright.ir.interpret import Reference, interpret
 from rewright.passes.budget import Plan
 from rewright.passes.emitter import Emitter
 from rewright.passes.quantize.formats import Format
@@ -38,8 +38,11 @@ class Weights:
         (made,) = emit.call(site.node.op, *_reading(site.node, site.read, part), types)
         return (new - self._run(made, emit.nodes, given)).float()
 
-    def measured(self, plan: Plan, samples: Sequence[Sequence[Any]]) -> list[list[Any]]:
-        """What the graph gives for samples with the formats of a plan."""
+    def measured(
+        self, plan: Plan, samples: Sequence[Sequence[Any]], instead: Mapping[str, Reference]
+    ) -> list[list[Any]]:
+        """What the graph gives for samples with the formats of a plan, and with some nodes computed
+        otherwise."""
         given: dict[Value, Tensor] = {}
 
         def known(site: Site, format: Format, emit: Emitter) -> tuple[Value, ...]:
@@ -50,7 +53,7 @@ class Weights:
         nodes = in_formats(self._graph, self._sites, plan, self._fresh, known)
         inputs = (*self._graph.inputs, *map(Input, given))
         graph = dataclasses.replace(self._graph, inputs=inputs, nodes=tuple(nodes), updates=())
-        return [interpret(graph, [*sample, *given.values()]) for sample in samples]
+        return [interpret(graph, [*s, *given.values()], instead=instead) for s in samples]
 
     def _packed(self, site: Site, format: Format) -> tuple[tuple[Value, ...], list[Tensor]]:
         key = site.key(format)
