@@ -48,7 +48,8 @@ from rewright.passes import (
     Rules,
 )
 from rewright.passes.remat import LEAST, MOST_READ, SMALL, Fitted
-from rewright.report import Report, refuse_fallback, report_of
+from rewright.report import Report
+from rewright.reporting import Compile, refuse_fallback, report_of
 
 if TYPE_CHECKING:
     from rewright.codegen.cpp import Library
@@ -108,7 +109,16 @@ class Plan:
     @cached_property
     def report(self) -> Report:
         """Made when it is asked for: estimating every stage takes a while."""
-        found = report_of(self.source, self.stages, self.env, self.pass_seconds)
+        found = report_of(
+            Compile(
+                self.source,
+                self.stages.stages,
+                self.env,
+                self.options,
+                self.kernels.of_node,
+                self.pass_seconds,
+            )
+        )
         return found if self.note is None else found.noting(self.note)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,9 @@ from rewright.driver import EVERY_STAGE, target_of
 from rewright.ir import Graph
 from rewright.options import Options
 from rewright.passes import DEFAULT, Env, Pipeline
-from rewright.report import PassRow, pass_rows
+from rewright.report import PassRow
+from rewright.report_json import to_json
+from rewright.reporting import pass_rows
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,7 @@ class Rewritten:
     passes: tuple[PassRow, ...]
 
     def as_json(self) -> dict[str, Any]:
-        rows = [dataclasses.asdict(row) for row in self.passes]
-        return {"graph": self.graph.name, "passes": rows}
+        return {"graph": self.graph.name, "passes": to_json(self.passes)}
 
     def __str__(self) -> str:
         from rewright.tables import pass_table
@@ -40,4 +40,4 @@ def rewrite(graph: Graph, options: Options) -> Rewritten:
     target = target_of(options)
     env = Env(cost=Roofline(target), target=target)
     result = chosen.at_aten().run(graph, env, snapshots=EVERY_STAGE)
-    return Rewritten(result.graph, tuple(pass_rows(graph, result, env)))
+    return Rewritten(result.graph, tuple(pass_rows(graph, result.stages, env)))

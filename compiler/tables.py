@@ -43,7 +43,7 @@ def pass_table(rows: Sequence[PassRow]) -> str:
         (
             row.spec,
             str(row.nodes),
-            str(row.kernels),
+            str(row.calls),
             bytes_text(row.peak_bytes),
             seconds_text(row.estimated_seconds),
         )

@@ -14,13 +14,14 @@ from rewright.costmodel.estimate import (
 from rewright.costmodel.protocols import (
     CostModel,
     Tools,
+    call_estimates,
     call_seconds,
     expected_seconds,
     graph_estimate,
     inputs_and_views,
 )
 from rewright.costmodel.reuse import Walk
-from rewright.costmodel.roofline import Roofline
+from rewright.costmodel.roofline import Roofline, roof
 from rewright.costmodel.sketch import Draft, Kernels, Sketch, Sketcher, sketch_region
 from rewright.costmodel.timings import Timings
 
@@ -36,10 +37,12 @@ __all__ = [
     "Timings",
     "Tools",
     "Walk",
+    "call_estimates",
     "call_seconds",
     "expected_seconds",
     "graph_estimate",
     "inputs_and_views",
+    "roof",
     "show_bytes",
     "show_flops",
     "show_seconds",

@@ -93,9 +93,13 @@ def expected_seconds(cost: CostModel, graph: Graph) -> list[tuple[Node, float]]:
 
 def call_seconds(cost: CostModel, graph: Graph) -> Mapping[str, float]:
     """The time of each call of a run, by the name of its node."""
+    return {node.name: e.seconds for node, e in call_estimates(cost, graph)}
+
+
+def call_estimates(cost: CostModel, graph: Graph) -> list[tuple[Node, Estimate]]:
+    """Each call of a run, in order, and the time that it takes there."""
     found, estimates = _each(cost, graph)
-    names = (call.node.name for call in found.calls)
-    return {name: e.seconds for name, e in zip(names, estimates, strict=True)}
+    return [(call.node, e) for call, e in zip(found.calls, estimates, strict=True)]
 
 
 def _each(cost: CostModel, graph: Graph) -> tuple[Walk, Sequence[Estimate]]:

@@ -124,29 +124,76 @@ class Roofline:
         return found
 
 
+@dataclass(frozen=True)
+class Roof:
+    """What a call cannot do without, in seconds: its arithmetic at `rate` (in words, `of`), its
+    traffic at the `bandwidth` of the `memory` that holds it, and what a call costs besides."""
+
+    work: int
+    moved: int
+    rate: float
+    of: str
+    bandwidth: float
+    memory: str
+    call: float
+    spread: Spread
+
+    @property
+    def compute_seconds(self) -> float:
+        return self.work / self.rate
+
+    @property
+    def memory_seconds(self) -> float:
+        return self.moved / self.bandwidth
+
+    @property
+    def seconds(self) -> float:
+        """Of the work alone."""
+        return max(self.compute_seconds, self.memory_seconds)
+
+    @property
+    def floor(self) -> float:
+        """Of the work and the call."""
+        return self.call + self.seconds
+
+    @property
+    def bound(self) -> str:
+        """What most of the time goes to: launch, compute or memory."""
+        if self.call > self.spread.typical * self.seconds:
+            return "launch"
+        return "compute" if self.compute_seconds > self.memory_seconds else "memory"
+
+    @property
+    def because(self) -> str:
+        if self.bound == "launch":
+            return f"{show_seconds(self.call)} a call, {show_seconds(self.seconds)} of work"
+        if self.bound == "compute":
+            return f"{show_flops(self.work)} at {show_flops(self.rate)}/s ({self.of})"
+        return f"{show_bytes(self.moved)} at {show_bytes(self.bandwidth)}/s ({self.memory})"
+
+
+def roof(node: Node, target: Target) -> Roof:
+    """Of a node that is a call."""
+    work, moved = hint(flops(node)), hint(bytes_read(node) + bytes_written(node))
+    rate, of = _rate(node, target)
+    memory, bandwidth = target.memory(moved)
+    ours = node.op.kind is Kind.REGION
+    call = target.launch_seconds if ours else target.dispatch_seconds
+    return Roof(work, moved, rate, of, bandwidth, memory, call, _spread(node))
+
+
 def roofline(node: Node, target: Target) -> Estimate:
     """The estimate of one node, computed anew."""
     if not is_call(node):
         return NOTHING
-    work, moved = hint(flops(node)), hint(bytes_read(node) + bytes_written(node))
-    rate, in_words = _rate(node, target)
-    memory, bandwidth = target.memory(moved)
-    roof = max(work / rate, moved / bandwidth)
-    cold = max(work / rate, moved / target.bandwidth)
-    ours = node.op.kind is Kind.REGION
-    call = target.launch_seconds if ours else target.dispatch_seconds
-    spread = _spread(node)
-    if call > spread.typical * roof:
-        why = f"launch bound: {show_seconds(call)} a call, {show_seconds(roof)} of work"
-    elif work / rate > moved / bandwidth:
-        why = f"compute bound: {show_flops(work)} at {show_flops(rate)}/s ({in_words})"
-    else:
-        why = f"memory bound: {show_bytes(moved)} at {show_bytes(bandwidth)}/s ({memory})"
+    found = roof(node, target)
+    spread, call = found.spread, found.call
+    cold = max(found.compute_seconds, found.moved / target.bandwidth)
     known = Estimate(
-        spread.typical * roof + call,
-        spread.fastest * roof + _QUICKEST_CALL * call,
+        spread.typical * found.seconds + call,
+        spread.fastest * found.seconds + _QUICKEST_CALL * call,
         spread.slowest * cold + _SLOWEST_CALL * call,
-        (why,),
+        (f"{found.bound} bound: {found.because}",),
     )
     return _widened(node, known)
 

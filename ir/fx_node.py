@@ -78,10 +78,12 @@ def loc_of(stack: str | None) -> Loc | None:
     start = stack.rfind(_FRAME)
     end = stack.find(_LINE, start)
     path = stack[start + len(_FRAME) : end]
-    number = stack[end + len(_LINE) :].split(",", 1)[0].split("\n", 1)[0]
+    rest, _, code = stack[end + len(_LINE) :].partition("\n")
+    number = rest.split(",", 1)[0]
     if start < 0 or end < 0 or path.startswith("<") or not number.isdigit():
         return None
-    return Loc(path.replace("\\", "/").rpartition("/")[2], int(number))
+    code = code.split("\n", 1)[0].strip()
+    return Loc(path.replace("\\", "/").rpartition("/")[2], int(number), code)
 
 
 def trace(node: fx.Node) -> Any:

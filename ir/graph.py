@@ -56,10 +56,12 @@ Arg = Value | Dim | Constant | Literal | tuple["Arg", ...]
 
 @dataclass(frozen=True, slots=True)
 class Loc:
-    """A line of the user's source: file name without folder, 1-based line."""
+    """A line of the user's source: file name without folder, 1-based line; what stands there, where
+    that is known, is not part of the text form."""
 
     file: str
     line: int
+    code: str = field(default="", compare=False, repr=False)
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"

@@ -16,7 +16,7 @@ from rewright.passes.fold import Fold
 from rewright.passes.fuse import Fuse
 from rewright.passes.libraries import ChannelsLast, Epilogues, Freeze, Libraries
 from rewright.passes.log import Decision, DecisionLog
-from rewright.passes.memory import PlanMemory, peak_bytes
+from rewright.passes.memory import PlanMemory, held, held_bytes, peak_bytes
 from rewright.passes.pipeline import Pipeline, PipelineResult, Stage
 from rewright.passes.quantize import Quantize
 from rewright.passes.remat import Remat
@@ -71,6 +71,8 @@ __all__ = [
     "Rules",
     "Stage",
     "Window",
+    "held",
+    "held_bytes",
     "passes",
     "peak_bytes",
 ]

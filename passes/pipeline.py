@@ -13,18 +13,21 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from rewright.ir import CheckError, Graph, OptionError, Step
 from rewright.passes.base import Env, Pass, from_spec
+from rewright.passes.log import Decision
 from rewright.passes.specs import parse_specs
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One pass of a run. `snapshot` is the graph after it, when it was asked for."""
+    """One pass of a run: nodes before and after it, what it said that nobody had said before, and
+    the graph after it, when it was asked for."""
 
     spec: str
     before: int
     after: int
     seconds: float
     snapshot: Graph | None = None
+    said: tuple[Decision, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Pipeline:
             _verify(graph, self.passes[0].takes)
         stages: list[Stage] = []
         for step in self.passes:
-            before = graph
+            before, said = graph, len(env.log)
             start = time.perf_counter()
             graph = step.run(before, env)
             seconds = time.perf_counter() - start
@@ -96,7 +99,8 @@ class Pipeline:
             graph = _timed(graph, len(before.history), step, seconds)
             snapshot = graph if snapshots is not None and step.name in snapshots else None
             counts = len(before.nodes), len(graph.nodes)
-            stages.append(Stage(str(step), *counts, seconds, snapshot))
+            new = tuple(env.log)[said:]
+            stages.append(Stage(str(step), *counts, seconds, snapshot, new))
         return PipelineResult(graph, tuple(stages))
 
 

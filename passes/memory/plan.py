@@ -10,15 +10,11 @@ from typing import Final
 from rewright.ir import (
     CheckError,
     Graph,
-    Kind,
     Node,
     Step,
-    TensorType,
     Value,
     fresh_names,
-    lasts,
     op,
-    shares_input_storage,
 )
 from rewright.passes.base import Env, Pass
 from rewright.passes.memory.judge import judge
@@ -28,7 +24,6 @@ from rewright.passes.memory.problem import (
     MemoryPlan,
     MemoryProblem,
     lower_bound,
-    peak_load,
 )
 from rewright.passes.memory.solve import solve
 from rewright.passes.specs import Bytes
@@ -95,50 +90,6 @@ def problem_of(found: tuple[Lifetime, ...], alignment: int) -> MemoryProblem:
         ),
         alignment,
     )
-
-
-def peak_bytes(graph: Graph) -> int:
-    """Bytes that a run of a kernel-level graph holds at its peak beyond its inputs, at the hints:
-    the arena, and the tensors of their own that are alive at one time. Before the memory pass: the
-    most that is alive at one time."""
-    if not any(n.op.kind is Kind.STORAGE for n in graph.nodes):
-        return peak_load(
-            (f.start, f.last + 1, f.value.tensor.nbytes_hint) for f in lifetimes(graph)
-        )
-    arena = max((_end_of(n) for n in graph.nodes if n.op.name == "rw.alloc"), default=0)
-    placed = {n.result for n in graph.nodes if n.op.name == "rw.alloc"}
-    placed |= {n.results[i] for n in graph.nodes for i in _destined(n)}
-    live, peak = 0, 0
-    for node in graph.nodes:
-        if node.op.name == "rw.free":
-            live -= sum(_own_bytes(v) for v in node.operands if v not in placed)
-            continue
-        live += sum(_own_bytes(v) for v in _owned(node) if v not in placed)
-        peak = max(peak, live)
-    return arena + peak
-
-
-def _end_of(alloc: Node) -> int:
-    offset = alloc.kwarg("offset")
-    return offset + alloc.result.tensor.nbytes_hint if isinstance(offset, int) else 0
-
-
-def _destined(node: Node) -> Iterator[int]:
-    """Positions of results that are written into an allocated buffer of the arena."""
-    out = node.kwarg("out")
-    for i, buffer in enumerate(out if isinstance(out, tuple) else ()):
-        if buffer is not None:
-            yield i
-
-
-def _owned(node: Node) -> tuple[Value, ...]:
-    if lasts(node):
-        return ()
-    return () if shares_input_storage(node) else node.results
-
-
-def _own_bytes(value: Value) -> int:
-    return value.type.nbytes_hint if isinstance(value.type, TensorType) else 0
 
 
 def _scheduled(

@@ -43,6 +43,14 @@ class Rescheduled(NamedTuple):
     split: int
     origins: Mapping[str, str]
 
+    @property
+    def runs(self) -> Mapping[str, tuple[str, ...]]:
+        """The names of calls that run more than once, and those of all their runs."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name, of in self.origins.items():
+            found[of] = (*found.get(of, ()), name)
+        return {of: names for of, names in found.items() if len(names) > 1}
+
 
 class Scheduled:
     """A graph whose calls are the steps of a problem, in their order; after the calls of the

@@ -67,4 +67,5 @@ class Remat(Pass, name="remat", takes="fused", gives="fused"):
         env.log.decide("remat", graph.name, str(found))
         if list(found.schedule.order) == list(range(len(scheduled.nodes))):
             return graph
-        return self.gave(scheduled.rescheduled(found.schedule.order).graph, {})
+        changed = scheduled.rescheduled(found.schedule.order)
+        return self.gave(changed.graph, changed.runs)

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 import rewright
 from rewright.ir import Kind, op
-from rewright.report import node_rows
+from rewright.reporting import node_rows
 from sweep.cases import UNINITIALIZED, Case, Sample, operators, samples
 
 Function = Callable[..., Any]
