@@ -167,7 +167,7 @@ def _compiler(
                 compiled = CompiledProgram(program)
             else:
                 program = compile_graph(
-                    half.graph, options, retain=False, passes=str(MEMORY), fitted=half.fitted
+                    half.graph, options, retain=False, passes=str(MEMORY), part=half.part
                 )
                 compiled = CompiledProgram(program, str(MEMORY), half.promise)
         remember(compiled)

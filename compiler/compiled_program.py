@@ -20,8 +20,8 @@ from rewright.building import Built, Recipe, build_program
 from rewright.driver import Plan, Program, plan_graph
 from rewright.ir import Graph
 from rewright.options import Options
-from rewright.passes.remat import Fitted
 from rewright.step_memory import Promise
+from rewright.step_part import StepPart
 from rewright.torch_compat import is_custom, without_operator_checks
 
 
@@ -33,7 +33,7 @@ class CompiledProgram(OutputCode):
     passes: str
     recipe: Recipe
     built: Built
-    fitted: Fitted | None
+    part: StepPart | None
     promise: Promise | None
     _plan: Plan | None
     _is_builtin: bool
@@ -47,7 +47,7 @@ class CompiledProgram(OutputCode):
         before each run."""
         self.source, self.options, self.passes = program.source, program.plan.options, passes
         self.promise = promise
-        self.recipe, self.built, self.fitted = program.recipe, program.built, program.fitted
+        self.recipe, self.built, self.part = program.recipe, program.built, program.part
         self._plan = program.plan
         self._start()
 
@@ -70,7 +70,7 @@ class CompiledProgram(OutputCode):
         """All there is of the program. One that was loaded is planned anew when this is asked."""
         if self._plan is None:
             self._plan = plan_graph(self.source, self.options, self.passes)
-        return Program(self._plan, self.recipe, self.built, self.fitted)
+        return Program(self._plan, self.recipe, self.built, self.part)
 
     # --- what torch calls to store and to load ---------------------------------------------------
 
@@ -85,8 +85,9 @@ class CompiledProgram(OutputCode):
             raise BypassAOTAutogradCache("a trace is written whenever the program is compiled")
 
     def __getstate__(self) -> dict[str, Any]:
-        stored = ("source", "options", "passes", "recipe", "fitted", "promise")
-        return {name: getattr(self, name) for name in stored}
+        stored = ("source", "options", "passes", "recipe", "promise")
+        part = None if self.part is None else self.part.stored()
+        return {"part": part, **{name: getattr(self, name) for name in stored}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._plan = None

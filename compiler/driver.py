@@ -49,7 +49,8 @@ from rewright.passes import (
 )
 from rewright.passes.remat import LEAST, MOST_READ, SMALL, Fitted
 from rewright.report import Report
-from rewright.reporting import Compile, refuse_fallback, report_of
+from rewright.reporting import Compile, of_part, refuse_fallback, report_of
+from rewright.step_part import StepPart
 
 if TYPE_CHECKING:
     from rewright.codegen.cpp import Library
@@ -106,32 +107,41 @@ class Plan:
         """The call sequence as Python."""
         return write_calls(self.graph, self.kernels.of_node).source
 
+    @property
+    def compile(self) -> Compile:
+        """What its report is made of."""
+        return Compile(
+            self.source,
+            self.stages.stages,
+            self.env,
+            self.options,
+            self.kernels.of_node,
+            self.pass_seconds,
+            tuple(self.log),
+            () if self.note is None else (self.note,),
+        )
+
     @cached_property
     def report(self) -> Report:
         """Made when it is asked for: estimating every stage takes a while."""
-        found = report_of(
-            Compile(
-                self.source,
-                self.stages.stages,
-                self.env,
-                self.options,
-                self.kernels.of_node,
-                self.pass_seconds,
-            )
-        )
-        return found if self.note is None else found.noting(self.note)
+        return report_of(self.compile)
 
 
 @dataclass(frozen=True)
 class Program:
     """A plan, built: call its `executable` with a list of arguments (boxed), or look into it.
 
-    `fitted` is the schedule of the whole training step, when it keeps a budget."""
+    `part` says which part of a training step it is, when that keeps a budget."""
 
     plan: Plan
     recipe: Recipe
     built: Built
-    fitted: Fitted | None = None
+    part: StepPart | None = None
+
+    @property
+    def fitted(self) -> Fitted | None:
+        """The schedule of the whole training step, when it keeps a budget."""
+        return None if self.part is None else self.part.fitted
 
     @property
     def executable(self) -> Executable:
@@ -152,11 +162,14 @@ class Program:
         return self.plan.graph
 
     @property
+    def compile(self) -> Compile:
+        """What its report is made of: of a part of a step, all that it went through."""
+        return self.plan.compile if self.part is None else of_part(self.plan.compile, self.part)
+
+    @cached_property
     def report(self) -> Report:
-        found = self.plan.report.built(self.built.seconds)
-        if self.fitted is None:
-            return found
-        return found.noting(f"the step: {self.fitted}", *self.fitted.notes)
+        found = self.plan.report if self.part is None else report_of(self.compile)
+        return found.built(self.built.seconds)
 
     def errors(self, inputs: Sequence[Any] | None = None) -> Errors:
         """How far this and eager are from float64, on `inputs` of the graph or on random ones."""
@@ -172,14 +185,14 @@ def compile_graph(
     *,
     retain: bool = True,
     passes: str = "",
-    fitted: Fitted | None = None,
+    part: StepPart | None = None,
     samples: tuple[Sequence[Any], ...] = (),
     trace: list[tuple[str, str]] | None = None,
 ) -> Program:
     """Optimize `graph` for the target and build it.
 
     `retain` keeps the arena's memory between calls. `passes` are those that a graph still needs
-    which has been through others, instead of all; `fitted` is what they did for its step; an error
+    which has been through others, instead of all; `part` says what it is part of; an error
     budget is measured on `samples`, each all inputs of the graph. `trace` receives a record of
     every step that runs. Where kernels cannot be built everything runs as ATen, with one warning;
     under `fallback="error"` that is an error, as is an operator that has no kernel of ours.
@@ -193,9 +206,9 @@ def compile_graph(
         plan = planned(expand(graph), options, environment(graph, options)[0], note, passes)
         recipe = plan.recipe(retain=retain)
         built = build_program(recipe, trace=trace)
-    if fitted is not None:
-        plan.log.decide("remat", graph.name, str(fitted))
-    program = Program(plan, recipe, built, fitted)
+    if part is not None:
+        plan.log.decide("remat", graph.name, str(part.fitted))
+    program = Program(plan, recipe, built, part)
     if options.trace:
         from rewright.trace import write_trace
 

@@ -89,9 +89,9 @@ def study(
     ours: list[tuple[Point, tuple[int, ...]]] = []
     others, bounds = [], []
     for part in _parts(module, inputs, options):
-        step, env = fused_step(part.halves, part.returned, options)
-        scheduled = scheduled_step(step, env)
-        front = solve(scheduled.problem, env.seed, _told(scheduled, part.name, say))
+        fused = fused_step(part.halves, part.returned, options)
+        step, scheduled = fused.step, scheduled_step(fused.step, fused.env)
+        front = solve(scheduled.problem, fused.env.seed, _told(scheduled, part.name, say))
         bounds.append(front.bound)
         orders = [scheduled.problem.given_order, *(s.order for s in front.schedules)]
         made = [_point(step, scheduled, order, part.name) for order in orders]

@@ -51,8 +51,8 @@ def record_of(made: Plan | Program) -> Record:
     from rewright.driver import Program
 
     plan = made.plan if isinstance(made, Program) else made
-    kept = ((s.spec.split("{")[0], s.snapshot) for s in plan.stages.stages)
-    stages = (("import", plan.source), *((n, g) for n, g in kept if g is not None))
+    kept = ((s.spec.split("{")[0], s.snapshot) for s in made.compile.stages)
+    stages = (("import", made.compile.source), *((n, g) for n, g in kept if g is not None))
     return Record(made.report, stages, plan.kernel_source, plan.calls)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -28,7 +28,7 @@ from rewright.ir import (
 )
 from rewright.ir.show import show_type
 from rewright.options import Options
-from rewright.passes import Env, Stage, held, held_bytes, peak_bytes
+from rewright.passes import Decision, Env, Stage, held, held_bytes, peak_bytes
 from rewright.report import (
     BufferRow,
     KernelRow,
@@ -38,14 +38,15 @@ from rewright.report import (
     RecomputedRow,
     Report,
 )
+from rewright.step_part import StepPart
 
 PHASES = ("forward", "backward")
 
 
 @dataclass(frozen=True)
 class Compile:
-    """What a report is made of. `functions` are the names of our kernels by node; `live` are the
-    bytes at each call of the schedule, where more is known of them than the graph says."""
+    """What a report is made of. `functions` are the names of our kernels by node; `part` is that of
+    a training step within a budget."""
 
     source: Graph
     stages: Sequence[Stage]
@@ -53,12 +54,30 @@ class Compile:
     options: Options
     functions: Mapping[str, str]
     pass_seconds: float
-    live: Sequence[int] | None = None
+    decisions: tuple[Decision, ...]
+    notes: tuple[str, ...] = ()
+    part: StepPart | None = None
 
     @cached_property
     def final(self) -> Graph:
         kept = [s.snapshot for s in self.stages if s.snapshot is not None]
         return kept[-1] if kept else self.source
+
+
+def of_part(made: Compile, part: StepPart) -> Compile:
+    """The compile of a part of a step, from the graph as it came on, where that is still known."""
+    notes = (*made.notes, f"the step: {part.fitted}", *part.fitted.notes)
+    made = dataclasses.replace(made, notes=notes, part=part)
+    if part.earlier is None:
+        return made
+    said = (decision for stage in part.earlier.stages for decision in stage.said)
+    return dataclasses.replace(
+        made,
+        source=part.earlier.source,
+        stages=(*part.earlier.stages, *made.stages),
+        pass_seconds=part.earlier.seconds + made.pass_seconds,
+        decisions=tuple(dict.fromkeys((*said, *made.decisions))),
+    )
 
 
 def report_of(made: Compile) -> Report:
@@ -77,11 +96,11 @@ def report_of(made: Compile) -> Report:
         passes=tuple(pass_rows(made.source, made.stages, made.env)),
         nodes=tuple(node_rows(made.source, made.final)),
         kernels=kernels,
-        recomputed=tuple(recomputed_rows(made.final, kernels)),
+        recomputed=tuple(recomputed_rows(made, kernels)),
         buffers=buffers,
         memory=_memory(made, kernels, buffers),
-        decisions=tuple(made.env.log),
-        notes=(),
+        decisions=made.decisions,
+        notes=made.notes,
         sources=dict(_sources(made.source.nodes)),
     )
 
@@ -222,30 +241,31 @@ def _kernel_row(node: Node, estimate: Estimate, made: Compile) -> KernelRow:
     )
 
 
-def recomputed_rows(final: Graph, kernels: Sequence[KernelRow]) -> Iterator[RecomputedRow]:
-    """Nodes of the forward that PyTorch's partition computes again in a backward graph, and calls
-    that remat runs again."""
+def recomputed_rows(made: Compile, kernels: Sequence[KernelRow]) -> Iterator[RecomputedRow]:
+    """Calls that remat runs again, and what a backward graph computes of the forward's besides, as
+    PyTorch's partition has it."""
+    again, moved = _run_again(made)
     seconds = {row.name: row.predicted_seconds for row in kernels}
-    if final.name == "backward":
-        for node in filter(is_call, final.nodes):
+    for node in filter(is_call, made.final.nodes):
+        if node.name in again:
+            of, took = again[node.name], seconds[node.name]
+            yield RecomputedRow(node.name, of, node.name, _nbytes(node), took)
+        elif made.final.name == "backward" and node.name not in moved:
             inside = node.graph("body").nodes if node.op.kind is Kind.REGION else (node,)
             for inner in inside:
                 if inner.phase == "forward" and is_call(inner):
-                    took = seconds[node.name] if len(inside) == 1 else 0.0
+                    took = seconds[node.name] if inner is node else 0.0
                     yield RecomputedRow(inner.name, inner.name, node.name, _nbytes(inner), took)
-    again = _run_again(final)
-    for node in final.nodes:
-        if node.name in again and is_call(node):
-            of = again[node.name]
-            yield RecomputedRow(node.name, of, node.name, _nbytes(node), seconds[node.name])
 
 
-def _run_again(final: Graph) -> dict[str, str]:
-    """Names that remat gave to calls that run again, and those of their first runs."""
-    steps = (step for step in final.history if step.spec.split("{")[0] == "remat")
-    return {
-        new: old for step in steps for old, names in step.renamed for new in names if new != old
-    }
+def _run_again(made: Compile) -> tuple[Mapping[str, str], Collection[str]]:
+    """Names that remat gave to calls that run again, and those of their first runs; and calls of
+    the forward that run in the backward only."""
+    if made.part is not None:
+        return made.part.again, made.part.moved
+    steps = (step for step in made.final.history if step.spec.split("{")[0] == "remat")
+    runs = ((old, new) for step in steps for old, names in step.renamed for new in names)
+    return {new: old for old, new in runs if new != old}, ()
 
 
 def _nbytes(node: Node) -> int:
@@ -257,7 +277,7 @@ def _nbytes(node: Node) -> int:
 
 def buffer_rows(final: Graph) -> Iterator[BufferRow]:
     """What the schedule allocates, over its calls."""
-    before = [0, *accumulate(is_call(node) for node in final.nodes)]
+    before = [0, *accumulate(int(is_call(node)) for node in final.nodes)]
     last = max(before[-1] - 1, 0)
     for found in held(final):
         first, end = before[found.first], before[found.last + 1] - 1
@@ -280,7 +300,7 @@ def bytes_at_calls(graph: Graph) -> list[int]:
 
 def _memory(made: Compile, kernels: Sequence[KernelRow], buffers: Sequence[BufferRow]) -> MemoryRow:
     options = made.options
-    after = tuple(bytes_at_calls(made.final) if made.live is None else made.live)
+    after = tuple(_bytes_after(made))
     ends = (b.offset + b.nbytes for b in buffers if b.offset is not None)
     peak = max(after, default=0)
     return MemoryRow(
@@ -288,9 +308,22 @@ def _memory(made: Compile, kernels: Sequence[KernelRow], buffers: Sequence[Buffe
         arena_bytes=max(ends, default=0),
         peak_bytes=peak,
         peak_at=_most_crowded([i for i, b in enumerate(after) if b == peak], kernels, buffers),
-        before=tuple(bytes_at_calls(made.source)),
+        before=tuple(_bytes_before(made)),
         after=after,
     )
+
+
+def _bytes_before(made: Compile) -> list[int]:
+    known = None if made.part is None else made.part.live_before()
+    return bytes_at_calls(made.source) if known is None else known
+
+
+def _bytes_after(made: Compile) -> list[int]:
+    """What is held at each call of the schedule; in a part of a step by all of the step."""
+    if made.part is None:
+        return bytes_at_calls(made.final)
+    kept = (s.snapshot for s in reversed(made.stages) if s.spec.split("{")[0] != "memory")
+    return made.part.live(next((g for g in kept if g is not None), made.source))
 
 
 def _most_crowded(

@@ -8,6 +8,7 @@ that only show their signature; the graphs lie in their `meta`, where the compil
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -16,18 +17,20 @@ from torch import fx
 
 from rewright.calibrate.workspace import workspaces
 from rewright.costmodel import call_seconds, show_bytes
-from rewright.driver import environment, pipeline_of
+from rewright.driver import EVERY_STAGE, environment, pipeline_of
 from rewright.ir import CheckError, Graph, TensorType, UnsupportedError, values_in
 from rewright.ir.effects import may_repeat
 from rewright.ir.fx_import import import_graph
 from rewright.ir.fx_sizes import SizeTable
 from rewright.options import Options
-from rewright.passes import Env, Pipeline
+from rewright.passes import Bytes, DecisionLog, Env, Pipeline
 from rewright.passes.remat import (
+    LEAST,
     SMALL,
     Fitted,
     Halves,
     Order,
+    Remat,
     Scheduled,
     TrainingStep,
     fitted,
@@ -35,6 +38,7 @@ from rewright.passes.remat import (
     refusal,
 )
 from rewright.step_memory import Promise, step_memory
+from rewright.step_part import Earlier, Scheduling, StepPart
 from rewright.step_signatures import Parts, is_number, outputs_of, placeholders, signatures
 from rewright.torch_compat import pinned_outputs
 
@@ -47,11 +51,11 @@ LARGE: Final = 0.25
 
 @dataclass(frozen=True)
 class ScheduledHalf:
-    """A forward or backward that has been through all passes but the last, what was decided for its
-    step, and what a forward checks before it runs."""
+    """A forward or backward that has been through all passes but the last, what it is part of, and
+    what a forward checks before it runs."""
 
     graph: Graph
-    fitted: Fitted
+    part: StepPart
     promise: Promise | None = None
 
     def __deepcopy__(self, memo: object) -> ScheduledHalf:
@@ -82,17 +86,23 @@ def partition_within(starts: Sequence[Start], returned: int, options: Options) -
     """
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+    started = time.perf_counter()
     best = _best(starts, returned, options)
+    spent = time.perf_counter() - started
+    step = best.fused.step
     with unset_fake_temporarily():
-        halves = best.step.halves(best.scheduled, best.found.schedule.order)
+        halves = step.halves(best.scheduled, best.found.schedule.order)
         memory, promise = step_memory(halves), None
         if options.budget is not None and memory.symbols:
             promise = Promise(memory, options.budget)
     notes = (*best.start.notes, *_large_outputs(halves, best.found.peak))
     found = replace(best.found, notes=notes)
+    spec = str(Remat(Bytes(options.budget or LEAST)))
+    scheduling = Scheduling(step, best.fused.as_it_came, best.fused.earlier, found, spec, spent)
     forward, backward = signatures(best.parts, halves)
-    forward.meta[SCHEDULED] = ScheduledHalf(halves.forward, found, promise)
-    backward.meta[SCHEDULED] = ScheduledHalf(halves.backward, found)
+    parts = scheduling.parts(halves, memory)
+    for module, (graph, part) in zip((forward, backward), parts, strict=True):
+        module.meta[SCHEDULED] = ScheduledHalf(graph, part, promise if part.forward else None)
     return forward, backward
 
 
@@ -111,7 +121,7 @@ def _large_outputs(halves: Halves, peak: int) -> Iterator[str]:
 class _Candidate:
     start: Start
     parts: Parts
-    step: TrainingStep
+    fused: FusedStep
     scheduled: Scheduled
     found: Fitted
 
@@ -157,13 +167,13 @@ class _Search:
         if (start, saved) in self.seen:
             return True
         self.seen.add((start, saved))
-        step, env = fused_step(parts, self.returned, self.options)
-        scheduled = scheduled_step(step, env)
+        fused = fused_step(parts, self.returned, self.options)
+        scheduled = scheduled_step(fused.step, fused.env)
         if self.best is not None and _is_slower(scheduled, self.best, self.budget):
             return False
         if self.best is None or not _needs_more(scheduled, self.best, self.budget):
-            fitted = _fitted(step, scheduled, env, self.budget)
-            found = _Candidate(start, parts, step, scheduled, fitted)
+            fitted = _fitted(fused, scheduled, self.budget)
+            found = _Candidate(start, parts, fused, scheduled, fitted)
             self.found.append(fitted)
             if self.best is None or found.rank(self.budget) < self.best.rank(self.budget):
                 self.best = found
@@ -205,15 +215,25 @@ def scheduled_step(step: TrainingStep, env: Env) -> Scheduled:
     return step.scheduled(call_seconds(env.cost, step.joined), held)
 
 
-def _fitted(step: TrainingStep, scheduled: Scheduled, env: Env, budget: int | None) -> Fitted:
+def _fitted(fused: FusedStep, scheduled: Scheduled, budget: int | None) -> Fitted:
     def planned(order: Order) -> int:
-        return step_memory(step.halves(scheduled, order)).peak
+        return step_memory(fused.step.halves(scheduled, order)).peak
 
-    return fitted(scheduled, budget, planned, env.seed)
+    return fitted(scheduled, budget, planned, fused.env.seed)
 
 
-def fused_step(parts: Parts, returned: int, options: Options) -> tuple[TrainingStep, Env]:
-    """Both parts after the passes that come before memory is planned, and what those used."""
+@dataclass(frozen=True)
+class FusedStep:
+    """Both parts after the passes that come before memory is planned, as they came, what the passes
+    used, and what each part went through."""
+
+    step: TrainingStep
+    as_it_came: TrainingStep
+    env: Env
+    earlier: tuple[Earlier, Earlier]
+
+
+def fused_step(parts: Parts, returned: int, options: Options) -> FusedStep:
     from rewright.backend import roles_of
 
     sizes = SizeTable()
@@ -223,9 +243,17 @@ def fused_step(parts: Parts, returned: int, options: Options) -> tuple[TrainingS
     env, note = environment(forward, options)
     passes = pipeline_of(options, kernels=note is None)
     fusing = Pipeline(tuple(p for p in passes if p.gives != "kernel" and p.name != "remat"))
-    forward, backward = (fusing.run(graph, env).graph for graph in (forward, backward))
+    first, then = (_earlier(graph, fusing, env) for graph in (forward, backward))
     pinned = frozenset(pinned_outputs(parts[0]))
-    return TrainingStep(forward, backward, returned, _handed(parts, returned), pinned), env
+    as_it_came = TrainingStep(forward, backward, returned, _handed(parts, returned), pinned)
+    step = replace(as_it_came, forward=first.graph, backward=then.graph)
+    return FusedStep(step, as_it_came, env, (first, then))
+
+
+def _earlier(graph: Graph, passes: Pipeline, env: Env) -> Earlier:
+    """What passes make of a graph; what they say of it is logged apart."""
+    result = passes.run(graph, replace(env, log=DecisionLog()), snapshots=EVERY_STAGE)
+    return Earlier(graph, result.stages, sum(stage.seconds for stage in result.stages))
 
 
 def _refuse_repeats(forward: Graph, backward: Graph) -> None:

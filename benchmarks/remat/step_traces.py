@@ -32,9 +32,9 @@ def _spans(parts: Any, returned: int, options: Options) -> tuple[Buffer, ...]:
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     with unset_fake_temporarily():
-        step, env = fused_step(parts, returned, options)
-        scheduled = scheduled_step(step, env)
-        memory = step_memory(step.halves(scheduled, scheduled.problem.given_order))
+        fused = fused_step(parts, returned, options)
+        scheduled = scheduled_step(fused.step, fused.env)
+        memory = step_memory(fused.step.halves(scheduled, scheduled.problem.given_order))
     spans = (span for span in memory.spans if hint(span.nbytes))
     return tuple(
         Buffer(f"b{i}", span.first, span.last + 1, hint(span.nbytes))

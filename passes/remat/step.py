@@ -31,7 +31,8 @@ class Halves:
     """Forward and backward of a step. The forward returns `returned` outputs to its caller, then
     the tensors in `saved`, then numbers that it handed over before, then `sizes`, which are inputs
     of its. The backward gets numbers and sizes first, then `saved`, then gradients (its inputs with
-    the role "tangent"). `workspace` are the bytes that calls hold while they run, by name."""
+    the role "tangent"). `workspace` are the bytes that calls hold while they run, by name;
+    `origins` are the names of the joined step's calls that calls are runs of."""
 
     forward: Graph
     backward: Graph
@@ -39,6 +40,7 @@ class Halves:
     saved: tuple[Value, ...]
     sizes: tuple[Value, ...]
     workspace: Mapping[str, int]
+    origins: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,19 @@ class TrainingStep:
     def joined(self) -> Graph:
         """Both as one graph: inputs of the forward and tangents in, what the forward returns and
         the gradients out."""
+        return self._joining[0]
+
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """What values of the backward are called in the joined step."""
+        nodes = self.backward.nodes
+        made = (value for node in nodes for value in node.results)
+        pairs = ((value.name, self._joining[1][value]) for value in made)
+        return {name: now.name for name, now in pairs if isinstance(now, Value)}
+
+    @cached_property
+    def _joining(self) -> tuple[Graph, Mapping[Value, Arg]]:
+        """The joined step, and what stands in it for each value of the backward."""
         fresh = fresh_names(v.name for v in self.forward.values)
         names: dict[Value, Arg] = {}
         for place, given in enumerate(self.backward.inputs):
@@ -72,13 +87,14 @@ class TrainingStep:
             nodes.append(dataclasses.replace(node.replace(names), results=results))
             names |= dict(zip(node.results, results, strict=True))
         outputs = tuple(map_values(a, names) for a in self.backward.outputs)
-        return Graph(
+        joined = Graph(
             "step",
             (*self.forward.inputs, *(Input(v, "tangent") for v in self._tangents(names))),
             (*self.forward.nodes, *nodes),
             (*self.forward.outputs[: self.returned], *outputs),
             self.forward.updates,
         )
+        return joined, names
 
     def _tangents(self, names: Mapping[Value, Arg]) -> Iterator[Value]:
         for place, given in enumerate(self.backward.inputs):
@@ -132,7 +148,7 @@ class TrainingStep:
         )
         known = scheduled.workspace
         workspace = {name: known[of] for name, of in origins.items() if of in known}
-        return Halves(forward, backward, self.returned, saved, sizes, workspace)
+        return Halves(forward, backward, self.returned, saved, sizes, workspace, origins)
 
     def _missing(self, backward: Graph) -> Iterator[Value]:
         """The forward's own inputs that are sizes which nothing given to the backward shows."""
