@@ -1,4 +1,4 @@
-"""The command line: rewright optimize | run | show | why | rules | estimate | calibrate |
+"""The command line: rewright optimize | run | show | why | diff | rules | estimate | calibrate |
 pareto | plan-memory | doctor.
 
 Exit codes: 0 done, 1 a check did not hold, 2 a mistake in what was asked.
@@ -19,6 +19,8 @@ from rewright.ir.errors import OptionError, RewrightError, did_you_mean
 MODEL_HELP = (
     "a .pt2 file, a .rw text, a .mlir or .mlirbc file, or pkg.mod:factory giving (module, inputs)"
 )
+
+OR_TRACE = f"{MODEL_HELP}, or the folder of a trace"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,6 +105,13 @@ def _optimize(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="write an artefact to that folder; the optimized graph, when it ends with .mlir",
     )
+    _profile(parser)
+
+
+def _profile(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--profile", action="store_true", help="time each call, and print the slowest"
+    )
 
 
 def _run(parser: argparse.ArgumentParser) -> None:
@@ -111,6 +120,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
         "--check", action="store_true", help="compare outputs with float64; exit 1 when they differ"
     )
     parser.add_argument("--rounds", type=_count, default=20, help="timed rounds (default: 20)")
+    _profile(parser)
 
 
 def _count(text: str) -> int:
@@ -120,10 +130,11 @@ def _count(text: str) -> int:
 
 
 def _show(parser: argparse.ArgumentParser) -> None:
-    _compile_options(parser)
+    _compile_options(parser, OR_TRACE)
     parser.add_argument("--after", metavar="PASS", help="the graph after that pass")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--kernels", action="store_true", help="the source of the kernels")
+    what.add_argument("--loops", action="store_true", help="the loop nests of the kernels")
     what.add_argument("--calls", action="store_true", help="the call sequence, as Python")
     what.add_argument(
         "--quantization", action="store_true", help="the format of each layer, and what it adds"
@@ -131,13 +142,54 @@ def _show(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--python", action="store_true", help="the graph as a torch script")
     what.add_argument("--mlir", action="store_true", help="the graph in MLIR's torch dialect")
     what.add_argument("--linalg", action="store_true", help="the graph as linalg on tensors")
-    parser.add_argument("--node", metavar="NAME", help="only that node and what it reads")
+    what.add_argument(
+        "--source", action="store_true", help="the graph beside the lines of its model's source"
+    )
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument(
+        "--node",
+        metavar="NAME",
+        help="only that node and what it reads; of kernels, the one that computes it",
+    )
+    part.add_argument(
+        "--around", metavar="NAME[:STEPS]", help="only the nodes near a value (default: 1)"
+    )
+    part.add_argument(
+        "--uses",
+        metavar="NAME[:STEPS]",
+        help="only the nodes that read a value, in so many steps (default: 1) or all",
+    )
 
 
 def _why(parser: argparse.ArgumentParser) -> None:
-    _compile_options(parser)
-    parser.add_argument("node", nargs="?", help="a value's name; all decisions when left out")
+    _compile_options(parser, OR_TRACE)
+    parser.add_argument(
+        "subject",
+        nargs="?",
+        metavar="NODE|KERNEL|PASS",
+        help="the name of a value, a kernel's function or a pass; all decisions when left out",
+    )
     parser.add_argument("--pass", dest="of_pass", metavar="PASS", help="only that pass's decisions")
+
+
+def _diff(parser: argparse.ArgumentParser) -> None:
+    _compile_options(parser, OR_TRACE)
+    parser.add_argument(
+        "other",
+        nargs="?",
+        metavar="OTHER",
+        help="a second model or trace; two stages of the first are compared when left out",
+    )
+    parser.add_argument(
+        "--before",
+        metavar="PASS",
+        help="from the graph before that pass (default: as it came)",
+    )
+    parser.add_argument(
+        "--after",
+        metavar="PASS",
+        help="to the graph after that pass (default: the last); of two models, both after it",
+    )
 
 
 def _rules(parser: argparse.ArgumentParser) -> None:
@@ -222,7 +274,8 @@ COMMANDS: Final[dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]]
     "optimize": ("optimize a model; write an artefact with -o", _optimize),
     "run": ("run a model or an artefact, checked and timed", _run),
     "show": ("print a graph at any stage, kernels, the call sequence", _show),
-    "why": ("explain decisions and refusals", _why),
+    "why": ("explain decisions and refusals, and what they cost", _why),
+    "diff": ("what differs between two stages or two compiles, node by node", _diff),
     "rules": ("check rewrite rules, list them, see which fire", _rules),
     "estimate": ("how long a call takes, between which bounds, and why", _estimate),
     "calibrate": ("measure this machine for the cost model, once", _calibrate),

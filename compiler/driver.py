@@ -53,6 +53,7 @@ from rewright.reporting import Compile, of_part, refuse_fallback, report_of
 from rewright.step_part import StepPart
 
 if TYPE_CHECKING:
+    from rewright.calibrate.profile import Profile
     from rewright.codegen.cpp import Library
     from rewright.passes import DecisionLog
 
@@ -131,12 +132,14 @@ class Plan:
 class Program:
     """A plan, built: call its `executable` with a list of arguments (boxed), or look into it.
 
-    `part` says which part of a training step it is, when that keeps a budget."""
+    `part` says which part of a training step it is, when that keeps a budget; `profile` what its
+    calls take, when they were timed."""
 
     plan: Plan
     recipe: Recipe
     built: Built
     part: StepPart | None = None
+    profile: Profile | None = None
 
     @property
     def fitted(self) -> Fitted | None:
@@ -169,7 +172,10 @@ class Program:
     @cached_property
     def report(self) -> Report:
         found = self.plan.report if self.part is None else report_of(self.compile)
-        return found.built(self.built.seconds)
+        found = found.built(self.built.seconds)
+        if self.profile is None:
+            return found
+        return found.measured(self.profile.whole, self.profile.steps)
 
     def errors(self, inputs: Sequence[Any] | None = None) -> Errors:
         """How far this and eager are from float64, on `inputs` of the graph or on random ones."""

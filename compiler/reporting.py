@@ -29,6 +29,7 @@ from rewright.ir import (
 from rewright.ir.show import show_type
 from rewright.options import Options
 from rewright.passes import Decision, Env, Stage, held, held_bytes, peak_bytes
+from rewright.renames import composed, now
 from rewright.report import (
     BufferRow,
     KernelRow,
@@ -143,23 +144,9 @@ def pass_rows(source: Graph, stages: Sequence[Stage], env: Env) -> Iterator[Pass
             *cost[id(graph.nodes)],
             kinds["decided"],
             kinds["refused"],
-            _renamed(graph, steps),
+            composed(dict(step.renamed) for step in graph.history[steps:]),
         )
         steps = len(graph.history)
-
-
-def _renamed(graph: Graph, steps: int) -> dict[str, tuple[str, ...]]:
-    """What became of names since the first `steps` of a graph's history."""
-    found: dict[str, tuple[str, ...]] = {}
-    for step in graph.history[steps:]:
-        then = dict(step.renamed)
-        found = {old: _now(names, then) for old, names in found.items()}
-        found = {**then, **found}
-    return found
-
-
-def _now(names: Iterable[str], renamed: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    return tuple(new for old in names for new in renamed.get(old, (old,)))
 
 
 # --- nodes --------------------------------------------------------------------------------------
@@ -185,7 +172,7 @@ def _followed(name: str, final: Graph) -> tuple[str, ...]:
     """The names that stand in `final` for what was called `name` in the graph it came from."""
     names: tuple[str, ...] = (name,)
     for step in final.history:
-        names = _now(names, dict(step.renamed))
+        names = now(names, dict(step.renamed))
     return names
 
 

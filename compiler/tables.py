@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from rewright.report import PassRow
+    from rewright.report import KernelRow, PassRow
+
+# Calls that a table of the slowest names.
+SLOWEST: Final = 10
 
 
 def bytes_text(count: float) -> str:
@@ -50,3 +53,27 @@ def pass_table(rows: Sequence[PassRow]) -> str:
         for row in rows
     ]
     return table(("pass", "nodes", "calls", "peak", "estimated"), cells)
+
+
+def slowest_table(rows: Sequence[KernelRow]) -> str:
+    """Calls that were measured, a line for all that do the same: those that take longest."""
+    kinds: dict[tuple[object, ...], list[KernelRow]] = {}
+    for row in rows:
+        kind = row.function or row.op, row.flops, row.read_bytes, row.written_bytes
+        kinds.setdefault(kind, []).append(row)
+    slowest = sorted(kinds.values(), key=_measured, reverse=True)[:SLOWEST]
+    cells = [
+        (
+            f"{same[0].function or same[0].op} (%{same[0].name})",
+            str(len(same)),
+            seconds_text(_measured(same)),
+            seconds_text(sum(row.predicted_seconds for row in same)),
+            f"{_measured(same) / max(_measured(rows), 1e-9):.0%}",
+        )
+        for same in slowest
+    ]
+    return table(("slowest", "calls", "measured", "predicted", "share"), cells)
+
+
+def _measured(rows: Sequence[KernelRow]) -> float:
+    return sum(row.measured_seconds or 0.0 for row in rows)

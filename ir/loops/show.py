@@ -1,0 +1,138 @@
+"""Loop nests as text: what a kernel computes, before it is scheduled. For reading; nothing parses
+it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from rewright.ir.loops.affine import Affine, Axis
+from rewright.ir.loops.attention import AttentionNest, Place
+from rewright.ir.loops.nest import (
+    Apply,
+    Buffer,
+    Convert,
+    Inside,
+    Let,
+    Load,
+    Nest,
+    Number,
+    Position,
+    Reduce,
+    Ref,
+    Round,
+    Stage,
+    Statement,
+    Store,
+    Term,
+    Within,
+)
+from rewright.ir.loops.quantized import QuantizedNest
+from rewright.ir.show import show_type
+from rewright.ir.types import DTYPE_NAMES
+
+
+def show_nest(nest: Nest | AttentionNest | QuantizedNest) -> str:
+    """One nest, without a line break at its end."""
+    head = f"kernel {nest.name}({_buffers(nest.inputs)}) -> ({_buffers(nest.outputs)}) {{"
+    match nest:
+        case AttentionNest():
+            lines = _attention(nest)
+        case QuantizedNest():
+            lines = iter((f"{nest.format}: [{nest.rows}, {nest.depth}] x [{nest.columns}, ...]",))
+        case Nest():
+            lines = _nest(nest)
+    return "\n".join([head, *(f"  {line}" for line in lines), "}"])
+
+
+def _buffers(buffers: Sequence[Buffer]) -> str:
+    return ", ".join(f"%{b.name}: {show_type(b.type)}" for b in buffers)
+
+
+def _nest(nest: Nest) -> Iterator[str]:
+    yield f"rows {_axes(nest.rows)}"
+    if nest.order is not None:
+        blocks = f", in {nest.order.style}, blocks of {nest.order.block}"
+        yield f"columns {_axes(nest.cols)}{blocks}"
+    if nest.kept:
+        yield f"kept {', '.join(nest.kept)}"
+    for stage in nest.stages:
+        yield from _stage(stage)
+
+
+def _stage(stage: Stage) -> Iterator[str]:
+    yield f"each {stage.per} {{"
+    for statement in stage.body:
+        yield f"  {_statement(statement)}"
+    yield "}"
+
+
+def _attention(nest: AttentionNest) -> Iterator[str]:
+    yield f"heads {_axes(nest.batch)}"
+    named = (nest.row, nest.key, nest.inner, nest.width)
+    yield f"queries, keys, features, width {_axes(named)}"
+    places = (nest.queries, nest.keys, nest.values, nest.results)
+    for name, place in zip(("queries", "keys", "values", "results"), places, strict=True):
+        yield f"{name} = {_place(place)}"
+    yield f"each product {nest.given} of a query and a key {{"
+    for statement in nest.statements:
+        yield f"  {_statement(statement)}"
+    yield "}"
+    yield f"softmax of {nest.taken.name}"
+
+
+def _place(place: Place) -> str:
+    return f"%{place.buffer}[{_affine(place.at)}] : {DTYPE_NAMES[place.dtype]}"
+
+
+def _axes(axes: Sequence[Axis]) -> str:
+    return ", ".join(f"{axis.name}: {axis.size}" for axis in axes) or "none"
+
+
+def _statement(statement: Statement) -> str:
+    match statement:
+        case Store(buffer=buffer, at=at, value=value):
+            return f"%{buffer}[{_affine(at)}] = {value.name}"
+        case Reduce(name=name, how=how, term=term, origin=origin):
+            return f"{name} = {how} of {_term(term)} : {DTYPE_NAMES[term.dtype]}{_origin(origin)}"
+        case Let(name=name, term=term, origin=origin):
+            return f"{name} = {_term(term)} : {DTYPE_NAMES[term.dtype]}{_origin(origin)}"
+
+
+def _origin(origin: str) -> str:
+    return f"  # %{origin}" if origin else ""
+
+
+def _term(term: Term) -> str:
+    match term:
+        case Load(buffer=buffer, at=at, guards=guards):
+            return f"%{buffer}[{_affine(at)}]{_guards(guards, ' where ')}"
+        case Ref(name=name):
+            return name
+        case Number(value=value):
+            return str(value)
+        case Position(at=at):
+            return f"position({_affine(at)})"
+        case Inside(guards=guards):
+            return f"inside({_guards(guards)})"
+        case Apply(name=name, args=args):
+            return f"{name}({', '.join(map(_term, args))})"
+        case Convert(arg=arg, dtype=dtype):
+            return f"{DTYPE_NAMES[dtype]}({_term(arg)})"
+        case Round(arg=arg, storage=storage):
+            return f"rounded_to_{DTYPE_NAMES[storage]}({_term(arg)})"
+
+
+def _guards(guards: Sequence[Within], before: str = "") -> str:
+    shown = (f"{guard.low} <= {_affine(guard.at)} < {guard.high}" for guard in guards)
+    return f"{before}{' and '.join(shown)}" if guards else ""
+
+
+def _affine(at: Affine) -> str:
+    terms = [name if factor == 1 else f"{name}*{_factor(factor)}" for name, factor in at.terms]
+    if at.offset != 0 or not terms:
+        terms.append(str(at.offset))
+    return " + ".join(terms)
+
+
+def _factor(factor: object) -> str:
+    return str(factor) if isinstance(factor, int) else f"({factor})"
