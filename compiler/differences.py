@@ -18,13 +18,6 @@ from rewright.tables import bytes_text, seconds_text, table
 
 # Nodes that differ only in their names, of which the text lists so many.
 LISTED: Final = 8
-_COUNTED: Final = {
-    "gone": "gone",
-    "new": "new",
-    "changed": "changed",
-    "kernel": "made kernels",
-    "renamed": "renamed",
-}
 _COLUMNS: Final = ("nodes", "calls", "peak", "estimated")
 
 
@@ -56,7 +49,7 @@ class Difference:
     def __str__(self) -> str:
         lines = [f"{self.left.name} -> {self.right.name}", self._table(), *self._changes()]
         counted = Counter(change.kind for change in self.changes)
-        total = ", ".join(f"{count} {_COUNTED[kind]}" for kind, count in counted.items())
+        total = ", ".join(_counted(count, kind) for kind, count in counted.items())
         return "\n".join([*lines, total or "the graphs are equal, node by node"])
 
     def _table(self) -> str:
@@ -71,6 +64,12 @@ class Difference:
         yield from (str(change) for change in self.changes if change not in renamed[LISTED:])
         if len(renamed) > LISTED:
             yield f"renamed  {len(renamed) - LISTED} more"
+
+
+def _counted(count: int, kind: str) -> str:
+    if kind != "kernel":
+        return f"{count} {kind}"
+    return "1 new kernel" if count == 1 else f"{count} new kernels"
 
 
 def _cells(a: PassRow, b: PassRow) -> list[str]:
@@ -93,7 +92,7 @@ def between_stages(record: Record, before: str | None, after: str | None) -> Dif
     last = stage_after(record, after)
     if first >= last:
         raise OptionError(
-            f"nothing lies between the graph before {before or 'all passes'} and the one after {after}",
+            f"nothing lies between the graph before {before or 'any pass'} and that after {after}",
             help="--before names the first pass, --after the last",
         )
     a, b = record.stages[first][1], record.stages[last][1]

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from rewright.ir import Arg, Constant, Graph, Kind, Node, Value, map_values, values_in
 from rewright.ir.show import show_arg, show_node, show_type
-from rewright.looking import names_in
 from rewright.passes import held
 from rewright.renames import Renames, now
 from rewright.report_json import to_json
@@ -66,10 +65,6 @@ def _weight(found: Sequence[Change]) -> tuple[int, int]:
 
 
 def _changes(a: Graph, b: Graph, renamed: Renames) -> list[Change]:
-    there = names_in(
-        b
-    )  # of what went into a kernel, the kernel is a name, but it is in there still
-    renamed = {old: new for old, new in renamed.items() if old not in there}
     found = [
         *_between(_inputs(a), _inputs(b), renamed),
         *_between(_nodes(a, renamed), _nodes(b, {}), renamed),
@@ -97,7 +92,8 @@ def _between(a: _Facts, b: _Facts, renamed: Renames) -> Iterator[Change]:
     met: set[str] = set()
     for name, fact in a.items():
         stands = now((name,), renamed)
-        kept = next((n for n in stands if n in b and (n == name or n not in a)), None)
+        others = (n for n in stands if n in a and n != name and n in now((n,), renamed))
+        kept = next((n for n in stands if n in b and n not in met | set(others)), None)
         if kept is None:
             yield Change("gone", name, tuple(n for n in stands if n != name), fact.text, "")
             continue

@@ -79,8 +79,13 @@ def is_value(record: Record, name: str) -> bool:
 
 
 def renames(record: Record, before: int, after: int) -> dict[str, tuple[str, ...]]:
-    """What became of the names of one stage by another."""
-    return composed(row.renamed for row in record.report.passes[before + 1 : after + 1])
+    """What became of the names of one stage by another. Who went into a kernel is called like it
+    from then on, and is there still: that is no new name."""
+    there = names_in(record.stages[after][1])
+    return composed(
+        {old: new for old, new in row.renamed.items() if old not in there}
+        for row in record.report.passes[before + 1 : after + 1]
+    )
 
 
 def names_in(graph: Graph) -> set[str]:

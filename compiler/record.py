@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 REPORT: Final = "report.json"
 KERNELS: Final = "kernels.cpp"
 CALLS: Final = "calls.py"
+MANIFEST: Final = "rewright.json"  # of an artefact, which holds a report too
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ def read(folder: Path) -> Record:
 
 def _report(folder: Path) -> Report:
     path = folder / REPORT
+    if (folder / MANIFEST).is_file():
+        raise _no_trace(folder, "it is an artefact")
     if not path.is_file():
         raise _no_trace(folder, f"it has no {REPORT}")
     try:
@@ -121,6 +124,8 @@ def _stages(report: Report, folder: Path) -> Iterator[tuple[str, Graph]]:
     steps: tuple[Step, ...] = ()
     for row in report.passes:
         path = folder / row.file
+        if path.parent != folder:
+            raise _damaged(folder, f"its report names a file elsewhere: {row.file}")
         text = read_text(path)
         if text not in known:
             known[text] = load_text(path)

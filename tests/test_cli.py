@@ -256,14 +256,12 @@ def test_show_prints_json(run: Run) -> None:
 
 
 def test_why_explains_a_node(run: Run) -> None:
-    assert run("why", "softplus.rw", "%b") == (
-        "%b = aten.exp.default (model.py:8) runs in our kernel of %c\n"
-        "  fuse           %b: joins %a, saving a read of 128 B\n"
-    )
-    assert run("why", "softplus.rw", "d") == (
-        "%d = aten.sort.default (model.py:9) runs as an ATen call\n"
-        "  fuse           %d: aten.sort.default has no kernel of ours\n"
-    )
+    lines = run("why", "softplus.rw", "%b").splitlines()
+    assert lines[0] == "%b = aten.exp.default (model.py:8) runs in our kernel of %c"
+    assert lines[-1] == "  fuse           %b: joins %a, saving a read of 128 B"
+    lines = run("why", "softplus.rw", "d").splitlines()
+    assert lines[0] == "%d = aten.sort.default (model.py:9) runs as an ATen call"
+    assert lines[-1] == "  fuse           %d: aten.sort.default has no kernel of ours"
     assert (
         run("why", "softplus.rw", "x") == "%x is an input\n  no pass had anything to say about it\n"
     )
@@ -274,7 +272,7 @@ def test_why_lists_the_decisions_of_a_pass(run: Run) -> None:
         line.split()[0] for line in run("why", "softplus.rw", "--pass", "fuse").splitlines()
     ] == ["fuse"] * 3
     decisions = json.loads(run("why", "softplus.rw", "--pass", "memory", "--json"))
-    assert decisions == [
+    assert decisions["decisions"] == [
         {
             "pass": "memory",
             "subject": "softplus",
