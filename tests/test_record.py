@@ -37,7 +37,13 @@ from rewright.report import (
 pytestmark = pytest.mark.cpu
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs/report-schema.json").read_text())
-SIZES: dict[str, Any] = {"n_embd": 64, "n_head": 2, "vocab_size": 512, "bos_token_id": 0, "eos_token_id": 0}
+SIZES: dict[str, Any] = {
+    "n_embd": 64,
+    "n_head": 2,
+    "vocab_size": 512,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 MLP = """
 graph mlp(%x: f32[64, 512], %w: f32[512, 2048], %scale: f32[2048]) {
   %h = aten.mm.default(%x, %w) : f32[64, 2048] @ model.py:14
