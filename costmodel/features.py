@@ -83,7 +83,7 @@ def features(node: Node, target: Target, cold: int = 0, held: int = 0) -> Featur
     if family == "kernel":
         return kernel_features(node, target, held)
     work, read, written = (hint(n) for n in (flops(node), bytes_read(node), bytes_written(node)))
-    moved = read + written
+    moved, cold = read + written, min(cold, read)  # of a table, a gather reads a few rows
     dtype = main_type(node)
     rate = target.peak(dtype) * (ELEMENTWISE if family == "operator" else 1)
     compute, memory = work / rate, _memory_seconds(target, moved, cold)

@@ -342,6 +342,19 @@ CALLS = {
 }
 
 
+def test_a_gather_from_a_cold_table_reads_a_few_rows_of_it() -> None:
+    (node,) = parse("""
+graph f(%w: f32[50000, 64], %i: i64[8]) {
+  %r = aten.embedding.default(%w, %i) : f32[8, 64]
+  return %r
+}
+""").nodes
+    table = 50000 * 64 * 4
+    cold, warm = features(node, TARGET, table), features(node, TARGET)
+    assert cold == features(node, TARGET, 8 * 64 * 4 + 8 * 8)
+    assert warm.floor < cold.floor < 2 * warm.floor
+
+
 @pytest.mark.parametrize("family", CALLS)
 def test_each_number_has_a_name(family: str) -> None:
     (node,) = parse(dedent(CALLS[family])).nodes
