@@ -67,10 +67,10 @@ def show(graph: Graph, *, header: bool = True) -> str:
     return "\n".join(lines)
 
 
-def show_node(node: Node) -> str:
-    """One node, as it stands in the text of its graph but without indent."""
+def show_node(node: Node, indent: str = "") -> str:
+    """One node, as it stands in the text of its graph at that indent."""
     lines: list[str] = []
-    _node(lines, node, "")
+    _node(lines, node, indent)
     return "\n".join(lines)
 
 

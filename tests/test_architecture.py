@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "compiler": {"ir", "costmodel", "passes", "codegen", "compiler"},
 }
 FOLDERS = (*LIBRARY, "tests", "examples", "benchmarks")
-WRITTEN_BY_HAND = {".c", ".h", ".lark", ".py", ".rules"}
+WRITTEN_BY_HAND = {".c", ".css", ".h", ".html", ".js", ".lark", ".py", ".rules"}
 LAZY = (
     *("catboost", "lark", "matplotlib", "networkx", "pyarrow", "rich", "scipy", "sympy"),
     *("torch._inductor", "torch_mlir", "transformers", "triton"),
