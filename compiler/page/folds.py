@@ -153,9 +153,9 @@ def _fold(run: _Run, shift: int, reads: Sequence[set[str]], places: Sequence[int
 
 
 def _labels(blocks: Sequence[set[str]]) -> list[str]:
-    """`transformer.h.3` where all inputs that only this block reads are called so, else its number
-    among its like."""
-    often = Counter(name for names in blocks for name in names)
+    """`transformer.h.3` where all parameters that only this block reads are called so, else its
+    number among its like. Parameters have dotted names."""
+    often = Counter(name for names in blocks for name in names if "." in name)
     found = [_common(sorted(n for n in names if often[n] == 1)) for names in blocks]
     if all(found) and len(set(found)) == len(found):
         return found
