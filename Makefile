@@ -9,7 +9,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test sweep fuzz bench costmodel lint
+.PHONY: help demo test browser sweep fuzz bench costmodel lint
 
 VENV ?= .venv
 WORKERS ?= 2
@@ -38,6 +38,9 @@ demo: $(LINKED) ## optimize GPT-2 for this machine: passes, error, first call, s
 
 test: $(LINKED) ## all tests; those that need a GPU are skipped where there is none
 	$(PY) -m pytest -n $(WORKERS) --durations=10 $(ARGS)
+
+browser: $(LINKED) ## the report page in headless Chromium, which `apt-get install chromium` brings
+	$(PY) -m pytest tests/browser/report_page.py $(ARGS)
 
 sweep: $(LINKED) ## every operator of PyTorch's own tables through our backend, in at most two hours
 	PYTHONPATH=tests $(PY) -m sweep $(ARGS)

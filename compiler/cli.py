@@ -1,5 +1,5 @@
-"""The command line: rewright optimize | run | show | why | diff | rules | estimate | calibrate |
-pareto | plan-memory | doctor.
+"""The command line: rewright optimize | run | show | why | diff | report | rules | estimate |
+calibrate | pareto | plan-memory | doctor.
 
 Exit codes: 0 done, 1 a check did not hold, 2 a mistake in what was asked.
 """
@@ -192,6 +192,18 @@ def _diff(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _report(parser: argparse.ArgumentParser) -> None:
+    _compile_options(parser, OR_TRACE)
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        default="report.html",
+        help="where to write the page (default: report.html)",
+    )
+    parser.add_argument("--profile", action="store_true", help="run the model, and time each call")
+
+
 def _rules(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
@@ -276,6 +288,7 @@ COMMANDS: Final[dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]]
     "show": ("print a graph at any stage, kernels, the call sequence", _show),
     "why": ("explain decisions and refusals, and what they cost", _why),
     "diff": ("what differs between two stages or two compiles, node by node", _diff),
+    "report": ("write a compile as a page for a browser", _report),
     "rules": ("check rewrite rules, list them, see which fire", _rules),
     "estimate": ("how long a call takes, between which bounds, and why", _estimate),
     "calibrate": ("measure this machine for the cost model, once", _calibrate),

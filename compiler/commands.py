@@ -29,6 +29,7 @@ __all__ = [
     "optimize",
     "pareto",
     "plan_memory",
+    "report",
     "rules",
     "run",
     "show",
@@ -159,6 +160,13 @@ def rules(arguments: argparse.Namespace) -> int:
     from rewright.rule_commands import rules
 
     return rules(arguments)
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """A compile as a page."""
+    from rewright.page_command import report
+
+    return report(arguments)
 
 
 def doctor(arguments: argparse.Namespace) -> int:

@@ -30,9 +30,7 @@ HOSTILE = "</script><img src=x onerror=alert(1)><!--data-->&amp;'\\\""
 
 def layers(count: int, tail: str = "") -> str:
     """A graph of `count` equal blocks of six nodes, each with parameters of its own."""
-    params = "".join(
-        f", %h.{i}.w: f32[8, 8] param, %h.{i}.b: f32[8] param" for i in range(count)
-    )
+    params = "".join(f", %h.{i}.w: f32[8, 8] param, %h.{i}.b: f32[8] param" for i in range(count))
     lines, last = [], "x"
     for i in range(count):
         lines += [

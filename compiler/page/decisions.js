@@ -10,7 +10,7 @@ class DecisionsTab {
     this.pass = choice([["", "all passes"], ...spoke.map((name) => [name, name])], "", () => this.fill(), { "aria-label": "Pass" });
     this.kind = choice([["", "decided and refused"], ["decided", "decided"], ["refused", "refused"]], "", () => this.fill(), { "aria-label": "Kind" });
     this.tally = el("output", { class: "tally" });
-    this.list = el("div", { class: "decisions", id: "decisions" });
+    this.list = el("div", { class: "decisions" });
     this.element = el("div", { class: "decisionstab" }, el("div", { class: "toolbar" }, el("div", { class: "search" }, this.query, this.tally), this.pass, this.kind), this.list);
     this.fill();
   }

@@ -14,8 +14,9 @@ function detailsOf(app, pane, chosen) {
     placeLine(model, chosen, pane, kernel, page),
     sourceLine(model, chosen.loc),
     chosen.leaves ? bodyList(app, pane, chosen) : null,
-    values(app, pane, "Reads", chosen.reads),
-    values(app, pane, "Read by", readersOf(pane.stage, chosen)),
+    values(app, pane, chosen, "Reads", chosen.reads.filter((name) => !isBuffer(pane.stage, name))),
+    values(app, pane, chosen, "Writes into", chosen.reads.filter((name) => isBuffer(pane.stage, name))),
+    values(app, pane, chosen, "Read by", readersOf(pane.stage, chosen)),
     kernel ? kernelFacts(kernel) : null,
     decisionsAbout(app, pane, chosen),
     chosen.text ? el("details", { open: !chosen.leaves }, el("summary", {}, "In the text"), el("pre", { class: "mono wrap" }, dedented(chosen.text))) : null,
@@ -63,7 +64,7 @@ const PLACES = {
 
 function placeLine(model, chosen, pane, kernel, page) {
   const fate = model.links.fate(chosen, pane.index);
-  return el("p", { class: "place" }, el("span", { class: `dot ${fate}` }), PLACES[fate],
+  return el("p", { class: "place" }, el("span", { class: `dot ${fate}` }), chosen.leaves ? "is a kernel of ours" : PLACES[fate],
     kernel ? [": ", link(kernel.function || kernel.name, () => page.openKernel(kernel.name), { class: "mono" })] : null);
 }
 
@@ -78,15 +79,18 @@ function bodyList(app, pane, region) {
     el("ul", { class: "chips" }, region.leaves.map((leaf) => el("li", {}, link(leaf.short, () => app.chose(pane, leaf, true), { title: leaf.text.trim() })))));
 }
 
-function values(app, pane, title, names) {
+function values(app, pane, chosen, title, names) {
   if (!names.length) return null;
-  const { producers, byName } = pane.stage.built;
   const chips = names.slice(0, 60).map((name) => {
-    const maker = byName.get(name)?.at(-1) ?? producers.get(name);
+    const maker = pane.stage.maker(name, chosen.region);
     return el("li", {}, maker ? link(`%${name}`, () => app.chose(pane, maker, true), { class: "mono", title: maker.types?.[0] }) : el("span", { class: "mono" }, `%${name}`));
   });
   const more = names.length > 60 ? el("li", {}, `and ${names.length - 60} more`) : null;
   return [el("h4", {}, title), el("ul", { class: "chips" }, chips, more)];
+}
+
+function isBuffer(stage, name) {
+  return stage.maker(name)?.op === "rw.alloc";
 }
 
 function readersOf(stage, chosen) {

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from rewright.ir import Graph, Kind, Node
 
 SHORTEST: Final = 6  # nodes of a block; less is as quickly read unfolded
+DEEPEST: Final = 4  # numbers in the name of a parameter: layers within layers
 
 _VALUE: Final = re.compile(r'%(?:"(?:[^"\\]|\\.)*"|[\w.]+)')
 _ORIGIN: Final = re.compile(
@@ -153,17 +153,24 @@ def _fold(run: _Run, shift: int, reads: Sequence[set[str]], places: Sequence[int
 
 
 def _labels(blocks: Sequence[set[str]]) -> list[str]:
-    """`transformer.h.3` where all parameters that only this block reads are called so, else its
-    number among its like. Parameters have dotted names."""
-    often = Counter(name for names in blocks for name in names if "." in name)
-    found = [_common(sorted(n for n in names if often[n] == 1)) for names in blocks]
-    if all(found) and len(set(found)) == len(found):
-        return found
+    """`transformer.h.3` where most parameters that only this block reads are called so, else its
+    number among its like."""
+    often = Counter(name for names in blocks for name in names)
+    own = [sorted(name for name in names if often[name] == 1) for names in blocks]
+    for depth in range(1, DEEPEST + 1):
+        found = [_most_common(_stem(name, depth) for name in names) for names in own]
+        if all(found) and len(set(found)) == len(found):
+            return found
     return [f"block {number} of {len(blocks)}" for number in range(1, len(blocks) + 1)]
 
 
-def _common(names: Sequence[str]) -> str:
-    """The dotted words with which all the names begin, short of a whole name."""
-    words = [name.split(".")[:-1] for name in names]
-    shared = takewhile(lambda at: len(set(at)) == 1, zip(*words, strict=False))
-    return ".".join(at[0] for at in shared)
+def _stem(name: str, depth: int) -> str:
+    """`h.3` of `h.3.mlp.0.weight`, `h.3.mlp.0` at depth 2: up to the last of so many numbers."""
+    words = name.split(".")
+    numbers = [at for at, word in enumerate(words[:-1]) if word.isdigit()]
+    return ".".join(words[: numbers[depth - 1] + 1]) if len(numbers) >= depth else ""
+
+
+def _most_common(stems: Iterable[str]) -> str:
+    counted = Counter(filter(None, stems)).most_common(1)
+    return counted[0][0] if counted else ""

@@ -67,13 +67,18 @@ class GraphTab {
   }
 
   counterpart(pane, other, chosen) {
-    this.same = [];
-    if (!chosen || chosen.type === "block") { other.select(null); return; }
-    const name = chosen.name || chosen.reads[0] || "";
-    this.same = this.model.links.follow(name, pane.index, other.index);
+    this.same = chosen && chosen.type !== "block" ? this.sameAs(chosen, pane.index, other.index) : [];
+    pane.setSame([]);
+    other.setSame(this.same);
     const [first] = this.same;
     if (first) other.show(first, !other.element.hidden);
     else other.select(null);
+  }
+
+  // The node in another stage; of a kernel, its own value first, then all that is in it.
+  sameAs(chosen, from, to) {
+    const names = [chosen.name || chosen.reads[0] || "", ...(chosen.leaves ?? []).map((leaf) => leaf.name)];
+    return unique(names.flatMap((name) => this.model.links.follow(name, from, to)));
   }
 
   // A line on the other stage, where two are compared.
@@ -81,7 +86,7 @@ class GraphTab {
     if (!chosen || chosen.type === "block") return "";
     const name = this.model.stages[other.index].index ? `after ${this.model.stages[other.index].name}` : "as it came";
     if (!this.same.length) return el("p", { class: "elsewhere" }, `Not in the graph ${name}.`);
-    const links = this.same.slice(0, 6).map((maker) => el("li", {}, link(`${maker.leaves ? "kernel " : ""}%${maker.name}`, () => this.chose(other, maker, true), { class: "mono" })));
+    const links = this.same.slice(0, 24).map((maker) => el("li", {}, link(`${maker.leaves ? "kernel " : ""}%${maker.name}`, () => this.chose(other, maker, true), { class: "mono" })));
     return el("div", { class: "elsewhere" }, el("h4", {}, `In the graph ${name}`), el("ul", { class: "chips" }, links));
   }
 
@@ -96,7 +101,7 @@ class GraphTab {
     if (pane.index !== index) pane.setStage(index);
     this.active = pane;
     this.setSplit(this.split.firstChild.checked);
-    const maker = name && this.model.stages[index].graph.byName.get(name)?.at(-1);
+    const maker = name && this.model.stages[index].graph.maker(name);
     if (maker) this.chose(pane, maker, true);
   }
 

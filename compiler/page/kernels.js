@@ -21,14 +21,14 @@ function opsText(kernel) {
 class KernelsTab {
   constructor(page) {
     this.page = page;
-    this.by = 5;
     this.down = true;
     this.columns = COLUMNS.filter(([name]) => name !== "Measured" || page.model.report.kernels.some((k) => k.measured_seconds !== null));
     this.roofline = new Roofline(page, (kernel) => this.open(kernel.name));
     this.query = el("input", { type: "search", placeholder: "Filter calls", "aria-label": "Filter calls", oninput: debounced(() => this.fill()) });
     this.tally = el("output", { class: "tally" });
     const measured = this.columns.length === COLUMNS.length;
-    this.table = el("div", { class: measured ? "calls measured" : "calls", role: "table", id: "kernels" });
+    this.by = this.columns.findIndex(([name]) => name === (page.model.measured ? "Measured" : "Predicted"));
+    this.table = el("div", { class: measured ? "calls measured" : "calls", role: "table" });
     this.element = el("div", { class: "kernelstab" }, this.roofline.element,
       el("div", { class: "toolbar" }, el("div", { class: "search" }, this.query, this.tally)), el("div", { class: "scroll" }, this.table));
     this.fill();
@@ -36,7 +36,7 @@ class KernelsTab {
 
   fill() {
     const { model } = this.page, words = this.query.value.trim().toLowerCase();
-    const key = this.columns[Math.min(this.by, this.columns.length - 1)][2];
+    const key = this.columns[this.by][2];
     const found = model.report.kernels.filter((kernel) => !words || saidOf(kernel).includes(words));
     found.sort((a, b) => compared(key(a, model), key(b, model)) * (this.down ? -1 : 1));
     this.tally.textContent = words ? `${found.length} of ${model.report.kernels.length}` : plural(found.length, "call");

@@ -105,6 +105,7 @@ async function start() {
   const data = await unpacked(document.getElementById("data").textContent.trim());
   const page = new Page(new Model(data));
   themed(page);
+  globalThis.report = page; // for the curious: report.model.report is the report's JSON
   requestAnimationFrame(() => { document.documentElement.dataset.ready = Math.round(performance.now()); });
 }
 

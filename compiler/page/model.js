@@ -27,7 +27,8 @@ class Model {
     });
     this.nodeOf = new Map(this.report.nodes.map((node) => [node.name, node]));
     this.decisionsOn = grouped(this.report.decisions, (decision) => decision.subject);
-    this.total = this.report.kernels.reduce((sum, kernel) => sum + kernel.predicted_seconds, 0);
+    this.measured = this.report.kernels.length > 0 && this.report.kernels.every((kernel) => kernel.measured_seconds !== null);
+    this.total = this.report.kernels.reduce((sum, kernel) => sum + this.seconds(kernel), 0);
   }
 
   get first() { return this.stages[0].graph; }
@@ -40,7 +41,10 @@ class Model {
   // The line of source at a place, if the compile saw it.
   code(loc) { return this.report.sources[loc] ?? ""; }
 
-  share(kernel) { return this.total > 0 ? kernel.predicted_seconds / this.total : 0; }
+  // What a call takes: measured where all were, else predicted.
+  seconds(kernel) { return this.measured ? kernel.measured_seconds : kernel.predicted_seconds; }
+
+  share(kernel) { return this.total > 0 ? this.seconds(kernel) / this.total : 0; }
 }
 
 // A graph: its nodes as leaves, those inside kernels too, and the values that pass between them.
@@ -55,6 +59,12 @@ class Stage {
   get wires() { return this.built.wires; }
   get regions() { return this.built.regions; }
   get byName() { return this.built.byName; }
+
+  // Who makes a value, as a node beside it sees that: from within its kernel, or from outside.
+  maker(name, region = null) {
+    const all = this.byName.get(name) ?? [];
+    return all.find((maker) => maker.region === region) ?? all.find((maker) => !maker.region) ?? all[0];
+  }
 
   get text() {
     const { head, rows, tail } = this.data;
@@ -84,7 +94,7 @@ function build(stage) {
     for (const value of row[ROW.reads]) wire(made.get(value), leaf, value);
     for (const value of row[ROW.names]) made.set(value, leaf);
   });
-  return { leaves, wires, regions, byName: namesOf(leaves, regions), producers: made };
+  return { leaves, wires, regions, byName: namesOf(leaves, regions) };
 }
 
 // A region (it has `leaves`): what it is given goes to its inner nodes, what they return is what it made.
@@ -109,7 +119,7 @@ function regionOf(row, position) {
   return {
     name: row[ROW.names][0] ?? "", names: row[ROW.names], types: row[ROW.types], op: row[ROW.op],
     kind: row[ROW.kind], loc: row[ROW.loc], phase: row[ROW.phase], text: row[ROW.text], reads: row[ROW.reads],
-    position, leaves: [],
+    position, region: null, leaves: [],
   };
 }
 
@@ -131,15 +141,12 @@ function shortOp(op) {
   return name.replace(/^_+/, "") || op;
 }
 
-// Value -> all leaves and regions that make it: a view may stand in a kernel and outside.
+// Value -> all leaves, then regions, that make it: a view may stand in a kernel and outside.
 function namesOf(leaves, regions) {
   const found = new Map();
   const add = (name, maker) => (found.has(name) ? found.get(name).push(maker) : found.set(name, [maker]));
   for (const leaf of leaves) for (const name of leaf.names) add(name, leaf);
-  for (const region of regions) {
-    const inside = new Set(region.leaves.flatMap((leaf) => leaf.names));
-    for (const name of region.names) if (!inside.has(name)) add(name, region);
-  }
+  for (const region of regions) for (const name of region.names) add(name, region);
   return found;
 }
 

@@ -53,7 +53,7 @@ function facts(model) {
     report.notes.map((note) => el("p", { class: "note" }, note)));
 }
 
-const RUNS = { ours: "in kernels of ours", aten: "as calls of PyTorch", view: "views", constant: "constants", gone: "gone" };
+const RUNS = { ours: "in kernels of ours", aten: "as calls of PyTorch", view: "as views", constant: "computed at compile time", gone: "gone" };
 
 // --- passes --------------------------------------------------------------------------------------
 
@@ -96,14 +96,14 @@ function changed(value, before, text) {
 
 function slowest(page) {
   const { model } = page;
-  const top = [...model.report.kernels].sort((a, b) => b.predicted_seconds - a.predicted_seconds).slice(0, 6);
+  const top = [...model.report.kernels].sort((a, b) => model.seconds(b) - model.seconds(a)).slice(0, 6);
   if (!top.length) return null;
   return el("section", { class: "slowest" }, el("h2", {}, "The slowest calls"),
     el("ul", {}, top.map((kernel) => el("li", {},
       el("span", { class: "barcell" }, el("span", { class: `fill ${kernel.kind}`, style: { width: `${100 * model.share(kernel)}%` } })),
       el("span", { class: "number" }, shareText(model.share(kernel))),
       link(kernelName(kernel), () => page.openKernel(kernel.name), { class: "mono" }),
-      el("span", { class: "sub" }, `${secondsText(kernel.predicted_seconds)}, ${kernel.bound} bound${kernel.locs.length ? `, ${kernel.locs[0]}` : ""}`)))),
+      el("span", { class: "sub" }, `${secondsText(model.seconds(kernel))}, ${kernel.bound} bound${kernel.locs.length ? `, ${kernel.locs[0]}` : ""}`)))),
     link("All calls", () => page.show("kernels")));
 }
 

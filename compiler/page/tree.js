@@ -1,5 +1,7 @@
 // What is drawn of a stage: a tree of groups (repeated blocks, kernels), open or folded.
 
+const FEW = 24; // inputs that are drawn without being asked for
+
 class Tree {
   constructor(stage, options) {
     this.stage = stage;
@@ -56,19 +58,20 @@ class Tree {
     into.children.push(item);
   }
 
-  // An input stands in the innermost group that holds all its readers, before them.
+  // An input stands in the innermost group that holds all its readers, before them; a few that are no
+  // parameters stand outside, where one looks for them.
   placeInputs() {
     const readers = grouped(this.stage.wires.filter((wire) => wire.from.kind === "input"), (wire) => wire.from);
     const inputs = this.stage.leaves.filter((leaf) => leaf.kind === "input");
+    const plain = inputs.filter((leaf) => leaf.op === "input" || leaf.op === "tangent");
+    this.fewInputs = new Set(plain.length <= FEW ? plain : []);
     for (const leaf of inputs.reverse()) {
-      const items = (readers.get(leaf) ?? []).map((wire) => this.itemOf.get(wire.to));
+      const items = this.fewInputs.has(leaf) ? [] : (readers.get(leaf) ?? []).map((wire) => this.itemOf.get(wire.to));
       const into = items.length ? items.map((item) => outsideKernel(item.parent)).reduce(shared) : this.root;
       const item = { type: "leaf", maker: leaf, parent: into };
       this.itemOf.set(leaf, item);
       into.children.unshift(item);
     }
-    const plain = inputs.filter((leaf) => leaf.op === "input" || leaf.op === "tangent");
-    this.fewInputs = new Set(plain.length <= 24 ? plain : []);
   }
 
   isHidden(item) {

@@ -14,6 +14,7 @@ class Pane {
     this.painter = new Painter(this);
     this.options = { inputs: false, storage: false };
     this.matches = new Set();
+    this.same = []; // what is chosen in the other pane
     this.trees = new Map();
     this.listStages(index);
     this.listen();
@@ -148,11 +149,12 @@ class Pane {
     return item.type !== "block" && item.maker.names.some((name) => this.stage.returned.has(name));
   }
 
-  // "chosen" or "match", also for a folded group that holds one.
+  // "chosen", "same" (as what is chosen beside) or "match", also for a folded group that holds one.
   mark(item) {
     if (!this.marks) {
       this.marks = new Map();
       for (const maker of this.matches) this.marks.set(this.tree.shown(maker), "match");
+      for (const maker of this.same) this.marks.set(this.tree.shown(maker), "same");
       if (this.selected) this.marks.set(this.selectedItem(), "chosen");
     }
     return this.marks.get(item);
@@ -215,13 +217,20 @@ class Pane {
   }
 
   begin() {
-    const { root } = this.tree, [first] = root.layers.find((layer) => layer.items.length)?.items ?? [root];
-    this.camera.begin(root, first.x + first.w / 2);
+    const { root } = this.tree;
+    const seen = root.layers.filter((layer) => layer.y < this.camera.height).flatMap((layer) => layer.items);
+    this.camera.begin(root, seen.reduce((sum, item) => sum + item.x + item.w / 2, 0) / (seen.length || 1));
   }
 
   centre(item, gently = true) {
     const place = this.placeOf(item), { camera } = this;
     if (place) camera.go(place.x + place.w / 2, place.y + Math.min(place.h, camera.height) / 2, Math.max(camera.scale, 0.75), gently);
+  }
+
+  setSame(found) {
+    this.same = found;
+    this.marks = null;
+    this.redraw();
   }
 
   setMatches(found) {
