@@ -11,18 +11,21 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rewright.driver import plan_graph
+from rewright.calibrate.profile import Profile
+from rewright.cli import main
+from rewright.driver import Program, plan_graph
 from rewright.ir import Graph, Kind, Node
 from rewright.ir.parse import parse
 from rewright.ir.show import show_node
 from rewright.options import Options
 from rewright.page import HERE, SCRIPTS, page, payload_of
 from rewright.page.folds import Block, Fold, folds
-from rewright.record import Record, record_of
+from rewright.record import Record, record_of, write
 
 NAMES = ("op", "kind", "names", "types", "reads", "loc", "phase", "text", "body")
 HOSTILE = "</script><img src=x onerror=alert(1)><!--data-->&amp;'\\\""
@@ -290,3 +293,80 @@ def test_all_scripts_are_in_the_page_and_define_a_name_once() -> None:
     names = re.findall(r"^(?:async )?(?:function|class|const|let) (\w+)", script, re.MULTILINE)
     assert [name for name, count in Counter(names).items() if count > 1] == []
     assert "</script" not in script and "<!--" not in script
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_a_page_is_written_of_a_model_and_of_its_trace(
+    record: Record, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They show the same, but for what passes took."""
+    model, trace = tmp_path / "stack.rw", tmp_path / "trace"
+    model.write_text(layers(4))
+    trace.mkdir()
+    write(record, trace)
+    pages = [tmp_path / "model.html", tmp_path / "trace.html"]
+    for source, output in zip((model, trace), pages, strict=True):
+        assert main(["report", str(source), "-o", str(output)]) == 0
+        assert capsys.readouterr() == (f"wrote {output}\n", "")
+    of_model, of_trace = (held_by(output.read_text()) for output in pages)
+    assert of_trace == json.loads(json.dumps(payload_of(record)))
+    assert of_model["rows"] == of_trace["rows"]
+    assert of_model["stages"] == of_trace["stages"]
+
+
+def test_json_says_what_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "stack.rw").write_text(layers(1))
+    output = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "stack.rw"), "-o", str(output), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said == {"graph": "stack", "page": str(output), "bytes": output.stat().st_size}
+
+
+@pytest.mark.cpu
+def test_calls_are_timed_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who times them is tested elsewhere."""
+
+    def profiled(program: Program, inputs: list[Any]) -> Program:
+        assert [tuple(i.shape) for i in inputs] == [(4, 8), (8, 8), (8,)]
+        steps = {node.name: 2e-6 for node in program.graph.nodes}
+        return replace(program, profile=Profile(0.0, steps, 1e-4))
+
+    monkeypatch.setattr("rewright.profiling.profiled", profiled)
+    (tmp_path / "stack.rw").write_text(layers(1))
+    output = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "stack.rw"), "-o", str(output), "--profile"]) == 0
+    report = held_by(output.read_text())["report"]
+    assert report["measured_seconds"] == 1e-4
+    assert [kernel["measured_seconds"] for kernel in report["kernels"]] == [2e-6] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trace", "-o", "nowhere/page.html"], "there is no folder nowhere"),
+        (["trace", "-o", "trace"], "trace is a folder"),
+        (["trace", "--profile"], "trace is a trace, of a compile that is done"),
+        (["trace", "--numerics", "fast"], "trace is a trace, of a compile that is done"),
+        (["empty"], "empty is not a trace"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    record: Record,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("trace", "empty"):
+        (tmp_path / folder).mkdir()
+    write(record, tmp_path / "trace")
+    assert main(["report", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and message in printed.err
+    assert not list(tmp_path.glob("*.html"))

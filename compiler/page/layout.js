@@ -161,7 +161,7 @@ function spread(layers) {
     const middle = (x - SIZE.gapX) / 2;
     for (const node of layer) node.x -= middle;
   }
-  const sweeps = layers.length > 400 ? 8 : 24;
+  const sweeps = layers.reduce((sum, layer) => sum + layer.length, 0) > 4000 ? 8 : 24;
   for (let sweep = 0; sweep <= sweeps; sweep++) {
     const side = sweep === sweeps ? "both" : sweep % 2 === 0 ? "up" : "down";
     for (const layer of side === "down" ? [...layers].reverse() : layers) settle(layer, side);

@@ -73,7 +73,7 @@ class Page {
 }
 
 function heading(report) {
-  const chosen = Object.entries(report.options).map(([name, value]) => `${name.replaceAll("_", "-")} ${value}`);
+  const chosen = Object.entries(report.options).filter(([name]) => name !== "target").map(([name, value]) => `${name.replaceAll("_", "-")} ${value}`);
   const said = [`for ${report.target}`, ...chosen, `rewright ${report.rewright}`, `torch ${report.torch}`];
   if (report.measured_seconds !== null) said.push(`a run took ${secondsText(report.measured_seconds)}`);
   return [el("h1", {}, report.graph), el("p", {}, said.join(" · "))];

@@ -10,7 +10,7 @@ function memoryTab(page) {
   const most = Math.max(1, report.memory.budget_bytes ?? 0, ...series.map((one) => highest(one.bytes)));
   const charts = series.map((one) => new MemoryChart(one, most, report.memory.budget_bytes, (chart, call) => {
     charts.forEach((each) => each.mark(each === chart ? call : null));
-    live.replaceChildren(liveList(page, one, call, report.memory));
+    live.replaceChildren(liveList(page, one, call));
   }));
   const arena = report.buffers.some((buffer) => buffer.placed) ? new ArenaMap(page, report) : null;
   charts.at(-1)?.choose(charts.at(-1).peak);
@@ -80,7 +80,7 @@ class MemoryChart {
   }
 }
 
-function liveList(page, series, call, memory) {
+function liveList(page, series, call) {
   const alive = series.buffers.filter((buffer) => buffer.first <= call && call <= buffer.last).sort((a, b) => b.nbytes - a.nbytes);
   const sum = alive.reduce((total, buffer) => total + buffer.nbytes, 0), bytes = series.bytes[call];
   const name = series.calls[call];
@@ -92,7 +92,7 @@ function liveList(page, series, call, memory) {
     el("span", { class: "sub" }, `calls ${buffer.first + 1}–${buffer.last + 1}`)), rows, 80);
   return el("div", {},
     el("h2", {}, `${bytesText(bytes)} at call ${call + 1}`),
-    el("p", {}, series.title, ": ", name ? link(`%${name}`, () => page.openNode(name, series.stage), { class: "mono" }) : "", `, ${plural(alive.length, "value")} alive` + (sum < bytes && series.key === "after" && memory.arena_bytes ? ` with ${bytesText(sum)}; the arena of ${bytesText(memory.arena_bytes)} is there at all` : "")),
+    el("p", {}, series.title, ": ", name ? link(`%${name}`, () => page.openNode(name, series.stage), { class: "mono" }) : "", `, ${plural(alive.length, "value")} alive` + (sum < bytes ? ` with ${bytesText(sum)}; the rest is room in the arena, or held beside this graph` : "")),
     rows);
 }
 

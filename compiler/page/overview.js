@@ -9,7 +9,7 @@ function gains(report) {
   const first = report.passes[0], last = report.passes.at(-1);
   return el("section", { class: "cards" },
     card("Predicted time", first.estimated_seconds, last.estimated_seconds, secondsText, "faster", "slower"),
-    card("Peak memory", first.peak_bytes, last.peak_bytes, bytesText, "less", "more", budgetLine(report)),
+    card("Peak memory", highest(report.memory.before), report.memory.peak_bytes, bytesText, "less", "more", budgetLine(report)),
     card("Calls", first.calls, last.calls, countText, "fewer", "more"),
     card("Nodes", first.nodes, last.nodes, countText, "fewer", "more"));
 }

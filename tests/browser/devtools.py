@@ -54,8 +54,7 @@ class Browser:
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self.send("Emulation.setDeviceMetricsOverride", **size)
+        self.resize(width, height)
 
     def close(self) -> None:
         try:
@@ -113,6 +112,10 @@ class Browser:
                 return int(ready)
             time.sleep(0.01)
         raise TimeoutError(f"the page is never ready: {self.complaints()}")
+
+    def resize(self, width: int, height: int) -> None:
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.send("Emulation.setDeviceMetricsOverride", **size)
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page; promises are awaited. Raises RuntimeError."""

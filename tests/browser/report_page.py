@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,7 +58,8 @@ def stack(folder: Path) -> tuple[Path, Record]:
 
 @pytest.fixture(scope="module")
 def training(folder: Path) -> tuple[Path, Record]:
-    """Forward and backward of GPT-2 with its twelve layers, in one graph."""
+    """Forward and backward of GPT-2 with its twelve layers, in one graph, for a CPU that all
+    machines know."""
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     from examples.huggingface import gpt2
@@ -76,7 +78,8 @@ def training(folder: Path) -> tuple[Path, Record]:
             found.append(from_fx(joint, name="gpt2-training"))
 
     with_joint(lambda x: model(x).logsumexp(-1).mean(), (ids,), Options(), see)
-    return written(folder / "training.html", record_of(plan_graph(found[0], Options())))
+    planned = plan_graph(found[0], Options.of({"target": "cpu:avx512"}))
+    return written(folder / "training.html", record_of(planned))
 
 
 def written(path: Path, record: Record) -> tuple[Path, Record]:
@@ -228,6 +231,10 @@ def test_what_leads_from_a_node_to_its_kernel_and_back(
     browser.settle()
     assert not browser.run("document.getElementById('graph').hidden")
     assert text_of(browser, "#graph .details h3") == "Kernel"
+    show(browser, "kernels")
+    browser.run("document.querySelectorAll('.kerneldetail button')[1].click()")
+    browser.settle()
+    assert browser.run("document.querySelectorAll('#sources .seek').length") == 1
 
 
 # --- other parts ----------------------------------------------------------------------------------
@@ -248,6 +255,19 @@ def test_memory_says_what_is_alive(browser: Browser, stack: tuple[Path, Record])
     alive = [b for b in record.report.buffers if b.first <= at <= b.last]
     shown = browser.run("document.querySelectorAll('.liverow').length")
     assert shown == len(alive) > 0
+
+
+@pytest.mark.parametrize(("budget", "said"), [(1 << 40, "kept"), (1, "broken")])
+def test_a_budget_is_a_line_and_a_sentence(
+    browser: Browser, stack: tuple[Path, Record], folder: Path, budget: int, said: str
+) -> None:
+    _, record = stack
+    memory = replace(record.report.memory, budget_bytes=budget)
+    within = replace(record, report=replace(record.report, memory=memory))
+    browser.open(written(folder / f"{said}.html", within)[0])
+    assert said in browser.run("document.querySelector('.budget').className")
+    show(browser, "memory")
+    assert browser.run("document.querySelectorAll('.budgetline').length") == 2
 
 
 def test_calls_sort_and_are_on_the_roofline(browser: Browser, stack: tuple[Path, Record]) -> None:
@@ -287,6 +307,14 @@ def test_a_stage_stands_there_as_text(browser: Browser, stack: tuple[Path, Recor
     browser.settle()
     pieces = "[...document.querySelectorAll('.code pre:not(.lines)')].map((p) => p.textContent)"
     assert "\n".join(browser.run(pieces)) == str(record.graph)
+
+
+def test_a_graph_of_nothing_has_a_page(browser: Browser, folder: Path) -> None:
+    nothing = compiled("rewright 1\ngraph f(%x: f32[4]) {\n  return %x\n}")
+    browser.open(written(folder / "nothing.html", nothing)[0])
+    for part in PARTS:
+        show(browser, part)
+        assert browser.run(f"document.getElementById('{part}').hidden") is False
 
 
 def test_names_are_text(browser: Browser, folder: Path) -> None:
@@ -361,6 +389,7 @@ def test_pictures(browser: Browser, training: tuple[Path, Record]) -> None:
     IMAGES.mkdir(exist_ok=True)
     scheme = {"name": "prefers-color-scheme", "value": "light"}
     browser.send("Emulation.setEmulatedMedia", features=[scheme])
+    browser.resize(1180, 720)
     browser.open(training[0], "graph")
     browser.press("/")
     browser.type("tanh_backward")
