@@ -10,17 +10,21 @@ class Camera {
     canvas.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
     canvas.addEventListener("pointerdown", (event) => this.down(event));
     canvas.addEventListener("pointermove", (event) => this.move(event));
-    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, (event) => this.up(event));
+    for (const end of ["pointerup", "pointercancel"])
+      canvas.addEventListener(end, (event) => this.up(event));
   }
 
   // World coordinates of a point of the canvas.
-  world(px, py) { return [this.x + px / this.scale, this.y + py / this.scale]; }
+  world(px, py) {
+    return [this.x + px / this.scale, this.y + py / this.scale];
+  }
 
   wheel(event) {
     event.preventDefault();
     this.stop();
     const unit = event.deltaMode === 1 ? 16 : event.deltaMode === 2 ? this.height : 1;
-    if (event.shiftKey) { // along, for those without a second axis
+    if (event.shiftKey) {
+      // along, for those without a second axis
       this.pan((event.deltaX || event.deltaY) * unit, 0);
       return;
     }
@@ -56,7 +60,9 @@ class Camera {
     this.pan((before[0] - now[0]) / 2, (before[1] - now[1]) / 2);
   }
 
-  up(event) { this.pointers.delete(event.pointerId); }
+  up(event) {
+    this.pointers.delete(event.pointerId);
+  }
 
   pan(dx, dy) {
     this.x += dx / this.scale;
@@ -75,7 +81,10 @@ class Camera {
   // Shows a box of the world, with some room around; `most` bounds the scale.
   fit({ x, y, w, h }, most = 1, gently = true) {
     const room = 24;
-    const scale = Math.max(SCALES[0], Math.min(most, (this.width - 2 * room) / w, (this.height - 2 * room) / h));
+    const scale = Math.max(
+      SCALES[0],
+      Math.min(most, (this.width - 2 * room) / w, (this.height - 2 * room) / h),
+    );
     this.go(x + w / 2, y + h / 2, scale, gently);
   }
 
@@ -83,8 +92,15 @@ class Camera {
   // read, the middle of what comes first (`first`) is the middle of the view.
   begin({ x, y, w, h }, first) {
     const scale = Math.max(0.55, Math.min(1, (this.width - 48) / w));
-    if (h * scale <= this.height - 48 && w * scale <= this.width) this.fit({ x, y, w, h }, 1, false);
-    else this.go(w * scale <= this.width ? x + w / 2 : first, y + this.height / 2 / scale - 24 / scale, scale, false);
+    if (h * scale <= this.height - 48 && w * scale <= this.width)
+      this.fit({ x, y, w, h }, 1, false);
+    else
+      this.go(
+        w * scale <= this.width ? x + w / 2 : first,
+        y + this.height / 2 / scale - 24 / scale,
+        scale,
+        false,
+      );
   }
 
   // Moves the middle of the view to a point.
@@ -92,13 +108,22 @@ class Camera {
     this.stop();
     const to = [x - this.width / 2 / scale, y - this.height / 2 / scale, scale];
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    if (!gently || still) { this.set(...to); return; }
-    const from = [this.x + this.width / 2 / this.scale, this.y + this.height / 2 / this.scale, this.scale];
+    if (!gently || still) {
+      this.set(...to);
+      return;
+    }
+    const from = [
+      this.x + this.width / 2 / this.scale,
+      this.y + this.height / 2 / this.scale,
+      this.scale,
+    ];
     const begun = performance.now();
     const step = (now) => {
-      const part = Math.min(1, (now - begun) / 220), eased = 1 - (1 - part) ** 3;
+      const part = Math.min(1, (now - begun) / 220),
+        eased = 1 - (1 - part) ** 3;
       const s = from[2] * (scale / from[2]) ** eased;
-      const cx = from[0] + (x - from[0]) * eased, cy = from[1] + (y - from[1]) * eased;
+      const cx = from[0] + (x - from[0]) * eased,
+        cy = from[1] + (y - from[1]) * eased;
       this.set(cx - this.width / 2 / s, cy - this.height / 2 / s, s);
       this.going = part < 1 ? requestAnimationFrame(step) : 0;
     };

@@ -2,10 +2,15 @@
 
 const WORDS = {
   cpp: "alignas auto bool break case char const constexpr continue default do double else enum extern false float for if inline int long namespace nullptr operator return short signed sizeof static static_cast struct switch template true typedef typename union unsigned using void volatile while f16 f32 f64 f16v f32v f64v i8 i16 i32 i64 u8 u16 u32 u64 i64v bf16 KERNEL",
-  python: "and as assert async await break class continue def del elif else except False finally for from global if import in is lambda None nonlocal not or pass raise return True try while with yield",
+  python:
+    "and as assert async await break class continue def del elif else except False finally for from global if import in is lambda None nonlocal not or pass raise return True try while with yield",
   rw: "graph return update where in hint divisor param buffer saved tangent const mutable body none true false strides on forward backward seq",
 };
-const COMMENTS = { cpp: String.raw`\/\/[^\n]*|\/\*[\s\S]*?\*\/|^[ \t]*#[^\n]*`, python: String.raw`#[^\n]*|"""[\s\S]*?"""`, rw: String.raw`^[ \t]*#[^\n]*| @ [^\n]*` };
+const COMMENTS = {
+  cpp: String.raw`\/\/[^\n]*|\/\*[\s\S]*?\*\/|^[ \t]*#[^\n]*`,
+  python: String.raw`#[^\n]*|"""[\s\S]*?"""`,
+  rw: String.raw`^[ \t]*#[^\n]*| @ [^\n]*`,
+};
 const PIECE = 200;
 
 function patternOf(language) {
@@ -36,7 +41,8 @@ class CodeView {
     this.lines = text.split("\n");
     this.element = el("div", { class: "code mono" });
     this.pieces = [];
-    for (let at = 0; at < this.lines.length; at += PIECE) this.pieces.push(this.piece(at, language));
+    for (let at = 0; at < this.lines.length; at += PIECE)
+      this.pieces.push(this.piece(at, language));
     this.element.append(...this.pieces);
   }
 
@@ -44,13 +50,25 @@ class CodeView {
   piece(at, language) {
     const lines = this.lines.slice(at, at + PIECE);
     const text = el("pre", {}, lines.join("\n"));
-    const numbers = el("pre", { class: "lines", "aria-hidden": "true" }, lines.map((_, i) => at + i + 1).join("\n"));
-    const made = el("div", { class: "piece", style: { "contain-intrinsic-size": `auto ${lines.length * 18}px` } }, numbers, text);
-    const watch = new IntersectionObserver((seen) => {
-      if (!seen.some((entry) => entry.isIntersecting)) return;
-      watch.disconnect();
-      text.replaceChildren(coloured(lines.join("\n"), language));
-    }, { rootMargin: "400px" });
+    const numbers = el(
+      "pre",
+      { class: "lines", "aria-hidden": "true" },
+      lines.map((_, i) => at + i + 1).join("\n"),
+    );
+    const made = el(
+      "div",
+      { class: "piece", style: { "contain-intrinsic-size": `auto ${lines.length * 18}px` } },
+      numbers,
+      text,
+    );
+    const watch = new IntersectionObserver(
+      (seen) => {
+        if (!seen.some((entry) => entry.isIntersecting)) return;
+        watch.disconnect();
+        text.replaceChildren(coloured(lines.join("\n"), language));
+      },
+      { rootMargin: "400px" },
+    );
     watch.observe(made);
     return made;
   }
@@ -59,7 +77,8 @@ class CodeView {
   seek(fits) {
     const line = this.lines.findIndex(fits);
     if (line < 0) return false;
-    const piece = this.pieces[Math.floor(line / PIECE)], mark = el("div", { class: "seek" });
+    const piece = this.pieces[Math.floor(line / PIECE)],
+      mark = el("div", { class: "seek" });
     this.element.querySelectorAll(".seek").forEach((each) => each.remove());
     mark.style.setProperty("top", `${(line % PIECE) * 18}px`);
     piece.append(mark);

@@ -12,13 +12,18 @@ function filled(made, given, children) {
   for (const [key, value] of Object.entries(given)) {
     if (value === undefined || value === null || value === false) continue;
     if (key.startsWith("on")) made.addEventListener(key.slice(2), value);
-    else if (key === "style") for (const [name, to] of Object.entries(value)) made.style.setProperty(name, to);
+    else if (key === "style")
+      for (const [name, to] of Object.entries(value)) made.style.setProperty(name, to);
     else if (key === "class") made.setAttribute("class", value);
     else if (key === "data") Object.assign(made.dataset, value);
     else if (key === "value" || key === "checked") made[key] = value;
     else made.setAttribute(key, value === true ? "" : value);
   }
-  made.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  made.append(
+    ...children
+      .flat(Infinity)
+      .filter((child) => child !== null && child !== undefined && child !== false),
+  );
   return made;
 }
 
@@ -32,8 +37,11 @@ function link(label, act, given = {}) {
 }
 
 function choice(options, chosen, act, given = {}) {
-  const made = el("select", { onchange: () => act(made.value), ...given },
-    options.map(([value, label]) => el("option", { value }, label)));
+  const made = el(
+    "select",
+    { onchange: () => act(made.value), ...given },
+    options.map(([value, label]) => el("option", { value }, label)),
+  );
   made.value = chosen;
   return made;
 }
@@ -48,14 +56,23 @@ function checkbox(label, checked, act, title) {
 function grown(items, rowOf, into, step = 120) {
   let shown = 0;
   const end = el("div", { class: "more" });
-  const watch = new IntersectionObserver((seen) => seen.some((entry) => entry.isIntersecting) && more());
+  const watch = new IntersectionObserver(
+    (seen) => seen.some((entry) => entry.isIntersecting) && more(),
+  );
   function more() {
     const next = items.slice(shown, shown + step);
     shown += next.length;
     end.before(...next.map(rowOf));
-    if (shown >= items.length) { watch.disconnect(); end.remove(); }
+    if (shown >= items.length) {
+      watch.disconnect();
+      end.remove();
+    }
     // What is still in view has to be filled: the watch speaks only when that changes.
-    else requestAnimationFrame(() => { watch.unobserve(end); watch.observe(end); });
+    else
+      requestAnimationFrame(() => {
+        watch.unobserve(end);
+        watch.observe(end);
+      });
   }
   into.replaceChildren(end);
   watch.observe(end);

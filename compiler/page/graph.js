@@ -9,35 +9,86 @@ class GraphTab {
     const last = this.model.stages.length - 1;
     this.panes = [new Pane(this, 0), new Pane(this, last)];
     this.side = el("aside", {});
-    this.holder = el("div", { class: "panes" }, this.panes.map((pane) => pane.element));
-    this.element = el("div", { class: "graphtab" }, this.toolbar(), el("div", { class: "graphbody" }, this.holder, this.side));
+    this.holder = el(
+      "div",
+      { class: "panes" },
+      this.panes.map((pane) => pane.element),
+    );
+    this.element = el(
+      "div",
+      { class: "graphtab" },
+      this.toolbar(),
+      el("div", { class: "graphbody" }, this.holder, this.side),
+    );
     this.active = this.panes[1];
     this.setSplit(innerWidth >= 1000);
     this.chose(this.active, null);
   }
 
   toolbar() {
-    this.query = el("input", { type: "search", placeholder: "Search names, operators, source lines", "aria-label": "Search the graph", spellcheck: "false",
-      oninput: debounced(() => this.search()), onkeydown: (event) => this.searchKey(event) });
+    this.query = el("input", {
+      type: "search",
+      placeholder: "Search names, operators, source lines",
+      "aria-label": "Search the graph",
+      spellcheck: "false",
+      oninput: debounced(() => this.search()),
+      onkeydown: (event) => this.searchKey(event),
+    });
     this.tally = el("output", { class: "tally" });
     this.split = checkbox("side by side", true, (on) => this.setSplit(on));
-    this.inputs = checkbox("inputs", false, () => this.setOptions(), "Draw parameters and other inputs");
-    this.storage = checkbox("allocations", false, () => this.setOptions(), "Draw where memory is taken and given back");
-    return el("div", { class: "toolbar" },
-      el("div", { class: "search" }, this.query, this.tally,
-        button("↑", () => this.go(-1), { title: "The match before (Shift+Enter)" }), button("↓", () => this.go(1), { title: "The next match (Enter)" })),
+    this.inputs = checkbox(
+      "inputs",
+      false,
+      () => this.setOptions(),
+      "Draw parameters and other inputs",
+    );
+    this.storage = checkbox(
+      "allocations",
+      false,
+      () => this.setOptions(),
+      "Draw where memory is taken and given back",
+    );
+    return el(
+      "div",
+      { class: "toolbar" },
+      el(
+        "div",
+        { class: "search" },
+        this.query,
+        this.tally,
+        button("↑", () => this.go(-1), { title: "The match before (Shift+Enter)" }),
+        button("↓", () => this.go(1), { title: "The next match (Enter)" }),
+      ),
       button("Fold all", () => this.each((pane) => pane.setAll(false))),
       button("Unfold all", () => this.each((pane) => pane.setAll(true))),
       button("Fit", () => this.each((pane) => pane.camera.fit(pane.tree.root))),
-      this.split, this.inputs, this.storage, this.legend());
+      this.split,
+      this.inputs,
+      this.storage,
+      this.legend(),
+    );
   }
 
   legend() {
-    const names = { ours: "kernel of ours", aten: "PyTorch", view: "view", constant: "constant", gone: "gone" };
-    return el("span", { class: "legend" }, Object.entries(names).map(([fate, label]) => el("span", {}, el("span", { class: `dot ${fate}` }), label)));
+    const names = {
+      ours: "kernel of ours",
+      aten: "PyTorch",
+      view: "view",
+      constant: "constant",
+      gone: "gone",
+    };
+    return el(
+      "span",
+      { class: "legend" },
+      Object.entries(names).map(([fate, label]) =>
+        el("span", {}, el("span", { class: `dot ${fate}` }), label),
+      ),
+    );
   }
 
-  each(act) { for (const pane of this.panes) act(pane); }
+  each(act) {
+    for (const pane of this.panes) act(pane);
+  }
 
   setSplit(on) {
     this.split.firstChild.checked = on;
@@ -46,7 +97,10 @@ class GraphTab {
   }
 
   setOptions() {
-    const options = { inputs: this.inputs.firstChild.checked, storage: this.storage.firstChild.checked };
+    const options = {
+      inputs: this.inputs.firstChild.checked,
+      storage: this.storage.firstChild.checked,
+    };
     this.each((pane) => pane.setOptions(options));
   }
 
@@ -67,7 +121,8 @@ class GraphTab {
   }
 
   counterpart(pane, other, chosen) {
-    this.same = chosen && chosen.type !== "block" ? this.sameAs(chosen, pane.index, other.index) : [];
+    this.same =
+      chosen && chosen.type !== "block" ? this.sameAs(chosen, pane.index, other.index) : [];
     pane.setSame([]);
     other.setSame(this.same);
     const [first] = this.same;
@@ -77,17 +132,37 @@ class GraphTab {
 
   // The node in another stage; of a kernel, its own value first, then all that is in it.
   sameAs(chosen, from, to) {
-    const names = [chosen.name || chosen.reads[0] || "", ...(chosen.leaves ?? []).map((leaf) => leaf.name)];
+    const names = [
+      chosen.name || chosen.reads[0] || "",
+      ...(chosen.leaves ?? []).map((leaf) => leaf.name),
+    ];
     return unique(names.flatMap((name) => this.model.links.follow(name, from, to)));
   }
 
   // A line on the other stage, where two are compared.
   elsewhere(pane, other, chosen) {
     if (!chosen || chosen.type === "block") return "";
-    const name = this.model.stages[other.index].index ? `after ${this.model.stages[other.index].name}` : "as it came";
+    const name = this.model.stages[other.index].index
+      ? `after ${this.model.stages[other.index].name}`
+      : "as it came";
     if (!this.same.length) return el("p", { class: "elsewhere" }, `Not in the graph ${name}.`);
-    const links = this.same.slice(0, 24).map((maker) => el("li", {}, link(`${maker.leaves ? "kernel " : ""}%${maker.name}`, () => this.chose(other, maker, true), { class: "mono" })));
-    return el("div", { class: "elsewhere" }, el("h4", {}, `In the graph ${name}`), el("ul", { class: "chips" }, links));
+    const links = this.same.slice(0, 24).map((maker) =>
+      el(
+        "li",
+        {},
+        link(
+          `${maker.leaves ? "kernel " : ""}%${maker.name}`,
+          () => this.chose(other, maker, true),
+          { class: "mono" },
+        ),
+      ),
+    );
+    return el(
+      "div",
+      { class: "elsewhere" },
+      el("h4", {}, `In the graph ${name}`),
+      el("ul", { class: "chips" }, links),
+    );
   }
 
   stageChanged(pane) {
@@ -111,7 +186,9 @@ class GraphTab {
     const words = this.query.value.trim().toLowerCase().replace(/^%/, "");
     const lists = this.panes.map((pane) => (words ? matching(pane.stage, words) : []));
     this.panes.forEach((pane, index) => pane.setMatches(lists[index]));
-    this.found = lists.flatMap((list, index) => (this.panes[index].element.hidden ? [] : list.map((maker) => [this.panes[index], maker])));
+    this.found = lists.flatMap((list, index) =>
+      this.panes[index].element.hidden ? [] : list.map((maker) => [this.panes[index], maker]),
+    );
     this.at = -1;
     this.tell(words);
     if (move && words && this.found.length) this.go(1);
@@ -132,11 +209,16 @@ class GraphTab {
 
   searchKey(event) {
     if (event.key === "Enter") this.go(event.shiftKey ? -1 : 1);
-    else if (event.key === "Escape") { this.query.value = ""; this.search(); } else return;
+    else if (event.key === "Escape") {
+      this.query.value = "";
+      this.search();
+    } else return;
     event.preventDefault();
   }
 
-  focusSearch() { this.query.select(); }
+  focusSearch() {
+    this.query.select();
+  }
 }
 
 // Nodes, and kernels without such nodes, in whose name, operator, type or source line the words stand.
@@ -144,10 +226,20 @@ function matching(stage, words) {
   const { model } = stage;
   const says = (maker) => {
     const kernel = maker.leaves ? model.kernelOf.get(maker.name)?.function : "";
-    return [maker.names.join(" "), maker.op, kernel, maker.types.join(" "), maker.loc, model.code(maker.loc)].join("\n").toLowerCase();
+    return [
+      maker.names.join(" "),
+      maker.op,
+      kernel,
+      maker.types.join(" "),
+      maker.loc,
+      model.code(maker.loc),
+    ]
+      .join("\n")
+      .toLowerCase();
   };
   const fits = (maker) => maker.kind !== "storage" && (maker.said ??= says(maker)).includes(words);
-  const leaves = stage.leaves.filter(fits), within = new Set(leaves.map((leaf) => leaf.region));
+  const leaves = stage.leaves.filter(fits),
+    within = new Set(leaves.map((leaf) => leaf.region));
   const regions = stage.regions.filter((region) => !within.has(region) && fits(region));
   return [...leaves, ...regions].sort((a, b) => a.position - b.position);
 }

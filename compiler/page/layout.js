@@ -9,7 +9,10 @@ const MOST_BENDS = 60000;
 function layOut(tree, labels) {
   const of = linksOf(tree);
   const visit = (item) => {
-    if (item.type === "leaf" || !item.open) { sizeOf(item, labels(item)); return; }
+    if (item.type === "leaf" || !item.open) {
+      sizeOf(item, labels(item));
+      return;
+    }
     for (const child of item.children) if (!child.hidden) visit(child);
     arrangeGroup(item, of(item), labels(item));
   };
@@ -20,7 +23,8 @@ function layOut(tree, labels) {
 
 function sizeOf(item, label) {
   item.w = label.width;
-  item.h = item.type === "block" ? SIZE.block : item.maker?.kind === "input" ? SIZE.input : SIZE.leaf;
+  item.h =
+    item.type === "block" ? SIZE.block : item.maker?.kind === "input" ? SIZE.input : SIZE.leaf;
 }
 
 function arrangeGroup(item, { links, entrances, exits }, label) {
@@ -30,11 +34,16 @@ function arrangeGroup(item, { links, entrances, exits }, label) {
   const vertices = [...entrances.values(), ...drawn, ...exits.values()];
   const edges = [...links.values()];
   const net = layered(vertices, edges, item);
-  const head = item.parent ? SIZE.head : 0, pad = item.parent ? SIZE.pad : 0;
+  const head = item.parent ? SIZE.head : 0,
+    pad = item.parent ? SIZE.pad : 0;
   item.w = Math.max(net.width + 2 * pad, label.width);
   item.h = net.height + 2 * pad + head;
-  const shiftX = (item.w - net.width) / 2, shiftY = pad + head;
-  for (const vertex of vertices) { vertex.x += shiftX; vertex.y += shiftY; }
+  const shiftX = (item.w - net.width) / 2,
+    shiftY = pad + head;
+  for (const vertex of vertices) {
+    vertex.x += shiftX;
+    vertex.y += shiftY;
+  }
   for (const exit of exits.values()) exit.y = item.h;
   for (const entrance of entrances.values()) entrance.y = 0;
   item.layers = net.layers.map((layer) => ({ ...layer, y: layer.y + shiftY }));
@@ -49,7 +58,14 @@ function layered(vertices, edges, item) {
   const at = new Map(vertices.map((vertex, index) => [vertex, index]));
   const pairs = edges.map((edge) => ({ edge, a: at.get(edge.from), b: at.get(edge.to) }));
   const rank = ranked(vertices, pairs);
-  const nodes = vertices.map((vertex, index) => ({ vertex, rank: rank[index], w: vertex.w, h: vertex.h, up: [], down: [] }));
+  const nodes = vertices.map((vertex, index) => ({
+    vertex,
+    rank: rank[index],
+    w: vertex.w,
+    h: vertex.h,
+    up: [],
+    down: [],
+  }));
   const chains = bend(nodes, pairs);
   const layers = [];
   for (const node of nodes) (layers[node.rank] ??= []).push(node);
@@ -62,8 +78,12 @@ function layered(vertices, edges, item) {
 // The longest way from above; what reads nothing stands right above its first reader.
 function ranked(vertices, pairs) {
   const rank = new Int32Array(vertices.length);
-  const after = vertices.map(() => []), reads = new Uint8Array(vertices.length);
-  for (const pair of pairs) { after[pair.a].push(pair.b); reads[pair.b] = 1; }
+  const after = vertices.map(() => []),
+    reads = new Uint8Array(vertices.length);
+  for (const pair of pairs) {
+    after[pair.a].push(pair.b);
+    reads[pair.b] = 1;
+  }
   vertices.forEach((vertex, a) => {
     for (const b of after[a]) rank[b] = Math.max(rank[b], rank[a] + 1);
   });
@@ -71,18 +91,31 @@ function ranked(vertices, pairs) {
     if (reads[a] || !after[a].length || vertices[a].type === "entrance") continue;
     rank[a] = Math.max(0, Math.min(...after[a].map((b) => rank[b])) - 1);
   }
-  const last = rank.reduce((most, r, i) => (vertices[i].type === "exit" ? most : Math.max(most, r)), 0);
-  vertices.forEach((vertex, i) => { if (vertex.type === "exit") rank[i] = last + 1; });
+  const last = rank.reduce(
+    (most, r, i) => (vertices[i].type === "exit" ? most : Math.max(most, r)),
+    0,
+  );
+  vertices.forEach((vertex, i) => {
+    if (vertex.type === "exit") rank[i] = last + 1;
+  });
   return rank;
 }
 
 // Lines over several layers get a bend in each, shared by all readers of a value.
 function bend(nodes, pairs) {
-  const real = nodes.length, chains = new Map();
-  const spans = pairs.reduce((sum, { a, b }) => sum + Math.max(0, nodes[b].rank - nodes[a].rank - 1), 0);
-  const farthest = Math.min(FARTHEST, Math.max(4, Math.floor((FARTHEST * MOST_BENDS) / Math.max(spans, MOST_BENDS))));
+  const real = nodes.length,
+    chains = new Map();
+  const spans = pairs.reduce(
+    (sum, { a, b }) => sum + Math.max(0, nodes[b].rank - nodes[a].rank - 1),
+    0,
+  );
+  const farthest = Math.min(
+    FARTHEST,
+    Math.max(4, Math.floor((FARTHEST * MOST_BENDS) / Math.max(spans, MOST_BENDS))),
+  );
   for (const pair of pairs) {
-    const from = nodes[pair.a], to = nodes[pair.b];
+    const from = nodes[pair.a],
+      to = nodes[pair.b];
     pair.far = to.rank - from.rank > farthest;
     if (pair.far) continue;
     const key = `${pair.a} ${pair.edge.out ?? ""}`;
@@ -107,9 +140,13 @@ function bend(nodes, pairs) {
 // --- order within layers: sweeps to the mean of neighbours, the one with the fewest crossings ----
 
 function order(layers) {
-  const number = (layer) => layer.forEach((node, index) => { node.at = index; });
+  const number = (layer) =>
+    layer.forEach((node, index) => {
+      node.at = index;
+    });
   layers.forEach(number);
-  let best = layers.map((layer) => [...layer]), fewest = crossings(layers);
+  let best = layers.map((layer) => [...layer]),
+    fewest = crossings(layers);
   const sweeps = layers.length * Math.max(...layers.map((l) => l.length), 1) > 40000 ? 3 : 8;
   for (let sweep = 0; sweep < sweeps && fewest > 0; sweep++) {
     const down = sweep % 2 === 0;
@@ -120,9 +157,15 @@ function order(layers) {
       number(layer);
     }
     const found = crossings(layers);
-    if (found < fewest) { fewest = found; best = layers.map((layer) => [...layer]); }
+    if (found < fewest) {
+      fewest = found;
+      best = layers.map((layer) => [...layer]);
+    }
   }
-  best.forEach((layer, index) => { layers[index] = layer; number(layer); });
+  best.forEach((layer, index) => {
+    layers[index] = layer;
+    number(layer);
+  });
 }
 
 function mean(nodes, otherwise) {
@@ -133,7 +176,8 @@ function mean(nodes, otherwise) {
 function crossings(layers) {
   let found = 0;
   for (let i = 0; i + 1 < layers.length; i++) {
-    const size = layers[i + 1].length, sums = new Int32Array(size + 1);
+    const size = layers[i + 1].length,
+      sums = new Int32Array(size + 1);
     let total = 0;
     for (const node of layers[i]) {
       const ends = node.down.map((to) => to.at).sort((a, b) => a - b);
@@ -157,7 +201,10 @@ function crossings(layers) {
 function spread(layers) {
   for (const layer of layers) {
     let x = 0;
-    for (const node of layer) { node.x = x + node.w / 2; x += node.w + SIZE.gapX; }
+    for (const node of layer) {
+      node.x = x + node.w / 2;
+      x += node.w + SIZE.gapX;
+    }
     const middle = (x - SIZE.gapX) / 2;
     for (const node of layer) node.x -= middle;
   }
@@ -183,11 +230,16 @@ function settle(layer, side) {
     let pool = { sum: (wish[index] - offset) * weight, weight, count: 1 };
     while (pools.length && pools.at(-1).sum / pools.at(-1).weight > pool.sum / pool.weight) {
       const last = pools.pop();
-      pool = { sum: last.sum + pool.sum, weight: last.weight + pool.weight, count: last.count + pool.count };
+      pool = {
+        sum: last.sum + pool.sum,
+        weight: last.weight + pool.weight,
+        count: last.count + pool.count,
+      };
     }
     pools.push(pool);
   });
-  let index = 0, x = 0;
+  let index = 0,
+    x = 0;
   for (const pool of pools) {
     for (let k = 0; k < pool.count; k++, index++) {
       if (index) x += apart(layer[index - 1], layer[index]);
@@ -211,11 +263,14 @@ function apart(a, b) {
 }
 
 function stacked(layers) {
-  let left = Infinity, right = -Infinity, y = 0;
-  for (const layer of layers) for (const node of layer) {
-    left = Math.min(left, node.x - node.w / 2);
-    right = Math.max(right, node.x + node.w / 2);
-  }
+  let left = Infinity,
+    right = -Infinity,
+    y = 0;
+  for (const layer of layers)
+    for (const node of layer) {
+      left = Math.min(left, node.x - node.w / 2);
+      right = Math.max(right, node.x + node.w / 2);
+    }
   if (left > right) left = right = 0;
   const made = layers.map((layer) => {
     const height = layer.reduce((most, node) => Math.max(most, node.h), 0);
@@ -239,9 +294,12 @@ function stacked(layers) {
 function linesOf(net, shiftX, shiftY, item) {
   const lines = net.pairs.map((pair) => ({ ...pair.edge, far: pair.far, points: [] }));
   net.pairs.forEach((pair, index) => {
-    const from = net.nodes[pair.a], to = net.nodes[pair.b], line = lines[index];
-    const chain = pair.far ? [] : net.chains.chains.get(`${pair.a} ${pair.edge.out ?? ""}`) ?? [];
-    const startX = end(from, pair.edge.out, "exit", shiftX), endX = end(to, pair.edge.into, "entrance", shiftX);
+    const from = net.nodes[pair.a],
+      to = net.nodes[pair.b],
+      line = lines[index];
+    const chain = pair.far ? [] : (net.chains.chains.get(`${pair.a} ${pair.edge.out ?? ""}`) ?? []);
+    const startX = end(from, pair.edge.out, "exit", shiftX),
+      endX = end(to, pair.edge.into, "entrance", shiftX);
     line.points.push(startX, from.vertex.y + from.h, startX, from.bottom + shiftY);
     for (const knot of chain.slice(0, to.rank - from.rank - 1)) {
       line.points.push(knot.x + shiftX, knot.top + shiftY, knot.x + shiftX, knot.bottom + shiftY);

@@ -14,7 +14,16 @@ class Page {
     this.model = model;
     this.made = new Map();
     this.main = document.getElementById("main");
-    this.buttons = new Map(TABS.map(([name, label]) => [name, button([label, this.count(name)], () => this.show(name), { role: "tab", "aria-selected": "false", data: { tab: name } })]));
+    this.buttons = new Map(
+      TABS.map(([name, label]) => [
+        name,
+        button([label, this.count(name)], () => this.show(name), {
+          role: "tab",
+          "aria-selected": "false",
+          data: { tab: name },
+        }),
+      ]),
+    );
     document.getElementById("tabs").append(...this.buttons.values());
     document.getElementById("heading").append(...heading(model.report));
     document.getElementById("loading").remove();
@@ -52,10 +61,18 @@ class Page {
     return shown;
   }
 
-  openNode(name, stage) { this.show("graph").open(name, stage); }
-  openKernel(name) { this.show("kernels").open(name); }
-  openDecisions(wanted) { this.show("decisions").open(wanted); }
-  openSource(name) { this.show("sources").open(name); }
+  openNode(name, stage) {
+    this.show("graph").open(name, stage);
+  }
+  openKernel(name) {
+    this.show("kernels").open(name);
+  }
+  openDecisions(wanted) {
+    this.show("decisions").open(wanted);
+  }
+  openSource(name) {
+    this.show("sources").open(name);
+  }
 
   // A value by its name in the last stage that has it.
   openValue(name) {
@@ -64,24 +81,44 @@ class Page {
   }
 
   key(event) {
-    if (event.key !== "/" || event.ctrlKey || event.metaKey || event.target.closest?.("input, select, textarea")) return;
+    if (
+      event.key !== "/" ||
+      event.ctrlKey ||
+      event.metaKey ||
+      event.target.closest?.("input, select, textarea")
+    )
+      return;
     event.preventDefault();
-    const { query } = this.show(["kernels", "decisions"].includes(this.asked()) ? this.asked() : "graph");
+    const { query } = this.show(
+      ["kernels", "decisions"].includes(this.asked()) ? this.asked() : "graph",
+    );
     query.focus();
     query.select();
   }
 }
 
 function heading(report) {
-  const chosen = Object.entries(report.options).filter(([name]) => name !== "target").map(([name, value]) => `${name.replaceAll("_", "-")} ${value}`);
-  const said = [`for ${report.target}`, ...chosen, `rewright ${report.rewright}`, `torch ${report.torch}`];
-  if (report.measured_seconds !== null) said.push(`a run took ${secondsText(report.measured_seconds)}`);
+  const chosen = Object.entries(report.options)
+    .filter(([name]) => name !== "target")
+    .map(([name, value]) => `${name.replaceAll("_", "-")} ${value}`);
+  const said = [
+    `for ${report.target}`,
+    ...chosen,
+    `rewright ${report.rewright}`,
+    `torch ${report.torch}`,
+  ];
+  if (report.measured_seconds !== null)
+    said.push(`a run took ${secondsText(report.measured_seconds)}`);
   return [el("h1", {}, report.graph), el("p", {}, said.join(" · "))];
 }
 
 // --- light and dark ------------------------------------------------------------------------------
 
-const THEMES = [["", "◐", "as the system has it"], ["light", "☀", "light"], ["dark", "☾", "dark"]];
+const THEMES = [
+  ["", "◐", "as the system has it"],
+  ["light", "☀", "light"],
+  ["dark", "☾", "dark"],
+];
 
 function themed(page) {
   const act = document.getElementById("theme");
@@ -106,10 +143,14 @@ async function start() {
   const page = new Page(new Model(data));
   themed(page);
   globalThis.report = page; // for the curious: report.model.report is the report's JSON
-  requestAnimationFrame(() => { document.documentElement.dataset.ready = Math.round(performance.now()); });
+  requestAnimationFrame(() => {
+    document.documentElement.dataset.ready = Math.round(performance.now());
+  });
 }
 
 start().catch((error) => {
-  document.getElementById("main").replaceChildren(el("p", { id: "loading" }, `The report cannot be shown: ${error.message}`));
+  document
+    .getElementById("main")
+    .replaceChildren(el("p", { id: "loading" }, `The report cannot be shown: ${error.message}`));
   throw error;
 });

@@ -17,7 +17,13 @@ class Model {
     let last = null;
     this.stages = data.stages.map((stage, index) => {
       last = stage.same ? last : new Stage(this, stage, index);
-      return { spec: stage.spec, name: stage.spec.split("{")[0], index, graph: last, same: Boolean(stage.same) };
+      return {
+        spec: stage.spec,
+        name: stage.spec.split("{")[0],
+        index,
+        graph: last,
+        same: Boolean(stage.same),
+      };
     });
     this.links = new Links(this);
     this.kernelOf = new Map();
@@ -27,24 +33,36 @@ class Model {
     });
     this.nodeOf = new Map(this.report.nodes.map((node) => [node.name, node]));
     this.decisionsOn = grouped(this.report.decisions, (decision) => decision.subject);
-    this.measured = this.report.kernels.length > 0 && this.report.kernels.every((kernel) => kernel.measured_seconds !== null);
+    this.measured =
+      this.report.kernels.length > 0 &&
+      this.report.kernels.every((kernel) => kernel.measured_seconds !== null);
     this.total = this.report.kernels.reduce((sum, kernel) => sum + this.seconds(kernel), 0);
   }
 
-  get first() { return this.stages[0].graph; }
-  get final() { return this.stages.at(-1).graph; }
+  get first() {
+    return this.stages[0].graph;
+  }
+  get final() {
+    return this.stages.at(-1).graph;
+  }
 
   decisions(names) {
     return names.flatMap((name) => this.decisionsOn.get(name) ?? []);
   }
 
   // The line of source at a place, if the compile saw it.
-  code(loc) { return this.report.sources[loc] ?? ""; }
+  code(loc) {
+    return this.report.sources[loc] ?? "";
+  }
 
   // What a call takes: measured where all were, else predicted.
-  seconds(kernel) { return this.measured ? kernel.measured_seconds : kernel.predicted_seconds; }
+  seconds(kernel) {
+    return this.measured ? kernel.measured_seconds : kernel.predicted_seconds;
+  }
 
-  share(kernel) { return this.total > 0 ? this.seconds(kernel) / this.total : 0; }
+  share(kernel) {
+    return this.total > 0 ? this.seconds(kernel) / this.total : 0;
+  }
 }
 
 // A graph: its nodes as leaves, those inside kernels too, and the values that pass between them.
@@ -54,16 +72,28 @@ class Stage {
     this.returned = new Set(data.returned);
   }
 
-  get built() { return (this._built ??= build(this)); }
-  get leaves() { return this.built.leaves; }
-  get wires() { return this.built.wires; }
-  get regions() { return this.built.regions; }
-  get byName() { return this.built.byName; }
+  get built() {
+    return (this._built ??= build(this));
+  }
+  get leaves() {
+    return this.built.leaves;
+  }
+  get wires() {
+    return this.built.wires;
+  }
+  get regions() {
+    return this.built.regions;
+  }
+  get byName() {
+    return this.built.byName;
+  }
 
   // Who makes a value, as a node beside it sees that: from within its kernel, or from outside.
   maker(name, region = null) {
     const all = this.byName.get(name) ?? [];
-    return all.find((maker) => maker.region === region) ?? all.find((maker) => !maker.region) ?? all[0];
+    return (
+      all.find((maker) => maker.region === region) ?? all.find((maker) => !maker.region) ?? all[0]
+    );
   }
 
   get text() {
@@ -74,13 +104,29 @@ class Stage {
 
 function build(stage) {
   const { rows } = stage.model;
-  const leaves = [], wires = [], regions = [];
+  const leaves = [],
+    wires = [],
+    regions = [];
   const made = new Map(); // value -> leaf
   const add = (leaf) => (leaves.push(Object.assign(leaf, { id: leaves.length })), leaf);
   const wire = (from, to, value) => from && to && from !== to && wires.push({ from, to, value });
 
   for (const [name, type, role] of stage.data.inputs) {
-    made.set(name, add(leafOf({ name, op: role, kind: "input", names: [name], types: [type], loc: "", text: `%${name}: ${type}`, reads: [] })));
+    made.set(
+      name,
+      add(
+        leafOf({
+          name,
+          op: role,
+          kind: "input",
+          names: [name],
+          types: [type],
+          loc: "",
+          text: `%${name}: ${type}`,
+          reads: [],
+        }),
+      ),
+    );
   }
   stage.data.rows.forEach((number, position) => {
     const row = rows[number];
@@ -112,21 +158,40 @@ function fill(region, row, add, made, wire, rows) {
   for (const value of row[ROW.reads]) {
     if (!given.has(value)) wire(made.get(value), region.leaves[0], value); // where it writes
   }
-  row[ROW.names].forEach((name, at) => made.set(name, inner.get(body.outputs[at]) ?? region.leaves[0]));
+  row[ROW.names].forEach((name, at) =>
+    made.set(name, inner.get(body.outputs[at]) ?? region.leaves[0]),
+  );
 }
 
 function regionOf(row, position) {
   return {
-    name: row[ROW.names][0] ?? "", names: row[ROW.names], types: row[ROW.types], op: row[ROW.op],
-    kind: row[ROW.kind], loc: row[ROW.loc], phase: row[ROW.phase], text: row[ROW.text], reads: row[ROW.reads],
-    position, region: null, leaves: [],
+    name: row[ROW.names][0] ?? "",
+    names: row[ROW.names],
+    types: row[ROW.types],
+    op: row[ROW.op],
+    kind: row[ROW.kind],
+    loc: row[ROW.loc],
+    phase: row[ROW.phase],
+    text: row[ROW.text],
+    reads: row[ROW.reads],
+    position,
+    region: null,
+    leaves: [],
   };
 }
 
 function rowLeaf(row, position) {
   return leafOf({
-    name: row[ROW.names][0] ?? "", op: row[ROW.op], kind: row[ROW.kind], names: row[ROW.names], types: row[ROW.types],
-    loc: row[ROW.loc], phase: row[ROW.phase], text: row[ROW.text], reads: row[ROW.reads], position,
+    name: row[ROW.names][0] ?? "",
+    op: row[ROW.op],
+    kind: row[ROW.kind],
+    names: row[ROW.names],
+    types: row[ROW.types],
+    loc: row[ROW.loc],
+    phase: row[ROW.phase],
+    text: row[ROW.text],
+    reads: row[ROW.reads],
+    position,
   });
 }
 
@@ -144,7 +209,8 @@ function shortOp(op) {
 // Value -> all leaves, then regions, that make it: a view may stand in a kernel and outside.
 function namesOf(leaves, regions) {
   const found = new Map();
-  const add = (name, maker) => (found.has(name) ? found.get(name).push(maker) : found.set(name, [maker]));
+  const add = (name, maker) =>
+    found.has(name) ? found.get(name).push(maker) : found.set(name, [maker]);
   for (const leaf of leaves) for (const name of leaf.names) add(name, leaf);
   for (const region of regions) for (const name of region.names) add(name, region);
   return found;

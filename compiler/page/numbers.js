@@ -7,9 +7,25 @@ function scaled(value, units, digits = 3) {
   return `${shown.toFixed(Math.min(places, digits))} ${unit}`;
 }
 
-const BYTES = [["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10], ["B", 1]];
-const SECONDS = [["s", 1], ["ms", 1e-3], ["µs", 1e-6], ["ns", 1e-9]];
-const FLOPS = [["TFLOP", 1e12], ["GFLOP", 1e9], ["MFLOP", 1e6], ["kFLOP", 1e3], ["FLOP", 1]];
+const BYTES = [
+  ["GiB", 2 ** 30],
+  ["MiB", 2 ** 20],
+  ["KiB", 2 ** 10],
+  ["B", 1],
+];
+const SECONDS = [
+  ["s", 1],
+  ["ms", 1e-3],
+  ["µs", 1e-6],
+  ["ns", 1e-9],
+];
+const FLOPS = [
+  ["TFLOP", 1e12],
+  ["GFLOP", 1e9],
+  ["MFLOP", 1e6],
+  ["kFLOP", 1e3],
+  ["FLOP", 1],
+];
 
 function bytesText(value) {
   return value < 1024 ? `${value} B` : scaled(value, BYTES);

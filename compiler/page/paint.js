@@ -11,14 +11,19 @@ function ink() {
   if (inks) return inks;
   const style = getComputedStyle(document.documentElement);
   const read = (name) => style.getPropertyValue(`--${name}`).trim();
-  inks = Object.fromEntries(["page", "panel", "ink", "soft", "line", "wire", "accent", "match", "frame", "block"].map((n) => [n, read(n)]));
+  inks = Object.fromEntries(
+    ["page", "panel", "ink", "soft", "line", "wire", "accent", "match", "frame", "block"].map(
+      (n) => [n, read(n)],
+    ),
+  );
   inks.fate = Object.fromEntries(FATES.map((fate) => [fate, read(`fate-${fate}`)]));
   inks.tint = Object.fromEntries(FATES.map((fate) => [fate, read(`tint-${fate}`)]));
   return inks;
 }
 
 const measure = (() => {
-  const context = document.createElement("canvas").getContext("2d"), known = new Map();
+  const context = document.createElement("canvas").getContext("2d"),
+    known = new Map();
   return (text, font) => {
     const key = font + text;
     if (!known.has(key)) {
@@ -29,7 +34,9 @@ const measure = (() => {
   };
 })();
 
-const TITLE = `600 12.5px ${FONT}`, SUB = `10.5px ${MONO}`, SMALL = `11px ${MONO}`;
+const TITLE = `600 12.5px ${FONT}`,
+  SUB = `10.5px ${MONO}`,
+  SMALL = `11px ${MONO}`;
 
 function shortened(text, font, most) {
   if (measure(text, font) <= most) return text;
@@ -45,7 +52,8 @@ class Painter {
   }
 
   paint() {
-    const { context: c, pane } = this, { camera, tree } = pane;
+    const { context: c, pane } = this,
+      { camera, tree } = pane;
     const ratio = devicePixelRatio || 1;
     this.colours = ink();
     this.scale = camera.scale;
@@ -54,8 +62,20 @@ class Painter {
     c.setTransform(1, 0, 0, 1, 0, 0);
     c.fillStyle = this.colours.page;
     c.fillRect(0, 0, pane.canvas.width, pane.canvas.height);
-    c.setTransform(ratio * camera.scale, 0, 0, ratio * camera.scale, -camera.x * camera.scale * ratio, -camera.y * camera.scale * ratio);
-    this.view = { x: camera.x, y: camera.y, right: camera.x + camera.width / camera.scale, bottom: camera.y + camera.height / camera.scale };
+    c.setTransform(
+      ratio * camera.scale,
+      0,
+      0,
+      ratio * camera.scale,
+      -camera.x * camera.scale * ratio,
+      -camera.y * camera.scale * ratio,
+    );
+    this.view = {
+      x: camera.x,
+      y: camera.y,
+      right: camera.x + camera.width / camera.scale,
+      bottom: camera.y + camera.height / camera.scale,
+    };
     this.lit = []; // lines drawn again on top
     this.group(tree.root, 0, 0);
     this.lights();
@@ -87,7 +107,8 @@ class Painter {
   }
 
   frame(item, x, y) {
-    const { context: c, colours } = this, kernel = item.type === "kernel";
+    const { context: c, colours } = this,
+      kernel = item.type === "kernel";
     c.fillStyle = kernel ? colours.tint.ours : colours.frame;
     c.strokeStyle = kernel ? colours.fate.ours : colours.line;
     rounded(c, x, y, item.w, item.h, 8);
@@ -99,22 +120,37 @@ class Painter {
       c.font = TITLE;
       c.textBaseline = "middle";
       c.fillText("−", x + 10, y + SIZE.head / 2 + 1);
-      c.fillText(shortened(this.pane.labels(item).title, TITLE, item.w - 36), x + 24, y + SIZE.head / 2 + 1);
+      c.fillText(
+        shortened(this.pane.labels(item).title, TITLE, item.w - 36),
+        x + 24,
+        y + SIZE.head / 2 + 1,
+      );
     }
     this.group(item, x, y);
   }
 
   box(item, x, y) {
-    const { context: c, colours } = this, fate = this.pane.fate(item);
+    const { context: c, colours } = this,
+      fate = this.pane.fate(item);
     const block = item.type === "block";
     if (!this.fine) {
       c.fillStyle = block ? colours.block : colours.fate[fate];
       c.fillRect(x, y, item.w, item.h);
-      if (this.pane.mark(item)) { c.strokeStyle = this.markColour(item); c.lineWidth = 3 / this.scale; c.strokeRect(x, y, item.w, item.h); }
+      if (this.pane.mark(item)) {
+        c.strokeStyle = this.markColour(item);
+        c.lineWidth = 3 / this.scale;
+        c.strokeRect(x, y, item.w, item.h);
+      }
       return;
     }
     if (block) this.pile(x, y, item);
-    c.fillStyle = block ? colours.panel : item.type === "kernel" ? colours.tint.ours : fate === "input" ? colours.tint.input : colours.panel;
+    c.fillStyle = block
+      ? colours.panel
+      : item.type === "kernel"
+        ? colours.tint.ours
+        : fate === "input"
+          ? colours.tint.input
+          : colours.panel;
     c.strokeStyle = colours.line;
     rounded(c, x, y, item.w, item.h, fate === "input" ? 11 : 6);
     c.fill();
@@ -150,7 +186,8 @@ class Painter {
   }
 
   outline(item, width, dashed = false) {
-    const { context: c } = this, marked = this.pane.mark(item);
+    const { context: c } = this,
+      marked = this.pane.mark(item);
     if (marked) c.strokeStyle = this.markColour(item);
     c.lineWidth = marked ? Math.max(2.2, 2 / this.scale) : width;
     if (dashed) c.setLineDash([4, 3]);
@@ -163,7 +200,8 @@ class Painter {
   }
 
   words(item, x, y, fate) {
-    const { context: c, colours } = this, { title, sub } = this.pane.labels(item);
+    const { context: c, colours } = this,
+      { title, sub } = this.pane.labels(item);
     c.textBaseline = "middle";
     if (fate === "input") {
       c.font = SMALL;
@@ -181,7 +219,8 @@ class Painter {
       c.font = TITLE;
       c.fillText("+", x + item.w - 15, y + 13.5);
     }
-    if (this.pane.leaves(item)) { // its value leaves the graph
+    if (this.pane.leaves(item)) {
+      // its value leaves the graph
       c.fillStyle = colours.soft;
       c.beginPath();
       c.moveTo(x + item.w / 2 - 5, y + item.h + 2);
@@ -222,9 +261,11 @@ class Painter {
   }
 
   trace(line, x, y, whole = false) {
-    const { context: c } = this, { points: p } = line;
+    const { context: c } = this,
+      { points: p } = line;
     const n = p.length;
-    if (line.far && !whole) { // two ends of what is too far to follow
+    if (line.far && !whole) {
+      // two ends of what is too far to follow
       c.moveTo(x + p[0], y + p[1]);
       c.lineTo(x + p[0], y + p[1] + 10);
       c.moveTo(x + p[n - 2], y + p[n - 1] - 10);
@@ -233,11 +274,15 @@ class Painter {
     }
     c.moveTo(x + p[0], y + p[1]);
     for (let i = 2; i < n; i += 2) {
-      if (p[i] === p[i - 2] || !this.fine) { c.lineTo(x + p[i], y + p[i + 1]); continue; }
+      if (p[i] === p[i - 2] || !this.fine) {
+        c.lineTo(x + p[i], y + p[i + 1]);
+        continue;
+      }
       const half = (p[i - 1] + p[i + 1]) / 2;
       c.bezierCurveTo(x + p[i - 2], y + half, x + p[i], y + half, x + p[i], y + p[i + 1]);
     }
-    if (this.legible && line.to.type !== "exit" && line.to.type !== "entrance") this.tip(x + p[n - 2], y + p[n - 1]);
+    if (this.legible && line.to.type !== "exit" && line.to.type !== "entrance")
+      this.tip(x + p[n - 2], y + p[n - 1]);
   }
 
   tip(x, y) {
@@ -253,7 +298,11 @@ function lineIndex(group) {
   if (group.lineAt) return group.lineAt;
   const at = group.layers.map(() => []);
   for (const line of group.lines) {
-    if (line.far) { at[line.first].push(line); at[Math.max(0, line.last - 1)].push(line); continue; }
+    if (line.far) {
+      at[line.first].push(line);
+      at[Math.max(0, line.last - 1)].push(line);
+      continue;
+    }
     for (let layer = line.first; layer < line.last; layer++) at[layer].push(line);
   }
   return (group.lineAt = at);
@@ -266,7 +315,8 @@ function rounded(context, x, y, w, h, radius) {
 
 // The lowest number below `count` that fits, where all above one that fits do; `count` if none.
 function lowest(count, fits) {
-  let low = 0, high = count;
+  let low = 0,
+    high = count;
   while (low < high) {
     const middle = (low + high) >> 1;
     if (fits(middle)) high = middle;

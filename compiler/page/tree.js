@@ -36,7 +36,8 @@ class Tree {
     if (this._at) return this._at;
     this._at = this.stage.data.rows.map(() => null);
     for (const region of this.stage.regions) this._at[region.position] = region;
-    for (const leaf of this.stage.leaves) if (!leaf.region && leaf.position >= 0) this._at[leaf.position] = leaf;
+    for (const leaf of this.stage.leaves)
+      if (!leaf.region && leaf.position >= 0) this._at[leaf.position] = leaf;
     return this._at;
   }
 
@@ -61,13 +62,20 @@ class Tree {
   // An input stands in the innermost group that holds all its readers, before them; a few that are no
   // parameters stand outside, where one looks for them.
   placeInputs() {
-    const readers = grouped(this.stage.wires.filter((wire) => wire.from.kind === "input"), (wire) => wire.from);
+    const readers = grouped(
+      this.stage.wires.filter((wire) => wire.from.kind === "input"),
+      (wire) => wire.from,
+    );
     const inputs = this.stage.leaves.filter((leaf) => leaf.kind === "input");
     const plain = inputs.filter((leaf) => leaf.op === "input" || leaf.op === "tangent");
     this.fewInputs = new Set(plain.length <= FEW ? plain : []);
     for (const leaf of inputs.reverse()) {
-      const items = this.fewInputs.has(leaf) ? [] : (readers.get(leaf) ?? []).map((wire) => this.itemOf.get(wire.to));
-      const into = items.length ? items.map((item) => outsideKernel(item.parent)).reduce(shared) : this.root;
+      const items = this.fewInputs.has(leaf)
+        ? []
+        : (readers.get(leaf) ?? []).map((wire) => this.itemOf.get(wire.to));
+      const into = items.length
+        ? items.map((item) => outsideKernel(item.parent)).reduce(shared)
+        : this.root;
       const item = { type: "leaf", maker: leaf, parent: into };
       this.itemOf.set(leaf, item);
       into.children.unshift(item);
@@ -83,7 +91,8 @@ class Tree {
   // Counts, and the flags that say what is drawn; after options changed.
   arrange() {
     const count = (item) => {
-      if (item.type === "leaf") return (item.hidden = this.isHidden(item)) || item.maker.kind === "input" ? 0 : 1;
+      if (item.type === "leaf")
+        return (item.hidden = this.isHidden(item)) || item.maker.kind === "input" ? 0 : 1;
       item.leaves = item.children.reduce((sum, child) => sum + count(child), 0);
       item.hidden = item.leaves === 0 && item.children.every((child) => child.hidden);
       return item.leaves;
@@ -95,12 +104,14 @@ class Tree {
   // The item drawn for a leaf or region: itself, or the folded group around it.
   shown(maker) {
     let found = this.itemOf.get(maker);
-    for (let item = found; item; item = item.parent) if (item.parent && !item.parent.open) found = item.parent;
+    for (let item = found; item; item = item.parent)
+      if (item.parent && !item.parent.open) found = item.parent;
     return found;
   }
 
   reveal(maker) {
-    for (let item = this.itemOf.get(maker)?.parent; item; item = item.parent) this.setOpen(item, true);
+    for (let item = this.itemOf.get(maker)?.parent; item; item = item.parent)
+      this.setOpen(item, true);
   }
 
   setOpen(item, open) {
@@ -157,11 +168,13 @@ function shared(a, b) {
 function linksOf(tree) {
   const groups = new Map(); // group -> { links, entrances, exits }
   const of = (item) => {
-    if (!groups.has(item)) groups.set(item, { links: new Map(), entrances: new Map(), exits: new Map() });
+    if (!groups.has(item))
+      groups.set(item, { links: new Map(), entrances: new Map(), exits: new Map() });
     return groups.get(item);
   };
   for (const wire of tree.stage.wires) {
-    const from = tree.shown(wire.from), to = tree.shown(wire.to);
+    const from = tree.shown(wire.from),
+      to = tree.shown(wire.to);
     if (from === to || from.hidden || to.hidden) continue;
     connect(from, to, `${wire.from.id} ${wire.value}`, wire.value, of);
   }
@@ -194,7 +207,8 @@ function port(ports, key, type, inside) {
 // One link a pair of ends and value, however many nodes inside of a folded group read it.
 function join(links, start, end, key, value) {
   const id = `${uid(start.item)} ${uid(end.item)} ${key}`;
-  if (!links.has(id)) links.set(id, { from: start.item, out: start.value, to: end.item, into: end.value, value });
+  if (!links.has(id))
+    links.set(id, { from: start.item, out: start.value, to: end.item, into: end.value, value });
 }
 
 let lastUid = 0;

@@ -4,12 +4,23 @@ class Pane {
   // `app` is the graph part of the page: it hears of clicks, and what both panes share is there.
   constructor(app, index) {
     this.app = app;
-    this.canvas = el("canvas", { tabindex: 0, "aria-label": "The graph: drag to move, wheel to zoom, arrow keys to follow values" });
-    this.pick = el("select", { "aria-label": "Stage", onchange: () => this.setStage(Number(this.pick.value)) });
+    this.canvas = el("canvas", {
+      tabindex: 0,
+      "aria-label": "The graph: drag to move, wheel to zoom, arrow keys to follow values",
+    });
+    this.pick = el("select", {
+      "aria-label": "Stage",
+      onchange: () => this.setStage(Number(this.pick.value)),
+    });
     this.status = el("span", { class: "status" });
     this.hint = el("div", { class: "hint", hidden: true });
     this.holder = el("div", { class: "canvas" }, this.canvas, this.hint);
-    this.element = el("div", { class: "pane" }, el("div", { class: "panehead" }, this.pick, this.status), this.holder);
+    this.element = el(
+      "div",
+      { class: "pane" },
+      el("div", { class: "panehead" }, this.pick, this.status),
+      this.holder,
+    );
     this.camera = new Camera(this.canvas, () => this.redraw());
     this.painter = new Painter(this);
     this.options = { inputs: false, storage: false };
@@ -26,13 +37,19 @@ class Pane {
   listStages(index) {
     const options = this.app.model.stages.map((stage) => {
       const same = stage.same ? " (as before)" : "";
-      return el("option", { value: stage.index }, stage.index ? `after ${stage.name}${same}` : "as it came");
+      return el(
+        "option",
+        { value: stage.index },
+        stage.index ? `after ${stage.name}${same}` : "as it came",
+      );
     });
     this.pick.append(...options);
     this.pick.value = index;
   }
 
-  get stage() { return this.app.model.stages[this.index].graph; }
+  get stage() {
+    return this.app.model.stages[this.index].graph;
+  }
 
   setStage(index) {
     const selected = this.selected?.name;
@@ -70,7 +87,9 @@ class Pane {
     }
     this.marks = null;
     const { boxes, nodes, folded } = this.tree.counts();
-    this.status.textContent = `${plural(boxes, "box", "boxes")} for ${plural(nodes, "node")}` + (folded ? `, ${plural(folded, "block")} folded` : "");
+    this.status.textContent =
+      `${plural(boxes, "box", "boxes")} for ${plural(nodes, "node")}` +
+      (folded ? `, ${plural(folded, "block")} folded` : "");
     Object.assign(this.element.dataset, { boxes, nodes, folded });
     this.redraw();
   }
@@ -85,8 +104,12 @@ class Pane {
 
   resize(width, height) {
     if (!width || !height) return;
-    const ratio = devicePixelRatio || 1, fresh = this.canvas.width <= 1 || !this.sized;
-    Object.assign(this.canvas, { width: Math.round(width * ratio), height: Math.round(height * ratio) });
+    const ratio = devicePixelRatio || 1,
+      fresh = this.canvas.width <= 1 || !this.sized;
+    Object.assign(this.canvas, {
+      width: Math.round(width * ratio),
+      height: Math.round(height * ratio),
+    });
     Object.assign(this.camera, { width, height });
     if (fresh) {
       this.sized = true;
@@ -117,7 +140,9 @@ class Pane {
     if (item.type === "block") return boxed(item.label, plural(item.leaves, "node"), 40);
     if (item.type === "kernel") {
       const kernel = this.app.model.kernelOf.get(item.maker.name);
-      const ops = unique(item.maker.leaves.filter((leaf) => leaf.kind !== "view").map((leaf) => leaf.short));
+      const ops = unique(
+        item.maker.leaves.filter((leaf) => leaf.kind !== "view").map((leaf) => leaf.short),
+      );
       return boxed(ops.join(" · ") || "copy", kernel?.function || `%${item.maker.name}`, 40);
     }
     if (item.type === "graph") return { title: "", sub: "", width: 0 };
@@ -133,15 +158,22 @@ class Pane {
   fate(item) {
     if (item.type === "block") return "view";
     let found = this.fates.get(item.maker);
-    if (!found) this.fates.set(item.maker, (found = this.app.model.links.fate(item.maker, this.index)));
+    if (!found)
+      this.fates.set(item.maker, (found = this.app.model.links.fate(item.maker, this.index)));
     return found;
   }
 
   // Of a folded block: how many of its nodes end up where, as shares in the order of `FATES`.
   mixture(item) {
     if (item.mixture) return item.mixture;
-    const counts = grouped(leavesUnder(item).filter((leaf) => leaf.kind !== "storage" && leaf.kind !== "input"), (leaf) => this.fate({ maker: leaf }));
-    const found = FATES.filter((fate) => counts.has(fate)).map((fate) => [fate, counts.get(fate).length / item.leaves]);
+    const counts = grouped(
+      leavesUnder(item).filter((leaf) => leaf.kind !== "storage" && leaf.kind !== "input"),
+      (leaf) => this.fate({ maker: leaf }),
+    );
+    const found = FATES.filter((fate) => counts.has(fate)).map((fate) => [
+      fate,
+      counts.get(fate).length / item.leaves,
+    ]);
     return (item.mixture = found);
   }
 
@@ -168,10 +200,19 @@ class Pane {
   lit(line) {
     const maker = this.selected;
     if (!maker || !maker.names) return false;
-    this.lighted ??= { made: new Set(maker.names), read: new Set(maker.reads), around: this.around(maker) };
+    this.lighted ??= {
+      made: new Set(maker.names),
+      read: new Set(maker.reads),
+      around: this.around(maker),
+    };
     const { made, read, around } = this.lighted;
     if (made.has(line.value)) return !around.has(line.to);
-    return read.has(line.value) && (around.has(line.to) || line.to.type === "exit" || around.has(line.to.parent) && line.to.type === "entrance");
+    return (
+      read.has(line.value) &&
+      (around.has(line.to) ||
+        line.to.type === "exit" ||
+        (around.has(line.to.parent) && line.to.type === "entrance"))
+    );
   }
 
   around(maker) {
@@ -183,7 +224,8 @@ class Pane {
   // --- choosing
 
   placeOf(item) {
-    let x = 0, y = 0;
+    let x = 0,
+      y = 0;
     for (let up = item; up; up = up.parent) {
       if (up.x === undefined) return null;
       x += up.x;
@@ -203,7 +245,10 @@ class Pane {
   }
 
   unhide(maker) {
-    this.options = { inputs: this.options.inputs || maker.kind === "input", storage: this.options.storage || maker.kind === "storage" };
+    this.options = {
+      inputs: this.options.inputs || maker.kind === "input",
+      storage: this.options.storage || maker.kind === "storage",
+    };
     this.tree.options = this.options;
     this.tree.arrange();
     this.app.optionsShown();
@@ -218,13 +263,25 @@ class Pane {
 
   begin() {
     const { root } = this.tree;
-    const seen = root.layers.filter((layer) => layer.y < this.camera.height).flatMap((layer) => layer.items);
-    this.camera.begin(root, seen.reduce((sum, item) => sum + item.x + item.w / 2, 0) / (seen.length || 1));
+    const seen = root.layers
+      .filter((layer) => layer.y < this.camera.height)
+      .flatMap((layer) => layer.items);
+    this.camera.begin(
+      root,
+      seen.reduce((sum, item) => sum + item.x + item.w / 2, 0) / (seen.length || 1),
+    );
   }
 
   centre(item, gently = true) {
-    const place = this.placeOf(item), { camera } = this;
-    if (place) camera.go(place.x + place.w / 2, place.y + Math.min(place.h, camera.height) / 2, Math.max(camera.scale, 0.75), gently);
+    const place = this.placeOf(item),
+      { camera } = this;
+    if (place)
+      camera.go(
+        place.x + place.w / 2,
+        place.y + Math.min(place.h, camera.height) / 2,
+        Math.max(camera.scale, 0.75),
+        gently,
+      );
   }
 
   setSame(found) {
@@ -271,12 +328,17 @@ class Pane {
       if (hit?.item.type === "kernel") this.toggle(hit.item);
     });
     this.canvas.addEventListener("pointermove", (event) => this.hover(event));
-    this.canvas.addEventListener("pointerleave", () => { this.hint.hidden = true; });
+    this.canvas.addEventListener("pointerleave", () => {
+      this.hint.hidden = true;
+    });
     this.canvas.addEventListener("keydown", (event) => this.key(event));
   }
 
   clicked(hit) {
-    if (!hit) { this.app.chose(this, null); return; }
+    if (!hit) {
+      this.app.chose(this, null);
+      return;
+    }
     const { item, glyph } = hit;
     if (item.type === "block" && (!item.open || glyph)) {
       this.toggle(item);
@@ -292,19 +354,33 @@ class Pane {
     if (this.hint.hidden) return;
     const { title, sub } = this.labels(hit.item);
     this.hint.textContent = `${title}  ${sub}`;
-    this.hint.style.setProperty("left", `${Math.min(event.offsetX + 14, this.camera.width - 200)}px`);
+    this.hint.style.setProperty(
+      "left",
+      `${Math.min(event.offsetX + 14, this.camera.width - 200)}px`,
+    );
     this.hint.style.setProperty("top", `${event.offsetY + 14}px`);
   }
 
   // The innermost item at a point of the canvas; `glyph` when it is the sign that opens or folds it.
   at(px, py) {
     const [x, y] = this.camera.world(px, py);
-    let group = this.tree.root, left = 0, top = 0, hit = null;
+    let group = this.tree.root,
+      left = 0,
+      top = 0,
+      hit = null;
     while (group) {
       const { layers } = group;
       const number = lowest(layers.length, (i) => top + layers[i].y > y) - 1;
-      const item = number < 0 ? null : layers[number].items.find((each) =>
-        x >= left + each.x && x <= left + each.x + each.w && y >= top + each.y && y <= top + each.y + each.h);
+      const item =
+        number < 0
+          ? null
+          : layers[number].items.find(
+              (each) =>
+                x >= left + each.x &&
+                x <= left + each.x + each.w &&
+                y >= top + each.y &&
+                y <= top + each.y + each.h,
+            );
       if (!item) return hit;
       left += item.x;
       top += item.y;
@@ -318,10 +394,18 @@ class Pane {
 
   key(event) {
     const { camera } = this;
-    const steps = { ArrowUp: "reads", ArrowDown: "readers", ArrowLeft: "before", ArrowRight: "behind" };
+    const steps = {
+      ArrowUp: "reads",
+      ArrowDown: "readers",
+      ArrowLeft: "before",
+      ArrowRight: "behind",
+    };
     const acts = {
-      "+": () => camera.zoom(1.3), "=": () => camera.zoom(1.3), "-": () => camera.zoom(1 / 1.3),
-      0: () => camera.fit(this.tree.root), Enter: () => this.selected && this.toggleSelected(),
+      "+": () => camera.zoom(1.3),
+      "=": () => camera.zoom(1.3),
+      "-": () => camera.zoom(1 / 1.3),
+      0: () => camera.fit(this.tree.root),
+      Enter: () => this.selected && this.toggleSelected(),
       Escape: () => this.app.chose(this, null),
     };
     if (steps[event.key]) this.step(steps[event.key]);
@@ -331,7 +415,8 @@ class Pane {
   }
 
   toggleSelected() {
-    const item = this.selected.type === "block" ? this.selected : this.tree.itemOf.get(this.selected);
+    const item =
+      this.selected.type === "block" ? this.selected : this.tree.itemOf.get(this.selected);
     const group = item.type === "leaf" ? item.parent : item;
     if (group !== this.tree.root) this.toggle(group);
   }
@@ -343,8 +428,10 @@ class Pane {
     const drawn = (leaf) => leaf && !this.isHidden(leaf);
     let next = null;
     if (!maker) next = leaves.find((leaf) => leaf.position >= 0 && drawn(leaf));
-    else if (where === "reads") next = wires.find((w) => partOf(w.to, maker) && drawn(w.from))?.from;
-    else if (where === "readers") next = wires.find((w) => partOf(w.from, maker) && !partOf(w.to, maker) && drawn(w.to))?.to;
+    else if (where === "reads")
+      next = wires.find((w) => partOf(w.to, maker) && drawn(w.from))?.from;
+    else if (where === "readers")
+      next = wires.find((w) => partOf(w.from, maker) && !partOf(w.to, maker) && drawn(w.to))?.to;
     else {
       const step = where === "before" ? -1 : 1;
       let id = (maker.leaves ? maker.leaves[0] : maker).id + step;
@@ -354,12 +441,19 @@ class Pane {
     if (next) this.app.chose(this, next, true);
   }
 
-  isHidden(leaf) { return this.tree.itemOf.get(leaf).hidden; }
+  isHidden(leaf) {
+    return this.tree.itemOf.get(leaf).hidden;
+  }
 }
 
 function boxed(title, sub, room) {
-  const first = shortened(title, TITLE, WIDEST - room), second = shortened(sub, SUB, WIDEST - 24);
-  return { title: first, sub: second, width: Math.max(88, measure(first, TITLE) + room, measure(second, SUB) + 24) };
+  const first = shortened(title, TITLE, WIDEST - room),
+    second = shortened(sub, SUB, WIDEST - 24);
+  return {
+    title: first,
+    sub: second,
+    width: Math.max(88, measure(first, TITLE) + room, measure(second, SUB) + 24),
+  };
 }
 
 function partOf(leaf, maker) {
