@@ -9,7 +9,6 @@ import ctypes
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import torch
 
@@ -210,42 +209,3 @@ class Frozen:
                     self._held = [p.detach() for p in parameters]
                 self._seen = seen
             return self._kept
-
-
-# --- artefacts only -----------------------------------------------------------------------------
-
-
-def cpu_flags() -> frozenset[str]:
-    """What this CPU can do, in the words of Linux; nothing where the system does not say."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            lines = [line for line in file if line.startswith(("flags", "Features"))]
-    except OSError:
-        return frozenset()
-    return frozenset(" ".join(lines[:1]).partition(":")[2].split())
-
-
-def check_cpu(needed: Sequence[str]) -> None:
-    """Raise RuntimeError when this CPU lacks instructions that the kernels may use."""
-    flags = cpu_flags()
-    missing = sorted(set(needed) - flags)
-    if flags and missing:
-        raise RuntimeError(
-            f"the kernels were built for a CPU with {', '.join(missing)}, which this one has not: "
-            "run `rewright optimize` on this machine, or with --target cpu"
-        )
-
-
-def fitted(name: str, arg: Any, wanted: Any) -> Any:
-    """`arg` when it is what the program was built for: a number, or a tensor of (dtype, shape,
-    strides). A tensor with other strides is copied; raises TypeError or ValueError for the rest."""
-    if not isinstance(wanted, tuple):
-        if arg != wanted:
-            raise ValueError(f"{name} is {wanted}, not {arg!r}")
-        return arg
-    dtype, shape, strides = wanted
-    if not isinstance(arg, torch.Tensor):
-        raise TypeError(f"{name} is a tensor, not {type(arg).__name__}")
-    if arg.dtype != dtype or tuple(arg.shape) != shape:
-        raise ValueError(f"{name} is {dtype} {shape}, not {arg.dtype} {tuple(arg.shape)}")
-    return laid_out(arg, strides, dtype)

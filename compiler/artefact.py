@@ -1,18 +1,11 @@
-"""Artefacts: a folder that holds a program and runs with torch alone.
+"""Artefacts: a folder that holds a program and runs with torch alone (docs/artefacts.md).
 
-program.py        the call sequence; `load()` gives a callable
-runtime.py        frames and arenas (a copy of rewright/codegen/runtime.py)
-kernels.cpp, .so  our kernels, source and binary
-tensors.pt        parameters, buffers and constants by name
-graph.rw          the schedule, as text
-report.json       what the compile did
-rewright.json     what made this folder
+Written here, opened by `rewright.codegen.loading`, of which the folder has a copy.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
 import runpy
 import secrets
 import shutil
@@ -20,23 +13,24 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-import torch
+from torch import Tensor
 
-import rewright
+from rewright.artefact_files import manifest, readme, write_kernels, write_memory
 from rewright.artefact_text import program_text
-from rewright.codegen import runtime
-from rewright.ir import ArtefactError, Constant, Graph
+from rewright.codegen import loading, runtime
+from rewright.ir import ArtefactError, Constant, Graph, TextError, fresh_names
 from rewright.ir.parse import parse
 from rewright.settled_weights import settled
+from rewright.tensor_file import write_tensors
 
 if TYPE_CHECKING:
     from rewright.driver import Program
     from rewright.ir.pt2 import Bindings
     from rewright.report import Report
 
-MANIFEST = "rewright.json"
+TENSORS: Final = "tensors.safetensors"
 
 
 def save(program: Program, bindings: Bindings | None, folder: Path) -> Path:
@@ -49,7 +43,7 @@ def save(program: Program, bindings: Bindings | None, folder: Path) -> Path:
     given = {} if bindings is None else bindings.state
     report = program.report
     program, state = settled(program, {n: t.detach() for n, t in given.items()})
-    text = program_text(program, state)
+    text = program_text(program, state, _constant_names(program, state))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -66,19 +60,36 @@ def save(program: Program, bindings: Bindings | None, folder: Path) -> Path:
 
 
 def check_free(folder: Path) -> None:
-    """Raise ArtefactError unless the folder is missing, empty, or an artefact of ours."""
+    """Raise ArtefactError unless the folder is missing, empty, or an artefact of ours and nothing
+    else: what it holds will be gone."""
     above = next((p for p in folder.absolute().parents if p.exists()), folder)
     if above.is_file():
         raise ArtefactError(f"{above} is a file, not a folder", help="give -o another name")
-    if not folder.exists() or (folder / MANIFEST).is_file():
+    if not folder.exists():
         return
     if not folder.is_dir():
         raise ArtefactError(f"{folder} is a file, not a folder", help="give -o another name")
-    if any(folder.iterdir()):
-        raise ArtefactError(
-            f"{folder} exists and was not written by rewright",
-            help="give -o another folder, or empty this one",
-        )
+    known = _files_of(folder)
+    for name in loading.found_in(folder):
+        if known is None:
+            raise ArtefactError(
+                f"{folder} exists and was not written by rewright",
+                help="give -o another folder, or empty this one",
+            )
+        if name not in known:
+            raise ArtefactError(
+                f"{folder} would be replaced, and {name} in it was not written by rewright",
+                help="give -o another folder, or move that file",
+            )
+
+
+def _files_of(folder: Path) -> set[str] | None:
+    """What the manifest of a folder names, of whatever version; None when it has none."""
+    try:
+        found = json.loads((folder / loading.MANIFEST).read_bytes())
+        return {*found["files"], loading.MANIFEST} if found["format"] == loading.FORMAT else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _move(made: Path, folder: Path) -> None:
@@ -97,25 +108,34 @@ def _move(made: Path, folder: Path) -> None:
 
 
 def _write(
-    program: Program, state: Mapping[str, torch.Tensor], report: Report, text: str, folder: Path
+    program: Program, state: Mapping[str, Tensor], report: Report, text: str, folder: Path
 ) -> None:
     (folder / "program.py").write_text(text)
-    shutil.copyfile(Path(runtime.__file__), folder / "runtime.py")
+    for module in (runtime, loading):
+        source = Path(str(module.__file__))
+        shutil.copyfile(source, folder / source.name)
     if program.library is not None:
-        (folder / "kernels.cpp").write_text(program.plan.kernel_source)
-        shutil.copyfile(program.library.path, folder / "kernels.so")
-    torch.save(_tensors(program, state), folder / "tensors.pt")
+        write_kernels(program, folder)
+        (folder / "kernels.so").write_bytes(program.library.content)
+    write_tensors({**state, **_constants(program, state)}, folder / TENSORS)
+    write_memory(program.graph, folder / "memory.csv")
     (folder / "graph.rw").write_text(f"{program.graph}\n")
     (folder / "report.json").write_text(json.dumps(report.as_json(), indent=1) + "\n")
-    manifest = {"rewright": rewright.__version__, "torch": torch.__version__}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    made = manifest(program, state, folder)
+    (folder / "README.md").write_text(readme(made, program.graph))
+    made["files"]["README.md"] = loading.file_facts(folder / "README.md")
+    loading.write_manifest(made, folder)
 
 
-def _tensors(
-    program: Program, state: Mapping[str, torch.Tensor]
-) -> dict[str, dict[str, torch.Tensor]]:
-    constants = {n: c.tensor for n, c in program.executable.calls.constants.items()}
-    return {"constants": constants, "state": dict(state)}
+def _constant_names(program: Program, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Where each constant lies among the tensors, by its name in the call sequence."""
+    fresh = fresh_names(state)
+    return {name: fresh(f"constants/{name}") for name in program.executable.calls.constants}
+
+
+def _constants(program: Program, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    of_name = program.executable.calls.constants
+    return {held: of_name[n].tensor for n, held in _constant_names(program, state).items()}
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -127,7 +147,7 @@ class Artefact:
 
     graph: Graph
     call: Callable[[list[Any]], list[Any]]
-    state: Mapping[str, torch.Tensor]
+    state: Mapping[str, Tensor]
 
     def inputs(self) -> list[Any]:
         """Its parameters and buffers, and random tensors for what the caller passes."""
@@ -138,18 +158,24 @@ class Artefact:
         return [self.state.get(name, random) for name, random in pairs]
 
 
-def load(folder: Path) -> Artefact:
-    """Read an artefact; its program runs as it would without Rewright. Raises ArtefactError."""
-    if not (folder / MANIFEST).is_file():
-        raise ArtefactError(f"{folder} is not an artefact: it has no {MANIFEST}")
+def load(folder: Path, *, verify: bool = True) -> Artefact:
+    """Read an artefact; its program runs as it would without Rewright. Raises ArtefactError.
+
+    With `verify` no code of it runs before every file was compared with its digest.
+    """
     try:
-        call = runpy.run_path(str(folder / "program.py"))["load"]()
-        tensors = torch.load(folder / "tensors.pt", weights_only=True)
-        constants = (Constant.of(tensor) for tensor in tensors["constants"].values())
+        made = loading.opened(folder, verify=verify)
+        tensors = loading.read_tensors(folder / TENSORS)
+        held = {i["name"] for i in made["inputs"] if i["held"]}
+        state = {name: tensors[name] for name in tensors if name in held}
+        constants = (Constant.of(x) for name, x in tensors.items() if name not in held)
         by_digest = {c.sha256: c.tensor for c in constants}
         text = (folder / "graph.rw").read_text()
         graph = parse(text, file=str(folder / "graph.rw"), constants=by_digest)
-    except (OSError, RuntimeError, KeyError, SyntaxError, pickle.UnpicklingError) as error:
+        call = runpy.run_path(str(folder / "program.py"))["load"](verify=False)
+    except RuntimeError as error:
+        raise ArtefactError(str(error)) from None
+    except (OSError, LookupError, TypeError, SyntaxError, UnicodeError, TextError) as error:
         raise ArtefactError(f"{folder} is damaged: {error}") from error
-    given = [n for n, i in enumerate(graph.inputs) if i.value.name not in tensors["state"]]
-    return Artefact(graph, lambda args: call(*(args[n] for n in given)), tensors["state"])
+    given = [n for n, i in enumerate(graph.inputs) if i.value.name not in held]
+    return Artefact(graph, lambda args: call(*(args[n] for n in given)), state)

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 import torch
 
 from rewright.codegen import input_sizes, main_device
 from rewright.codegen.python_text import python_tuple
-from rewright.codegen.runtime import cpu_flags
 from rewright.ir import Graph, ScalarType, TensorType, UnsupportedError, Value, op
 from rewright.ir.python_dump import as_function
 
 if TYPE_CHECKING:
     from rewright.driver import Program
 
-# Families of instructions that a compiler may use when it builds for the host.
-_FAMILIES: Final = ("avx", "amx", "fma", "f16c", "bmi", "sse4", "gfni", "vaes", "vpclmul", "movbe")
-_NEEDS: Final = {
-    "avx512": ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
-    "avx2": ("avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"),
-}
 
-
-def program_text(program: Program, held: Container[str]) -> str:
+def program_text(program: Program, held: Container[str], constants: Mapping[str, str]) -> str:
     """Imports, the operators and kernels it calls, the call sequence, `load()`.
 
-    `held` names the inputs whose tensors lie in the folder; the caller passes the others. Raises
-    UnsupportedError for operators that need more than torch.
+    `held` names the inputs whose tensors lie in the folder; the caller passes the others.
+    `constants` gives the name of each constant there. Raises UnsupportedError for operators that
+    need more than torch.
     """
     calls, graph = program.executable.calls, program.graph
     given = [input.value for input in graph.inputs if input.value.name not in held]
@@ -43,13 +36,13 @@ def program_text(program: Program, held: Container[str]) -> str:
         operators="\n".join(operators),
         kept="\n\n\n".join(kept),
         kernels=json.dumps(sorted(set(calls.kernels.values()))),
-        needs=json.dumps(_needs(program) if calls.kernels else []),
         device=str(main_device(program.graph)),
         calls=calls.source.split('"""', 2)[2].strip(),
         inputs=json.dumps([i.value.name for i in graph.inputs]),
         given=json.dumps([value.name for value in given]),
         mutable=json.dumps([i.value.name for i in graph.inputs if i.mutable]),
         first=json.dumps(_first_shapes(given)),
+        constants=json.dumps(dict(constants)),
         bounds="\n".join(f"    {line}" for line in _bounds(graph)) or "    pass",
         symbols=", ".join(input_sizes(graph)),
         layouts="\n".join(f"        {line}" for line in _layouts(given)),
@@ -63,16 +56,6 @@ def _operator(name: str) -> str:
     if found.namespace == "py" and found.target is not None:
         return f"{found.target.__module__.lstrip('_')}.{found.target.__name__}"
     raise UnsupportedError(f"an artefact cannot hold the higher-order {name}", who="save")
-
-
-def _needs(program: Program) -> list[str]:
-    """What the CPU must be able to do, in the words of /proc/cpuinfo."""
-    from rewright.calibrate.host import host
-
-    target = program.plan.env.target
-    if target == host():
-        return sorted(flag for flag in cpu_flags() if flag.startswith(_FAMILIES))
-    return sorted(_NEEDS.get(target.isa, ()))
 
 
 def _first_shapes(given: Iterable[Value]) -> dict[str, int]:
@@ -117,7 +100,7 @@ import runpy
 import torch
 
 HERE = pathlib.Path(__file__).resolve().parent
-runtime = runpy.run_path(str(HERE / "runtime.py"))
+runtime, loading = (runpy.run_path(str(HERE / f"{{name}}.py")) for name in ("runtime", "loading"))
 Frame, Frames, Frozen = (runtime[name] for name in ("Frame", "Frames", "Frozen"))
 laid_out, new, own = (runtime[name] for name in ("laid_out", "new", "own"))
 place_again = runtime["place_again"]
@@ -128,11 +111,11 @@ place_again = runtime["place_again"]
 
 DEVICE = torch.device("{device}")
 KERNELS = {kernels}
-NEEDS = {needs}
 INPUTS = {inputs}
 GIVEN = {given}
 MUTABLE = {mutable}
 RANKS = {first}
+CONSTANTS = {constants}  # by their names in tensors.safetensors
 constants = {{}}
 
 
@@ -149,19 +132,27 @@ def layouts({symbols}):
     }}
 
 
-def load():
-    """A function that takes the model's inputs and returns its outputs as a list."""
+def bind_kernels():
+    library = loading["library"](HERE / "kernels.so")
+    for name in KERNELS:
+        function = getattr(library, name)
+        function.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+        function.restype = None
+        globals()[name] = function
+
+
+def load(verify=True):
+    """A function that takes the model's inputs and returns its outputs as a list.
+
+    Raises RuntimeError when a file is not as it was written (`verify` compares digests too), and
+    when this machine lacks what the kernels need.
+    """
+    loading["opened"](HERE, verify=verify)
     if KERNELS:
-        runtime["check_cpu"](NEEDS)
-        library = ctypes.CDLL(str(HERE / "kernels.so"))
-        for name in KERNELS:
-            function = getattr(library, name)
-            function.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
-            function.restype = None
-            globals()[name] = function
-    tensors = torch.load(HERE / "tensors.pt", weights_only=True)
-    constants.update(tensors["constants"])
-    state = tensors["state"]
+        bind_kernels()
+    tensors = loading["read_tensors"](HERE / "tensors.safetensors")
+    constants.update({{name: tensors[held] for name, held in CONSTANTS.items()}})
+    state = {{name: tensors[name] for name in INPUTS if name not in GIVEN}}
     frames = Frames(lambda sizes: prepare(sizes, DEVICE), retain=True)
 
     @torch.no_grad()
@@ -176,7 +167,7 @@ def load():
         sizes = sizes_of(args)
         check_bounds(*sizes)
         for name, wanted in layouts(*sizes).items():
-            args[INPUTS.index(name)] = runtime["fitted"](name, given[name], wanted)
+            args[INPUTS.index(name)] = loading["fitted"](name, given[name], wanted, DEVICE)
         written = [(given[n], args[INPUTS.index(n)]) for n in MUTABLE if n in given]
         frame = frames.take(sizes)
         try:

@@ -139,8 +139,9 @@ def test_optimize_writes_an_artefact_twice(run: Run, tmp_path: Path) -> None:
     build = tmp_path / "deep" / "build"
     for _ in range(2):
         assert run("optimize", "mlp.pt2", "-o", str(build)).endswith(f"wrote {build}\n")
-    names = ["graph.rw", "kernels.cpp", "kernels.so", "program.py", "report.json"]
-    names += ["rewright.json", "runtime.py", "tensors.pt"]
+    names = ["README.md", "build.sh", "graph.rw", "include", "kernels.cpp", "kernels.so"]
+    names += ["loading.py", "memory.csv", "program.py", "report.json"]
+    names += ["rewright.json", "runtime.py", "tensors.safetensors"]
     assert sorted(p.name for p in build.iterdir()) == names
     assert [p.name for p in build.parent.iterdir()] == ["build"]
 

@@ -131,7 +131,7 @@ def test_an_artefact_is_the_same_by_either_way(run: Run, folder: Path) -> None:
     run("optimize", "twice.rw", "-o", "direct")
     run("optimize", "twice.mlir", "-o", "through")
     for path in sorted((folder / "direct").iterdir()):
-        if path.suffix not in (".json", ".pt"):  # which hold timings, and archives with their names
+        if path.is_file() and path.suffix != ".json":  # which hold timings
             assert path.read_bytes() == (folder / "through" / path.name).read_bytes()
     checked = run("run", "through", "--check", "--rounds", "1").splitlines()[1]
     assert checked.endswith("within twice that plus 1e-6")

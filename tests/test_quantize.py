@@ -255,7 +255,7 @@ def test_a_tied_weight_is_kept_once(tmp_path: Path) -> None:
     (tokens,) = given[-1]
     with torch.no_grad():
         assert relative(compiled(tokens), model(tokens)) <= 0.02
-    stored = (compiled.save(tmp_path / "artefact") / "tensors.pt").stat().st_size
+    stored = (compiled.save(tmp_path / "artefact") / "tensors.safetensors").stat().st_size
     assert stored * 3 < sum(p.nbytes for p in model.parameters())
 
 

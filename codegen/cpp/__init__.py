@@ -1,6 +1,13 @@
 """The C++ route: loop nests to one translation unit, built by the system's compiler, cached."""
 
-from rewright.codegen.cpp.build import Library, Toolchain, build, openmp_runtime, toolchain
+from rewright.codegen.cpp.build import (
+    Library,
+    Toolchain,
+    build,
+    headers_of,
+    openmp_runtime,
+    toolchain,
+)
 from rewright.codegen.cpp.emit import emit
 
-__all__ = ["Library", "Toolchain", "build", "emit", "openmp_runtime", "toolchain"]
+__all__ = ["Library", "Toolchain", "build", "emit", "headers_of", "openmp_runtime", "toolchain"]

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ import torch
 
 from rewright.codegen.cpp.emit import kernel_count, split
 from rewright.ir import ToolchainError
-from rewright.ir.cache import Cache, default_cache, digest, private_folder
+from rewright.ir.cache import DIGEST_BYTES, Cache, default_cache, digest, private_folder
 
 FOLDER: Final = Path(__file__).parent
 COMPILERS: Final = ("c++", "g++", "clang++")
@@ -64,6 +65,11 @@ class Library:
         self.path = path
         self._loaded = _load(path)
 
+    @property
+    def content(self) -> bytes:
+        """The library as the compiler wrote it. Raises OSError when it is gone from the cache."""
+        return self.path.read_bytes()[:-DIGEST_BYTES]
+
     def function(self, name: str) -> Callable[..., None]:
         """A kernel: takes the addresses of a table of pointers and of the sizes (int64).
 
@@ -80,9 +86,7 @@ def build(source: str, *, march: str = "native", contract: bool = False) -> Libr
 
     Raises ToolchainError when it can't be built.
     """
-    store, tools = default_cache(), toolchain(march)
-    if contract:
-        tools = replace(tools, flags=(*tools.flags, "-ffp-contract=fast"))
+    store, tools = default_cache(), toolchain(march, contract=contract)
     name = f"{_key(source, tools)}.so"
     path = store.find(name)
     if path is not None:
@@ -94,6 +98,18 @@ def build(source: str, *, march: str = "native", contract: bool = False) -> Libr
 def _key(source: str, tools: Toolchain) -> str:
     linked = (Path(library).name for library in _libraries())
     return digest(source, _headers(), *tools.flags, *linked, tools.fingerprint)
+
+
+def headers_of(source: str) -> dict[str, str]:
+    """The headers of ours that a unit includes, by name, those that they include among them."""
+    found: dict[str, str] = {}
+    todo = [source]
+    while todo:
+        for name in re.findall(r'^#include "(.+)"$', todo.pop(), re.MULTILINE):
+            if name not in found:
+                found[name] = (FOLDER / name).read_text()
+                todo.append(found[name])
+    return dict(sorted(found.items()))
 
 
 @cache
@@ -172,12 +188,13 @@ def _load_copy(path: Path) -> ctypes.CDLL:
 # --- the compiler -------------------------------------------------------------------------------
 
 
-def toolchain(march: str = "native") -> Toolchain:
+def toolchain(march: str = "native", *, contract: bool = False) -> Toolchain:
     """The compiler named by $CXX, else the first on PATH of `COMPILERS`.
 
     `march` is the CPU to compile for. Raises ToolchainError when there is no compiler.
     """
-    return _toolchain(os.environ.get("CXX", ""), os.environ.get("PATH", ""), march)
+    tools = _toolchain(os.environ.get("CXX", ""), os.environ.get("PATH", ""), march)
+    return replace(tools, flags=(*tools.flags, "-ffp-contract=fast")) if contract else tools
 
 
 @cache
