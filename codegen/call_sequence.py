@@ -292,9 +292,11 @@ class _Writer:
     def _laid_out(self, values: Iterable[Value]) -> Iterator[str]:
         """Kernels read by the strides and dtypes in the graph. What ATen returns, and autograd
         hands from the forward to the backward, may have others where torch's shape functions are
-        mistaken."""
+        mistaken, or where they were asked about another device."""
         for value in values:
-            if value in self.in_kernels and isinstance(value.type, TensorType):
+            if not isinstance(value.type, TensorType):
+                continue
+            if value in self.in_kernels or value.type.device.type != "cpu":
                 name, type = self.name(value), value.type
                 yield f"{name} = laid_out({name}, {python_tuple(type.layout)}, {type.dtype})"
 

@@ -173,6 +173,8 @@ def check_machine(target: Mapping[str, Any]) -> None:
         raise Refused(
             f"the kernels were built for {target['machine']}, and this is {machine}: {again}"
         )
+    if target["device"] == "cuda" and not torch.cuda.is_available():
+        raise Refused(f"the program is for a GPU ({target['isa']}), and torch finds none here")
     flags = cpu_flags()
     missing = sorted(set(target["needs"]) - flags)
     if flags and missing:
@@ -249,21 +251,24 @@ def _window(storage: torch.UntypedStorage, view: Mapping[str, Any]) -> torch.Ten
 
 
 def on_device(
-    tensors: Mapping[str, torch.Tensor], device: torch.device
+    tensors: Mapping[str, torch.Tensor], device: torch.device, elsewhere: Mapping[str, str]
 ) -> Mapping[str, torch.Tensor]:
-    """The tensors on a device; memory that several share is copied once."""
-    if device.type == "cpu":
-        return tensors
-    moved: dict[int, torch.UntypedStorage] = {}
+    """The tensors on a device, but for those that `elsewhere` names another for; memory that
+    several share is copied once to each."""
+    moved: dict[tuple[int, torch.device], torch.UntypedStorage] = {}
     found = {}
     for name, tensor in tensors.items():
+        home = torch.device(elsewhere.get(name, device))
+        if home.type == "cpu":
+            found[name] = tensor
+            continue
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in moved:
+        key = storage.data_ptr(), home
+        if key not in moved:
             whole = torch.empty(0, dtype=torch.uint8).set_(storage)
-            moved[storage.data_ptr()] = whole.to(device).untyped_storage()
-        empty = torch.empty(0, dtype=tensor.dtype, device=device)
-        place = tensor.storage_offset(), tensor.shape, tensor.stride()
-        found[name] = empty.set_(moved[storage.data_ptr()], *place)
+            moved[key] = whole.to(home).untyped_storage()
+        empty = torch.empty(0, dtype=tensor.dtype, device=home)
+        found[name] = empty.set_(moved[key], tensor.storage_offset(), tensor.shape, tensor.stride())
     return found
 
 
@@ -286,7 +291,10 @@ def fitted(name: str, arg: Any, wanted: Any, device: torch.device) -> Any:
         raise ValueError(f"{name} is on {device}, not on {arg.device}")
     arg = arg.resolve_conj().resolve_neg()
     steps = zip(shape, arg.stride(), strides, strict=True)
-    if arg.numel() == 0 or all(size == 1 or step == asked for size, step, asked in steps):
+    as_wanted = all(size == 1 or step == asked for size, step, asked in steps)
+    # Kernels of GPUs read so many bytes at once.
+    as_wanted = as_wanted and (device.type == "cpu" or arg.data_ptr() % 16 == 0)
+    if arg.numel() == 0 or as_wanted:
         return arg
     if any(size > 1 and step == 0 for size, step in zip(shape, strides, strict=True)):
         raise ValueError(f"{name} is a tensor with strides {strides}, not {arg.stride()}")

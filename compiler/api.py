@@ -68,7 +68,7 @@ def optimize(
     that weights changed in place count. Raises RewrightError.
     """
     from rewright.calibration_samples import graph_samples
-    from rewright.driver import compile_graph
+    from rewright.gpu_artefact import compile_for_target
     from rewright.ir.pt2 import load
 
     checked = Options.of(options)
@@ -77,7 +77,7 @@ def optimize(
         program = export(module, example_inputs, example_kwargs, dynamic_shapes)
     graph, bindings = load(program)
     samples = graph_samples(checked, graph, bindings)
-    return Compiled(compile_graph(graph, checked, samples=samples), bindings)
+    return Compiled(compile_for_target(graph, checked, samples), bindings)
 
 
 def export(

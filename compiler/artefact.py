@@ -20,6 +20,8 @@ from torch import Tensor
 from rewright.artefact_files import manifest, readme, write_kernels, write_memory
 from rewright.artefact_text import program_text
 from rewright.codegen import loading, runtime
+from rewright.codegen.cuda import driver_runtime
+from rewright.gpu_artefact import GpuProgram, write_gpu_kernels
 from rewright.ir import ArtefactError, Constant, Graph, TextError, fresh_names
 from rewright.ir.parse import parse
 from rewright.settled_weights import settled
@@ -114,6 +116,9 @@ def _write(
     for module in (runtime, loading):
         source = Path(str(module.__file__))
         shutil.copyfile(source, folder / source.name)
+    if isinstance(program, GpuProgram) and program.kernels.built:
+        write_gpu_kernels(program, folder)
+        shutil.copyfile(driver_runtime.__file__, folder / "driver.py")
     if program.library is not None:
         write_kernels(program, folder)
         (folder / "kernels.so").write_bytes(program.library.content)

@@ -189,7 +189,8 @@ def readme(made: Mapping[str, Any], graph: Graph) -> str:
         call="\n".join(f"        {line}" for line in _example(graph, given)),
         outputs="\n".join(f"- `{output}`" for output in outputs),
         about="\n".join(about),
-        memory=_MEMORY.format(alignment=ALIGNMENT) if "memory.csv" in names else "",
+        more=_MEMORY.format(alignment=ALIGNMENT) * ("memory.csv" in names)
+        + _GPU * ("kernels.json" in names),
     )
 
 
@@ -236,10 +237,16 @@ not. Code in this folder is run: open it only when you trust whom it came from.
 | file | what it is |
 | --- | --- |
 {about}
-{memory}"""
+{more}"""
 
 _MEMORY: Final = """
 In `memory.csv` a buffer is alive from step `lower` (nodes of `graph.rw`, counted from 0) until step
 `upper`; `size` and `offset` are in bytes, for the sizes seen at compile time.
 `rewright plan-memory memory.csv --alignment {alignment}` reads it.
+"""
+
+_GPU: Final = """
+The kernels were built without a GPU, and rewright's own tests do not run them on one: compare
+outputs with those of eager before you rely on them. They are launched through the CUDA driver
+(`libcuda.so.1`) on torch's current stream.
 """

@@ -24,7 +24,8 @@ def program_text(program: Program, held: Container[str], constants: Mapping[str,
     `constants` gives the name of each constant there. Raises UnsupportedError for operators that
     need more than torch.
     """
-    calls, graph = program.executable.calls, program.graph
+    calls, graph, device = program.executable.calls, program.graph, main_device(program.graph)
+    bind = "" if not calls.kernels else _BIND if device.type == "cpu" else _BIND_GPU
     given = [input.value for input in graph.inputs if input.value.name not in held]
     operators = [f"{short} = {_operator(name)}" for short, name in sorted(calls.operators.items())]
     kept = [
@@ -36,7 +37,13 @@ def program_text(program: Program, held: Container[str], constants: Mapping[str,
         operators="\n".join(operators),
         kept="\n\n\n".join(kept),
         kernels=json.dumps(sorted(set(calls.kernels.values()))),
-        device=str(main_device(program.graph)),
+        device=device,
+        elsewhere=json.dumps(dict(_elsewhere(graph, device, constants))),
+        bind=bind,
+        bound="    bind_kernels()\n" * bool(bind),
+        around=("driver.entered(), " if bind is _BIND_GPU else "") + _WITHOUT_AUTOCAST,
+        # On a GPU calls on other streams may still be at work in an arena that is kept.
+        retain=device.type == "cpu",
         calls=calls.source.split('"""', 2)[2].strip(),
         inputs=json.dumps([i.value.name for i in graph.inputs]),
         given=json.dumps([value.name for value in given]),
@@ -63,6 +70,17 @@ def _first_shapes(given: Iterable[Value]) -> dict[str, int]:
     return {v.name: v.type.rank for v in given if isinstance(v.type, TensorType)}
 
 
+def _elsewhere(
+    graph: Graph, device: torch.device, constants: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """Inputs and constants that lie on another device than the program's buffers."""
+    made = [n.result for n in graph.nodes if n.op.name == "rw.constant"]
+    named = [(i.value.name, i.value) for i in graph.inputs]
+    for name, value in (*named, *zip(constants.values(), made, strict=True)):
+        if isinstance(value.type, TensorType) and value.type.device != device:
+            yield name, str(value.type.device)
+
+
 def _bounds(graph: Graph) -> Iterator[str]:
     """Checks of the sizes, and of the Python numbers that were fixed."""
     known = input_sizes(graph)
@@ -85,6 +103,29 @@ def _layouts(given: Iterable[Value]) -> Iterator[str]:
         elif isinstance(type, ScalarType) and type.dim is not None:
             yield f"{value.name!r}: {type.dim},"
 
+
+_WITHOUT_AUTOCAST: Final = "torch.autocast(DEVICE.type, enabled=False)"
+
+_BIND: Final = """\
+def bind_kernels():
+    library = loading["library"](HERE / "kernels.so")
+    for name in KERNELS:
+        function = getattr(library, name)
+        function.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+        function.restype = None
+        globals()[name] = function
+
+
+"""
+
+_BIND_GPU: Final = """\
+def bind_kernels():
+    global driver
+    driver, launches = runpy.run_path(str(HERE / "driver.py"))["kernels_in"](HERE, DEVICE)
+    globals().update(launches)
+
+
+"""
 
 _PROGRAM: Final = '''"""graph {title} as Python: `load()` gives a function of the model's inputs.
 
@@ -110,6 +151,7 @@ place_again = runtime["place_again"]
 {kept}
 
 DEVICE = torch.device("{device}")
+ELSEWHERE = {elsewhere}
 KERNELS = {kernels}
 INPUTS = {inputs}
 GIVEN = {given}
@@ -132,28 +174,18 @@ def layouts({symbols}):
     }}
 
 
-def bind_kernels():
-    library = loading["library"](HERE / "kernels.so")
-    for name in KERNELS:
-        function = getattr(library, name)
-        function.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
-        function.restype = None
-        globals()[name] = function
-
-
-def load(verify=True):
+{bind}def load(verify=True):
     """A function that takes the model's inputs and returns its outputs as a list.
 
     Raises RuntimeError when a file is not as it was written (`verify` compares digests too), and
     when this machine lacks what the kernels need.
     """
     loading["opened"](HERE, verify=verify)
-    if KERNELS:
-        bind_kernels()
-    tensors = loading["read_tensors"](HERE / "tensors.safetensors")
+{bound}    tensors = loading["read_tensors"](HERE / "tensors.safetensors")
+    tensors = loading["on_device"](tensors, DEVICE, ELSEWHERE)
     constants.update({{name: tensors[held] for name, held in CONSTANTS.items()}})
     state = {{name: tensors[name] for name in INPUTS if name not in GIVEN}}
-    frames = Frames(lambda sizes: prepare(sizes, DEVICE), retain=True)
+    frames = Frames(lambda sizes: prepare(sizes, DEVICE), retain={retain})
 
     @torch.no_grad()
     def call(*inputs):
@@ -167,17 +199,18 @@ def load(verify=True):
         sizes = sizes_of(args)
         check_bounds(*sizes)
         for name, wanted in layouts(*sizes).items():
-            args[INPUTS.index(name)] = loading["fitted"](name, given[name], wanted, DEVICE)
+            home = torch.device(ELSEWHERE.get(name, DEVICE))
+            args[INPUTS.index(name)] = loading["fitted"](name, given[name], wanted, home)
         written = [(given[n], args[INPUTS.index(n)]) for n in MUTABLE if n in given]
-        frame = frames.take(sizes)
-        try:
-            with torch.autocast(DEVICE.type, enabled=False):
+        with {around}:
+            frame = frames.take(sizes)
+            try:
                 return run(args, frame)
-        finally:
-            frames.put(sizes, frame)
-            for arg, used in written:
-                if used is not arg:
-                    arg.copy_(used)
+            finally:
+                frames.put(sizes, frame)
+                for arg, used in written:
+                    if used is not arg:
+                        arg.copy_(used)
 
     return call
 '''

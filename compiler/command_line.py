@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rewright.calibration_samples import graph_samples
-from rewright.driver import Plan, Program, compile_graph, plan_graph
+from rewright.driver import Plan, Program
+from rewright.gpu_artefact import compile_for_target, plan_for_target
 from rewright.options import Options, option_docs
 from rewright.sources import Source, load_source
 
@@ -27,14 +28,14 @@ def imported(model: str) -> Source:
 def compiled(source: Source, options: Options) -> Program:
     with progress("optimizing and building kernels"):
         samples = graph_samples(options, source.graph, source.bindings)
-        return compile_graph(source.graph, options, samples=samples)
+        return compile_for_target(source.graph, options, samples)
 
 
 def planned(model: str, options: Options) -> Plan:
     source = imported(model)
     with progress("optimizing"):
         samples = graph_samples(options, source.graph, source.bindings)
-        return plan_graph(source.graph, options, samples=samples)
+        return plan_for_target(source.graph, options, samples)
 
 
 @contextmanager

@@ -91,11 +91,12 @@ class Plan:
 
     @cached_property
     def kernel_source(self) -> str:
-        """The kernels as C++; empty when there are none."""
+        """The kernels as C++; empty when there are none, and for GPUs, whose kernels lie in
+        artefacts."""
         from rewright.codegen.cpp import emit
 
         symbols = tuple(input_sizes(self.graph))
-        nests = self.kernels.nests
+        nests = self.kernels.nests if self.env.target.device == "cpu" else ()
         return emit(nests, symbols, graph=self.graph.name) if nests else ""
 
     def recipe(self, *, retain: bool) -> Recipe:

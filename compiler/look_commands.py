@@ -52,6 +52,13 @@ class _Shown:
     language: str
 
 
+def _no_source(record: Record) -> str:
+    if any(call.kind == "ours" for call in record.report.kernels):
+        target = record.report.target
+        return f"// kernels for {target} lie in the folder that optimize -o writes\n"
+    return "// no kernels: everything runs as ATen\n"
+
+
 def _shown(record: Record, arguments: argparse.Namespace) -> _Shown:
     if arguments.kernels or arguments.loops:
         return _kernels(record, arguments)
@@ -107,7 +114,7 @@ def _kernels(record: Record, arguments: argparse.Namespace) -> _Shown:
     elif arguments.around is not None or arguments.uses is not None:
         _refuse_parts(arguments)
     if arguments.kernels:
-        text = record.kernel_source or "// no kernels: everything runs as ATen\n"
+        text = record.kernel_source or _no_source(record)
         return _Shown(_one_kernel(text, wanted) if wanted else text, "cpp")
     nests = (n for n in kernels_of(record.graph).nests if wanted in (None, n.name))
     return _Shown("\n\n".join(map(show_nest, nests)) or "# no kernels", "rw")

@@ -17,6 +17,7 @@ from rewright.passes.fuse import Fuse
 from rewright.passes.libraries import ChannelsLast, Epilogues, Freeze, Libraries
 from rewright.passes.log import Decision, DecisionLog
 from rewright.passes.memory import PlanMemory, held, held_bytes, peak_bytes
+from rewright.passes.move import Move
 from rewright.passes.pipeline import Pipeline, PipelineResult, Stage
 from rewright.passes.quantize import Quantize
 from rewright.passes.remat import Remat
@@ -62,6 +63,7 @@ __all__ = [
     "Fuse",
     "Libraries",
     "LowerAttention",
+    "Move",
     "Pass",
     "Pipeline",
     "PipelineResult",

@@ -165,8 +165,10 @@ def test_the_same_tensors_give_the_same_file(path: Path, tmp_path: Path) -> None
 def test_tied_memory_is_moved_once(path: Path) -> None:
     """To another device; here to one that has no memory at all."""
     weight = torch.randn(4, 4)
-    moved = on_device({"a": weight, "b": weight.t(), "c": torch.zeros(0)}, torch.device("meta"))
-    assert [tuple(t.stride()) for t in moved.values()] == [(4, 1), (1, 4), (1,)]
+    tensors = {"a": weight, "b": weight.t(), "c": torch.zeros(0), "d": weight}
+    moved = on_device(tensors, torch.device("meta"), {"d": "cpu"})
+    assert [tuple(t.stride()) for t in moved.values()] == [(4, 1), (1, 4), (1,), (4, 1)]
+    assert [t.device.type for t in moved.values()] == ["meta"] * 3 + ["cpu"]
     assert moved["a"].untyped_storage()._cdata == moved["b"].untyped_storage()._cdata
 
 

@@ -238,5 +238,14 @@ def test_sizes_given_are_specialized_for() -> None:
     assert "ld.global.v4.b32" not in compile_for(kernel, 90).ptx
     built = compile_for(kernel, 90, {"B": 5, "S": 48})
     assert "ld.global.v4.b32" in built.ptx
-    assert [p.size for p in kernel.parameters if p.name in built.divisible] != []
+    assert [p for p in kernel.parameters if p.size is not None and p.name in built.divisible]
     assert ".param .u64" in compile_for(kernel, 90, {"B": 2**27, "S": 48}).ptx
+
+
+@pytest.mark.cpu
+def test_pointers_that_may_lie_anywhere_are_read_element_by_element() -> None:
+    kernel = kernel_of(ELEMENTWISE.format("f32"))
+    built = compile_for(kernel, 90, unaligned=("x_ptr",))
+    assert built.divisible == ("y_ptr", "b_ptr", "size0")
+    loads = [line for line in built.ptx.splitlines() if "ld.global" in line]
+    assert (sum(".v4.b32" in line for line in loads), len(loads)) == (2, 2 + 8)

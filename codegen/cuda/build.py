@@ -36,16 +36,25 @@ def compile_for(kernels: Sequence[CudaKernel], arch: int) -> bytes:
 
     Raises ToolchainError with what the compiler says.
     """
-    text = unit(kernels)
+    return _compiled(kernels, arch, "-cubin")
+
+
+def ptx_for(kernels: Sequence[CudaKernel], arch: int) -> str:
+    """The same as PTX, which drivers build for GPUs of `arch` and later ones."""
+    return _compiled(kernels, arch, "-ptx").decode()
+
+
+def _compiled(kernels: Sequence[CudaKernel], arch: int, what: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        source, cubin = Path(folder) / "kernels.cu", Path(folder) / "kernels.cubin"
-        source.write_text(text)
-        target = f"arch=compute_{arch},code=sm_{arch}"
-        command = [nvcc(), *FLAGS, "-I", str(HEADERS), "-gencode", target, "-cubin"]
+        source, made = Path(folder) / "kernels.cu", Path(folder) / "made"
+        source.write_text(unit(kernels))
+        code = f"sm_{arch}" if what == "-cubin" else f"compute_{arch}"
+        target = f"arch=compute_{arch},code={code}"
+        command = [nvcc(), *FLAGS, "-I", str(HEADERS), "-gencode", target, what]
         done = subprocess.run(
-            [*command, str(source), "-o", str(cubin)], capture_output=True, text=True
+            [*command, source.name, "-o", made.name], capture_output=True, text=True, cwd=folder
         )
         if done.returncode != 0:
             said = (done.stderr or done.stdout).strip()
             raise ToolchainError(f"nvcc does not compile for sm_{arch}: {said}", who="cuda")
-        return cubin.read_bytes()
+        return made.read_bytes()

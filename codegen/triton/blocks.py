@@ -108,6 +108,12 @@ def programs(axes: Sequence[Axis], width: int) -> Size:
     return (product(a.size for a in axes) + (width - 1)) // width
 
 
+def programs_of(blocks: Blocks) -> Size:
+    """How many programs a kernel takes; none where nothing is to be computed."""
+    found = programs(blocks.row_axes, blocks.rows)
+    return found * programs(blocks.col_axes, blocks.cols) if blocks.style == "tile" else found
+
+
 def power_of_two(size: Size) -> int:
     """The least power of two that is not below the size."""
     return 1 << max(0, hint(size) - 1).bit_length()

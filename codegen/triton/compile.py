@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from rewright.codegen.triton.kernel import LARGEST_NARROW, Parameter, TritonKernel
@@ -17,8 +17,7 @@ ALIGNMENT = 16
 class CompiledKernel:
     """`cubin` holds the entry `name`, for blocks of `warps` warps and `shared` bytes of shared
     memory. It takes `TritonKernel.parameters`, then pointers to global and to profiling scratch
-    memory (null). Pointers must be multiples of 16 bytes, and so must be the sizes (in `divisible`)
-    that were at compile time."""
+    memory (null). What `divisible` names must be a multiple of 16, pointers in bytes."""
 
     name: str
     arch: int
@@ -30,13 +29,17 @@ class CompiledKernel:
 
 
 def compile_for(
-    kernel: TritonKernel, arch: int, sizes: Mapping[str, int] | None = None
+    kernel: TritonKernel,
+    arch: int,
+    sizes: Mapping[str, int] | None = None,
+    *,
+    unaligned: Container[str] = (),
 ) -> CompiledKernel:
     """Build `kernel` for compute capability `arch` (80, 90, 100).
 
     `sizes` gives values of the symbols to specialize for, as a launch with them would: which sizes
-    are multiples of 16, and whether indices need 64 bits. Raises ToolchainError when Triton
-    interprets, or fails.
+    are multiples of 16, and whether indices need 64 bits. `unaligned` names pointers that may be
+    no multiples of 16. Raises ToolchainError when Triton interprets, or fails.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -45,7 +48,7 @@ def compile_for(
     if triton.knobs.runtime.interpret:
         raise ToolchainError("Triton compiles nothing while TRITON_INTERPRET is set")
     function = getattr(module_of(kernel.name, kernel.source), kernel.name)
-    aligned = [p for p in kernel.parameters if _is_aligned(p, sizes)]
+    aligned = [p for p in kernel.parameters if p.name not in unaligned and _is_aligned(p, sizes)]
     places = [(kernel.parameters.index(p),) for p in aligned]
     source = ASTSource(
         function,
@@ -54,7 +57,10 @@ def compile_for(
         attrs={place: [["tt.divisibility", ALIGNMENT]] for place in places},
     )
     try:
-        built = triton.compile(source, GPUTarget("cuda", arch, 32), options=dict(kernel.options))
+        with triton.knobs.compilation.scope():
+            triton.knobs.compilation.disable_line_info = True  # it names folders of this machine
+            target = GPUTarget("cuda", arch, 32)
+            built = triton.compile(source, target, options=dict(kernel.options))
     except (RuntimeError, triton.errors.TritonError) as error:
         message = f"Triton does not compile {kernel.name} for sm_{arch}: {error}"
         raise ToolchainError(message) from error
@@ -65,7 +71,7 @@ def compile_for(
         ptx=built.asm["ptx"],
         warps=built.metadata.num_warps,
         shared=built.metadata.shared,
-        divisible=tuple(p.name for p in aligned if p.size is not None),
+        divisible=tuple(p.name for p in aligned),
     )
 
 

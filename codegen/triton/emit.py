@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from rewright.codegen.python_text import python_names
-from rewright.codegen.triton.blocks import blocks_of
+from rewright.codegen.triton.blocks import blocks_of, programs_of
 from rewright.codegen.triton.body import Body
 from rewright.codegen.triton.kernel import (
     ARITHMETIC,
@@ -58,6 +58,7 @@ def emit(nest: Nest, symbols: Sequence[str]) -> TritonKernel:
         constants=tuple(constants),
         extents=extents if _widening(extents) == OPEN else (),
         options=(("num_warps", blocks.warps), *ARITHMETIC),
+        programs=programs_of(blocks),
     )
     return dataclasses.replace(kernel, source=module_text(kernel, blocks, body.lines, symbols))
 

@@ -34,7 +34,7 @@ class TritonKernel:
 
     The kernel's own parameters are `parameters`, then `constants` (block sizes), then INDEX where
     `extents` is not empty: `tl.int64` when one of these sizes exceeds LARGEST_NARROW, else
-    `tl.int32`. `options` are what Triton compiles it with.
+    `tl.int32`. `options` are what Triton compiles it with; `programs` are launched.
     """
 
     name: str
@@ -43,3 +43,4 @@ class TritonKernel:
     constants: tuple[tuple[str, int], ...]
     extents: tuple[Size, ...]
     options: tuple[tuple[str, int], ...]
+    programs: Size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rewright.codegen.triton.blocks import Blocks, programs
+from rewright.codegen.triton.blocks import Blocks
 from rewright.codegen.triton.kernel import LARGEST_NARROW, POINTER, TritonKernel
 from rewright.codegen.triton.primitives import device_functions
 from rewright.ir import Size, product
@@ -46,9 +46,8 @@ def _parameters(kernel: TritonKernel) -> list[str]:
 def _launch(kernel: TritonKernel, blocks: Blocks, symbols: Sequence[str]) -> list[str]:
     tensors = [p.name.removesuffix(POINTER) for p in kernel.parameters if p.size is None]
     head = _called(f"def launch_{kernel.name}", [*tensors, *symbols], ":")
-    grid, count = programs(blocks.row_axes, blocks.rows), product(a.size for a in blocks.row_axes)
+    count = product(a.size for a in blocks.row_axes)
     if blocks.style == "tile":
-        grid = grid * programs(blocks.col_axes, blocks.cols)
         count = count * product(a.size for a in blocks.col_axes)
     if count == 0:
         return [*head, "    return"]
@@ -56,7 +55,7 @@ def _launch(kernel: TritonKernel, blocks: Blocks, symbols: Sequence[str]) -> lis
     arguments = [*tensors, *(str(p.size) for p in kernel.parameters if p.size is not None)]
     arguments += [f"{name}={value}" for name, value in (*kernel.constants, *kernel.options)]
     arguments += [f"INDEX={_index_type(kernel.extents)}"] * bool(kernel.extents)
-    call = _called(f"{kernel.name}[({grid},)]", arguments)
+    call = _called(f"{kernel.name}[({kernel.programs},)]", arguments)
     return [*head, *_indented([*check, *call])]
 
 

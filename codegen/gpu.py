@@ -1,0 +1,278 @@
+"""Kernels for GPUs, built without one: Triton's where Triton is installed and can, else CUDA C++.
+
+Both come to the same: a binary with an entry, and what a launch passes to it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from rewright.codegen import cuda, triton
+from rewright.ir import (
+    Graph,
+    Node,
+    RewrightError,
+    Size,
+    ToolchainError,
+    UnsupportedError,
+    Value,
+    divisible,
+    values_in,
+)
+from rewright.ir.loops import AnyNest, Buffer, Nest
+from rewright.ir.storage import may_share_input_storage
+
+# Bytes that kernels count on addresses being multiples of, unless they are told otherwise.
+ALIGNMENT: Final = 16
+WARP: Final = 32
+
+# What a parameter is in PTX.
+_PTX_TYPES: Final = {"pointer": "u64", "null": "u64", "i32": "u32", "i64": "u64"}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A `kind` of pointer (the next of the table), size (`value`, an expression over symbols, as
+    i32 or i64) or null (no address). `aligned`: a multiple of ALIGNMENT."""
+
+    kind: str
+    name: str = ""
+    type: str = ""
+    value: str = ""
+    aligned: bool = False
+
+
+@dataclass(frozen=True)
+class GpuKernel:
+    """A kernel for compute capability `arch`, launched with `blocks` blocks of `threads` threads
+    (x, y) and `shared` bytes of shared memory, unless one of `narrow` is over LARGEST_NARROW
+    (of `rewright.codegen.triton.kernel`).
+    """
+
+    name: str
+    language: str  # triton | cuda
+    source: str
+    entry: str
+    arch: int
+    cubin: bytes
+    ptx: str
+    blocks: Size
+    threads: tuple[int, int]
+    shared: int
+    arguments: tuple[Argument, ...]
+    narrow: tuple[Size, ...] = ()
+
+
+@dataclass(frozen=True)
+class GpuKernels:
+    """`built` in order of first use; `refused` says by name why a kernel runs as ATen."""
+
+    built: tuple[GpuKernel, ...]
+    refused: Mapping[str, str]
+
+
+def build_kernels(
+    nests: Sequence[AnyNest],
+    symbols: Sequence[str],
+    arch: int,
+    unaligned: Mapping[str, Collection[int]],
+) -> GpuKernels:
+    """Kernels that take the sizes of `symbols`. `unaligned` gives for each nest the places of those
+    pointers that may be no multiples of ALIGNMENT."""
+    built: dict[str, GpuKernel] = {}
+    refused: dict[str, str] = {}
+    has_triton = importlib.util.find_spec("triton") is not None
+    for nest in nests:
+        places = unaligned.get(nest.name, ())
+        try:
+            if not isinstance(nest, Nest):
+                raise UnsupportedError("kernels of attention and quantized layers are for CPUs")
+            if not has_triton:
+                raise ToolchainError("Triton is not installed")
+            built[nest.name] = by_triton(nest, symbols, arch, places)
+        except RewrightError as error:
+            refused[nest.name] = error.message
+    left = [nest for nest in nests if nest.name in refused and isinstance(nest, Nest)]
+    by_nvcc, why = _by_cuda(left, symbols, arch, unaligned)
+    built |= by_nvcc
+    refused = {
+        name: f"{reason}; {why[name]}" if name in why else reason
+        for name, reason in refused.items()
+        if name not in built
+    }
+    return GpuKernels(tuple(built[n.name] for n in nests if n.name in built), refused)
+
+
+# --- Triton -------------------------------------------------------------------------------------
+
+
+def by_triton(
+    nest: Nest, symbols: Sequence[str], arch: int, unaligned: Collection[int] = ()
+) -> GpuKernel:
+    """Raises UnsupportedError for what Triton has no form for, ToolchainError when it fails."""
+    kernel = triton.emit(nest, symbols)
+    pointers = [p.name for p in kernel.parameters if p.size is None]
+    built = triton.compile_for(kernel, arch, unaligned={pointers[place] for place in unaligned})
+    arguments = [
+        Argument("size", p.name, p.type or "i32", str(p.size), p.name in built.divisible)
+        if p.size is not None
+        else Argument("pointer", p.name, aligned=p.name in built.divisible)
+        for p in kernel.parameters
+    ]
+    arguments += [Argument("null", "global_scratch"), Argument("null", "profile_scratch")]
+    found = GpuKernel(
+        name=nest.name,
+        language="triton",
+        source=kernel.source,
+        entry=built.name,
+        arch=arch,
+        cubin=built.cubin,
+        ptx=built.ptx,
+        blocks=kernel.programs,
+        threads=(WARP * built.warps, 1),
+        shared=built.shared,
+        arguments=tuple(arguments),
+        narrow=kernel.extents,
+    )
+    return checked(found)
+
+
+# --- CUDA C++ -----------------------------------------------------------------------------------
+
+
+def _by_cuda(
+    nests: Iterable[Nest],
+    symbols: Sequence[str],
+    arch: int,
+    unaligned: Mapping[str, Collection[int]],
+) -> tuple[dict[str, GpuKernel], dict[str, str]]:
+    """As many as can be, and why not the others."""
+    emitted: list[tuple[Nest, cuda.CudaKernel]] = []
+    refused: dict[str, str] = {}
+    for nest in nests:
+        try:
+            if unaligned.get(nest.name):
+                raise UnsupportedError("in CUDA C++ it would read 16 bytes at once")
+            emitted.append((nest, cuda.emit(nest, symbols)))
+        except RewrightError as error:
+            refused[nest.name] = error.message
+    try:
+        return {kernel.name: kernel for kernel in by_cuda(emitted, arch)}, refused
+    except ToolchainError as error:
+        why = error.message.splitlines()[0]
+        return {}, refused | {nest.name: why for nest, _ in emitted}
+
+
+def by_cuda(emitted: Sequence[tuple[Nest, cuda.CudaKernel]], arch: int) -> list[GpuKernel]:
+    """All in one unit. Raises ToolchainError."""
+    kernels = [kernel for _, kernel in emitted]
+    if not kernels:
+        return []
+    source = cuda.unit(kernels)
+    cubin, ptx = cuda.compile_for(kernels, arch), cuda.ptx_for(kernels, arch)
+    return [
+        checked(
+            GpuKernel(
+                name=nest.name,
+                language="cuda",
+                source=source,
+                entry=kernel.name,
+                arch=arch,
+                cubin=cubin,
+                ptx=ptx,
+                blocks=kernel.blocks,
+                threads=kernel.threads,
+                shared=0,
+                arguments=(
+                    *(Argument("pointer", b.name, aligned=True) for b in _buffers(nest)),
+                    *(Argument("size", name, "i64", name) for name in kernel.symbols),
+                ),
+            )
+        )
+        for nest, kernel in emitted
+    ]
+
+
+def _buffers(nest: Nest) -> tuple[Buffer, ...]:
+    return (*nest.inputs, *nest.outputs)
+
+
+# --- what a launch relies on --------------------------------------------------------------------
+
+
+def checked(kernel: GpuKernel) -> GpuKernel:
+    """The kernel itself. Raises ToolchainError when its entry takes other parameters than a launch
+    would pass."""
+    entry = re.search(rf"\.entry {re.escape(kernel.entry)}\((.*?)\)", kernel.ptx, re.DOTALL)
+    found = re.findall(r"\.param \.(\w+)", entry[1]) if entry else []
+    wanted = [_PTX_TYPES[a.type or a.kind] for a in kernel.arguments]
+    if found != wanted:
+        raise ToolchainError(
+            f"{kernel.name} was built with parameters ({', '.join(found)}), and a launch passes "
+            f"({', '.join(wanted)})"
+        )
+    return kernel
+
+
+def unaligned_pointers(graph: Graph, kernels: Mapping[str, str]) -> dict[str, set[int]]:
+    """For each kernel the places of its pointers that may be no multiples of ALIGNMENT, at any of
+    the nodes that it runs; places count operands, then results."""
+    found: dict[str, set[int]] = {}
+    for node in graph.nodes:
+        if node.name in kernels:
+            operands = values_in(node.args)
+            places = {p for p, value in enumerate(operands) if not _is_aligned(value, graph)}
+            found.setdefault(kernels[node.name], set()).update(places)
+    return found
+
+
+def _is_aligned(value: Value, graph: Graph) -> bool:
+    """True for what begins at a multiple of ALIGNMENT: whatever owns its memory does, inputs too,
+    which are copied otherwise."""
+    node = graph.producers.get(value)
+    if node is None or not may_share_input_storage(node):
+        return True
+    offset = _offset(node, value)
+    if offset is None or not divisible(offset * value.tensor.dtype.itemsize, ALIGNMENT):
+        return False
+    return _is_aligned(node.operands[0], graph)
+
+
+# Views that begin where their operand does.
+_FROM_THE_START: Final = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("view.default", "_unsafe_view.default", "reshape.default", "contiguous.default"),
+        *("permute.default", "transpose.int", "t.default", "expand.default", "alias.default"),
+        *("unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims"),
+        *("detach.default", "view.dtype", "_to_copy.default", "clone.default"),
+    )
+)
+
+
+def _offset(node: Node, value: Value) -> Size | None:
+    """Elements between the beginning of a view and that of its operand, where that is known."""
+    if node.op.name in _FROM_THE_START:
+        return 0
+    named = {"slice.Tensor": "start", "select.int": "index"}.get(node.op.name.removeprefix("aten."))
+    if named is None and node.op.name != "aten.split_with_sizes.default":
+        return None
+    dim = node.arg("dim")
+    assert isinstance(dim, int)
+    stride = node.operands[0].tensor.layout[dim]
+    if named is None:
+        return _sum(node.arg("split_sizes"), node.results.index(value)) * stride
+    begins = node.arg(named) or 0
+    return begins * stride if isinstance(begins, int) and begins >= 0 else None
+
+
+def _sum(sizes: object, count: int) -> Size:
+    """The first `count` sizes together."""
+    total: Size = 0
+    for size in sizes[:count] if isinstance(sizes, tuple) else ():
+        total = total + size
+    return total

@@ -1,0 +1,329 @@
+"""Artefacts for GPUs, made without one: what lies in them, and how they launch their kernels."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rewright
+from examples.case import Case
+from fake_gpu import Recorded, build_driver, on_cpu, pretend
+from rewright.artefact import load
+from rewright.cli import main
+from rewright.codegen import gpu
+from rewright.codegen.cuda.driver_runtime import Driver, DriverError, Launch, image_for
+from rewright.gpu_artefact import GpuProgram, compile_for_gpu
+from rewright.ir import ArtefactError, UnsupportedError
+from rewright.ir.parse import parse
+from rewright.options import Options
+from zoo import tiny_convnext, tiny_gpt2, tiny_mlp
+
+pytest.importorskip("triton", reason="needs triton")
+pytestmark = pytest.mark.cpu
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+
+TARGET = "cuda:sm_90"
+
+
+def gpt2() -> tuple[Case, Any, list[tuple[Any, ...]]]:
+    """A case, its dynamic shapes, and inputs of some calls."""
+    model, (tokens,) = tiny_gpt2()
+    shapes = {"x": {0: torch.export.Dim("n", max=8), 1: torch.export.Dim("t", max=64)}}
+    lengths = [(torch.randint(0, 128, s),) for s in ((2, 16), (1, 1), (3, 33))]
+    return (model, (tokens,)), shapes, lengths
+
+
+def convnext() -> tuple[Case, Any, list[tuple[Any, ...]]]:
+    model, (image,) = tiny_convnext()
+    return (model, (image,)), None, [(image,), (image.to(memory_format=torch.channels_last),)]
+
+
+class Recurrent(nn.Module):
+    """Writes a buffer and an argument; holds a constant."""
+
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.mul_(2)
+        self.total.add_(x.exp().sum(0))
+        return (x * torch.arange(64.0).reshape(8, 8)).tanh() + self.total
+
+
+def recurrent() -> tuple[Case, Any, list[tuple[Any, ...]]]:
+    torch.manual_seed(0)
+    return (Recurrent(), (torch.randn(8, 8),)), None, [(torch.randn(8, 8),) for _ in range(2)]
+
+
+CASES = {f.__name__: f for f in (gpt2, convnext, recurrent)}
+
+
+def written(name: str, folder: Path) -> tuple[GpuProgram, nn.Module, list[tuple[Any, ...]]]:
+    (module, example), shapes, calls = CASES[name]()
+    given = tuple(x.clone() for x in example)
+    compiled = rewright.optimize(module, given, dynamic_shapes=shapes, target=TARGET)
+    compiled.save(folder)
+    program = compiled.program
+    assert isinstance(program, GpuProgram) and program.kernels.built
+    return program, module, calls
+
+
+def json_of(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+# --- what lies in it ----------------------------------------------------------------------------
+
+
+def test_kernels_lie_in_it_as_source_ptx_and_cubin(tmp_path: Path) -> None:
+    program, _, _ = written("gpt2", tmp_path / "build")
+    folder = tmp_path / "build"
+    about, manifest = json_of(folder / "kernels.json"), json_of(folder / "rewright.json")
+    assert manifest["target"] | {"needs": []} == {
+        "name": TARGET,
+        "device": "cuda",
+        "isa": "sm_90",
+        "machine": "",
+        "needs": [],
+    }
+    assert (about["format"], about["arch"], about["aten"]) == ("rewright-kernels", 90, {})
+    assert about["symbols"] == [s.name for s in program.graph.symbols]
+    assert {node for k in about["kernels"] for node in k["nodes"]} == set(program.recipe.kernels)
+    for kernel in about["kernels"]:
+        assert (folder / kernel["cubin"]).read_bytes().startswith(b"\x7fELF")
+        ptx = (folder / kernel["ptx"]).read_text()
+        assert f".target {kernel['ptx_target']}" in ptx and f".entry {kernel['entry']}(" in ptx
+        assert "@triton.jit" in (folder / kernel["source"]).read_text()
+        assert {kernel[k] for k in ("source", "ptx", "cubin")} <= set(manifest["files"])
+    assert all("on cuda:0" in i["type"] for i in manifest["inputs"])
+    assert "driver.py" in manifest["files"] and not (folder / "kernels.so").exists()
+
+
+def test_nothing_in_it_names_this_machine(tmp_path: Path) -> None:
+    written("gpt2", tmp_path / "build")
+    here = str(Path(__file__).resolve().parents[1]).encode()
+    there = str(Path(torch.__file__).resolve().parents[1]).encode()
+    for path in (tmp_path / "build").rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert here not in content and there not in content, path.name
+
+
+def test_it_is_refused_where_there_is_no_gpu(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    compiled = rewright.optimize(*tiny_mlp(), target=TARGET)
+    with pytest.raises(UnsupportedError, match="compiled for a GPU"):
+        compiled(torch.ones(8, 16))
+    with pytest.raises(ArtefactError, match=r"for a GPU \(sm_90\), and torch finds none here"):
+        load(compiled.save(tmp_path / "build"))
+
+
+def test_the_command_line_writes_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("f.rw").write_text(
+        "rewright 1\ngraph f(%x: f32[64]) {\n  %a = aten.exp.default(%x) : f32[64]\n"
+        "  %b = aten.sin.default(%a) : f32[64]\n  return %b\n}\n"
+    )
+    assert main(["optimize", "f.rw", "--target", "cuda:h200", "-o", "build"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[-2:] == ["nodes: 2 ours", "wrote build"]
+    assert [line.split()[0] for line in shown][-5:-2] == ["move", "fuse", "memory"]
+    assert Path("build/kernels/k0_exp_sin.sm_90.cubin").exists()
+
+
+def test_what_no_emitter_can_do_runs_as_aten_and_is_named() -> None:
+    graph = parse("""graph f(%x: f8e4m3fn[64], %y: f32[64]) {
+  %a = aten._to_copy.default(%x, dtype=f32) : f32[64]
+  %b = aten.exp.default(%a) : f32[64]
+  %c = aten.mul.Tensor(%y, %y) : f32[64]
+  %d = aten.sin.default(%c) : f32[64]
+  return %b, %d
+}""")
+    program = compile_for_gpu(graph, Options.of({"target": TARGET}))
+    called = [n.op.name for n in program.graph.nodes if not n.op.name.startswith("rw.")]
+    assert called == ["aten._to_copy.default", "aten.exp.default"]
+    assert [kernel.name for kernel in program.kernels.built] == ["k1_mul_sin"]
+    ((name, why),) = program.kernels.refused.items()
+    assert name == "k0_to_copy_exp" and "have no Triton form" in why and "no elements of" in why
+    assert f"{name} runs as ATen: {why}" in program.report.notes
+    with pytest.raises(UnsupportedError, match="k0_to_copy_exp has no kernel"):
+        compile_for_gpu(graph, Options.of({"target": TARGET, "fallback": "error"}))
+
+
+def test_what_is_for_cpus_is_refused() -> None:
+    module, inputs = tiny_mlp()
+    options: dict[str, Any] = {"error_budget": 0.1, "calibration": [inputs]}
+    with pytest.raises(UnsupportedError, match="quantized kernels are for CPUs"):
+        rewright.optimize(module, inputs, target=TARGET, **options)
+    with pytest.raises(UnsupportedError, match="weights are packed for CPUs"):
+        rewright.optimize(module, inputs, target=TARGET, freeze="yes")
+
+
+# --- running it on a GPU that is not there ------------------------------------------------------
+
+
+def agree(call: Any, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    ours, theirs = ([x.clone() for x in inputs] for _ in range(2))
+    with torch.no_grad():
+        wanted = module(*theirs)
+    (found,) = call(*ours)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_launches_pass_what_kernels_take(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Triton, through a driver that computes what each region says from what it is passed."""
+    program, module, calls = written(name, tmp_path / "build")
+    fake = Recorded(program)
+    call = on_cpu(tmp_path / "build", monkeypatch, fake)
+    symbols = [s.name for s in program.graph.symbols]
+    for inputs in calls:
+        fake.sizes, fake.launches = dict(zip(symbols, inputs[0].shape, strict=False)), {}
+        agree(call, module, inputs)
+        launched = list(program.recipe.kernels.values())
+        assert fake.launches == {kernel: launched.count(kernel) for kernel in set(launched)}
+    assert {kernel.language for kernel in program.kernels.built} == {"triton"}
+
+
+@needs_nvcc
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_in_cuda_cpp_give_what_eager_gives(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no Triton; through a driver that runs them thread by thread."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    program, module, calls = written(name, tmp_path / "build")
+    assert {kernel.language for kernel in program.kernels.built} == {"cuda"}
+    call = on_cpu(tmp_path / "build", monkeypatch, build_driver(tmp_path / "build", tmp_path))
+    for inputs in calls:
+        agree(call, module, inputs)
+
+
+# --- launches that would go wrong ---------------------------------------------------------------
+
+KERNEL = {
+    "name": "k",
+    "threads": [128, 1],
+    "shared": 0,
+    "blocks": "(B0 + 127)//128",
+    "narrow": ["4*B0"],
+    "arguments": [
+        {"kind": "pointer", "name": "x", "aligned": True},
+        {"kind": "size", "name": "n", "type": "i32", "value": "B0"},
+    ],
+}
+
+
+class Silent:
+    """A driver that does what it is told, or answers with one code."""
+
+    def __init__(self, code: int = 0) -> None:
+        self.code, self.calls = code, [""]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "cuGetErrorString":
+            return lambda code, said: setattr(said._obj, "value", b"out of luck")
+        self.calls.append(name)
+        return lambda *args: self.code
+
+
+def launch(library: Silent, address: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, (9, 0))
+    driver = Driver(torch.device("cuda:0"), library)
+    with driver.entered():
+        kernel = Launch(driver, ctypes.c_void_p(1), KERNEL, ["B0"])
+        kernel((ctypes.c_void_p * 1)(address), (ctypes.c_int64 * 1)(size))
+
+
+def test_a_launch_of_nothing_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Silent()
+    launch(library, 64, 0, monkeypatch)
+    assert "cuLaunchKernel" not in library.calls
+    launch(library, 64, 1, monkeypatch)
+    assert "cuLaunchKernel" in library.calls
+
+
+def test_launches_that_would_go_wrong_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DriverError, match="pointer 0 of k is no multiple of 16 bytes"):
+        launch(Silent(), 72, 5, monkeypatch)
+    with pytest.raises(DriverError, match="k was built for fewer elements"):
+        launch(Silent(), 64, 2**29, monkeypatch)
+    with pytest.raises(DriverError, match="cuInit failed with 3: out of luck"):
+        launch(Silent(3), 64, 5, monkeypatch)
+
+
+def test_inputs_that_kernels_cannot_read_in_one_go_are_copied() -> None:
+    from rewright.codegen.loading import fitted
+
+    data = torch.randn(9)
+    wanted = (torch.float32, (8,), (1,))
+    assert fitted("x", data[1:], wanted, torch.device("cpu")).data_ptr() == data[1:].data_ptr()
+    meta = torch.empty(9, device="meta")
+    assert fitted("x", meta[:8], wanted, torch.device("meta")).data_ptr() % 16 == 0
+
+
+@pytest.mark.parametrize(
+    ("arch", "ptx", "here", "image"),
+    [
+        (90, "sm_90a", (9, 0), "cubin"),
+        (80, "sm_80", (8, 0), "cubin"),
+        (80, "sm_80", (8, 9), "cubin"),
+        (80, "sm_80", (9, 0), "ptx"),
+        (100, "sm_100", (10, 3), "cubin"),
+    ],
+)
+def test_a_gpu_gets_what_it_can_run(arch: int, ptx: str, here: tuple[int, int], image: str) -> None:
+    assert image_for(arch, [{"ptx_target": ptx}], here) == image
+
+
+@pytest.mark.parametrize(
+    ("arch", "ptx", "here"),
+    [
+        (90, "sm_90a", (8, 0)),
+        (90, "sm_90a", (10, 0)),
+        (100, "sm_100a", (10, 3)),
+        (89, "sm_89", (8, 0)),
+    ],
+)
+def test_another_gpu_is_refused(arch: int, ptx: str, here: tuple[int, int]) -> None:
+    found = 10 * here[0] + here[1]
+    words = f"built for sm_{arch}, and this GPU is sm_{found}: .* --target cuda:sm_{found}"
+    with pytest.raises(DriverError, match=words):
+        image_for(arch, [{"ptx_target": ptx}], here)
+
+
+def test_pointers_into_the_middle_are_told_apart() -> None:
+    """Parts of a tensor, which begin at a multiple of 16 bytes or do not."""
+    graph = parse("""graph f(%x: f32[B0, 40] on cuda:0) where B0 in [1, inf] {
+  %a, %b, %c = aten.split_with_sizes.default(%x, [4, 5, 31], 1)
+    : f32[B0, 4] strides [40, 1] on cuda:0,
+      f32[B0, 5] strides [40, 1] on cuda:0,
+      f32[B0, 31] strides [40, 1] on cuda:0
+  %d = aten.slice.Tensor(%x, 0, 3) : f32[B0 - 3, 40] on cuda:0
+  %e = aten.select.int(%d, 1, 1) : f32[B0 - 3] strides [40] on cuda:0
+  %k = aten.exp.default(%a) : f32[B0, 4] on cuda:0
+  %l = aten.exp.default(%b) : f32[B0, 5] on cuda:0
+  %m = aten.exp.default(%c) : f32[B0, 31] on cuda:0
+  %n = aten.exp.default(%d) : f32[B0 - 3, 40] on cuda:0
+  %o = aten.exp.default(%e) : f32[B0 - 3] on cuda:0
+  return %k, %l, %m, %n, %o
+}""")
+    found = gpu.unaligned_pointers(graph, {name: f"of_{name}" for name in "klmno"})
+    assert found == {"of_k": set(), "of_l": set(), "of_m": {0}, "of_n": set(), "of_o": {0}}
