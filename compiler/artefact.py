@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
 from torch import Tensor
 
 from rewright.artefact_files import manifest, readme, write_kernels, write_memory
@@ -180,6 +181,11 @@ def load(folder: Path, *, verify: bool = True) -> Artefact:
         call = runpy.run_path(str(folder / "program.py"))["load"](verify=False)
     except RuntimeError as error:
         raise ArtefactError(str(error)) from None
+    except AttributeError as error:
+        raise ArtefactError(
+            f"{folder} was made with torch {made['torch']}, and torch {torch.__version__} is here: "
+            f"{error}"
+        ) from None
     except (OSError, LookupError, TypeError, SyntaxError, UnicodeError, TextError) as error:
         raise ArtefactError(f"{folder} is damaged: {error}") from error
     given = [n for n, i in enumerate(graph.inputs) if i.value.name not in held]

@@ -21,7 +21,7 @@ from rewright.artefact import save
 from rewright.backend import programs
 from zoo import tiny_convnext, tiny_gpt2, tiny_mlp, tiny_resnet, tiny_vae
 
-pytestmark = pytest.mark.cpu
+pytestmark = [pytest.mark.cpu, pytest.mark.slow]
 
 # Runs every case below a folder: an artefact, inputs of some calls, and where the outputs go. Only
 # torch and what it is installed with can be imported: neither Rewright nor NumPy.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import json
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,18 @@ def test_kernels_in_cuda_cpp_give_what_eager_gives(
     call = on_cpu(tmp_path / "build", monkeypatch, build_driver(tmp_path / "build", tmp_path))
     for inputs in calls:
         agree(call, module, inputs)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CASES)
+def test_an_artefact_gives_on_a_gpu_what_eager_gives(name: str, tmp_path: Path) -> None:
+    (module, example), shapes, calls = CASES[name]()
+    target = "cuda:sm_{}{}".format(*torch.cuda.get_device_capability())
+    given = tuple(x.clone() for x in example)
+    rewright.optimize(module, given, dynamic_shapes=shapes, target=target).save(tmp_path / "build")
+    call = runpy.run_path(str(tmp_path / "build" / "program.py"))["load"]()
+    for inputs in calls:
+        agree(call, module.cuda(), tuple(x.cuda() for x in inputs))
 
 
 # --- launches that would go wrong ---------------------------------------------------------------

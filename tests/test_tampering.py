@@ -206,6 +206,14 @@ def test_a_library_that_does_not_load_is_refused(folder: Path) -> None:
         run_alone(folder, verify=False)
 
 
+def test_an_operator_that_this_torch_has_not_is_named(folder: Path) -> None:
+    text = (folder / "program.py").read_text()
+    (folder / "program.py").write_text(text.replace("torch.ops.aten.", "torch.ops.aten.un", 1))
+    assert loading(folder, "seal", "program.py").returncode == 0
+    with pytest.raises(ArtefactError, match=r"was made with torch .*, and torch .* is here: .*'un"):
+        load(folder)
+
+
 # --- by itself ----------------------------------------------------------------------------------
 
 

@@ -64,6 +64,8 @@ def compile_for(
     except (RuntimeError, triton.errors.TritonError) as error:
         message = f"Triton does not compile {kernel.name} for sm_{arch}: {error}"
         raise ToolchainError(message) from error
+    if built.metadata.global_scratch_size:
+        raise ToolchainError(f"{kernel.name} wants scratch memory for sm_{arch}")
     return CompiledKernel(
         name=built.metadata.name,
         arch=arch,
