@@ -95,6 +95,8 @@ def _refuse_what_is_for_cpus(options: Options) -> None:
         raise UnsupportedError(
             "quantized kernels are for CPUs", who="error_budget", help="leave the budget out"
         )
+    if options.attention:
+        raise UnsupportedError("windows are for CPUs", who="attention", help="leave it out")
     if options.freeze == "yes":
         raise UnsupportedError("weights are packed for CPUs", who="freeze", help="leave it out")
 

@@ -21,6 +21,7 @@ from rewright.artefact import load
 from rewright.cli import main
 from rewright.codegen import gpu
 from rewright.codegen.cuda.driver_runtime import Driver, DriverError, Launch, image_for
+from rewright.driver import compile_graph
 from rewright.gpu_artefact import GpuProgram, compile_for_gpu
 from rewright.ir import ArtefactError, UnsupportedError
 from rewright.ir.parse import parse
@@ -172,6 +173,12 @@ def test_what_is_for_cpus_is_refused() -> None:
         rewright.optimize(module, inputs, target=TARGET, **options)
     with pytest.raises(UnsupportedError, match="weights are packed for CPUs"):
         rewright.optimize(module, inputs, target=TARGET, freeze="yes")
+
+
+def test_what_is_to_run_here_is_not_moved() -> None:
+    graph = parse("graph f(%x: f32[8]) {\n  %y = aten.exp.default(%x) : f32[8]\n  return %y\n}")
+    with pytest.raises(UnsupportedError, match="is a cuda device, and graph f is on cpu"):
+        compile_graph(graph, Options.of({"target": TARGET}))
 
 
 # --- running it on a GPU that is not there ------------------------------------------------------
