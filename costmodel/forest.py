@@ -40,7 +40,7 @@ class Forest:
     def predict(self, rows: Floats) -> Floats:
         """[n, features] -> [n]."""
         single = np.ascontiguousarray(rows, np.float32)
-        return self.bias + self.scale * self._sums(single)
+        return self.bias + self.scale * self._sums(single).astype(np.float64)
 
     @cached_property
     def _sums(self) -> Callable[[Singles], Sums]:

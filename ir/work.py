@@ -75,8 +75,9 @@ def _left_by_masks(node: Node) -> Size:
     body = node.graph("body")
     whole = _sum(flops(inner) for inner in body.nodes)
     try:
-        told = node.kwarg("kept")
-        share = told if told is not None else kept_share(lower_attention(body, node.name))
+        share = node.kwarg("kept")
+        if not isinstance(share, float):
+            share = kept_share(lower_attention(body, node.name))
     except UnsupportedError:
         return whole
     return whole if share == 1 else round(share * hint(whole))

@@ -21,7 +21,7 @@ from rewright.passes.libraries.freeze import split_frozen
 from rewright.passes.libraries.products import contestants, product_of
 from rewright.passes.quantize.formats import FORMAT_OF, FORMATS, Format
 from rewright.passes.quantize.heads import Heads, HeadsSite, heads_sites, is_head
-from rewright.passes.quantize.sensitivity import Sensitivity, floats_of, sensitivity
+from rewright.passes.quantize.sensitivity import Probed, Sensitivity, floats_of, sensitivity
 from rewright.passes.quantize.sites import (
     EmbeddingSite,
     LinearSite,
@@ -148,7 +148,7 @@ class _Search:
 
     def _bids(self) -> dict[str, list[Bid]]:
         """What each format and window would take and add, from gradients on a few samples."""
-        probed = [*self._sites.values(), *self._heads_sites]
+        probed: list[Probed] = [*self._sites.values(), *self._heads_sites]
         found = [
             sensitivity(self._graph, probed, sample, self._budget, self._env.seed)
             for sample in self._seen[:MOST_SEEN]
