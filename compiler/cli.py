@@ -190,6 +190,9 @@ def _diff(parser: argparse.ArgumentParser) -> None:
         metavar="PASS",
         help="to the graph after that pass (default: the last); of two models, both after it",
     )
+    parser.add_argument(
+        "--all", action="store_true", help="a line for every change, also where many are alike"
+    )
 
 
 def _report(parser: argparse.ArgumentParser) -> None:

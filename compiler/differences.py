@@ -16,8 +16,8 @@ from rewright.report import PassRow
 from rewright.report_json import to_json
 from rewright.tables import bytes_text, seconds_text, table
 
-# Nodes that differ only in their names, of which the text lists so many.
-LISTED: Final = 8
+# More changes of one sort than so many are told in one line.
+FEW: Final = 4
 _COLUMNS: Final = ("nodes", "calls", "peak", "estimated")
 
 
@@ -47,10 +47,16 @@ class Difference:
         }
 
     def __str__(self) -> str:
-        lines = [f"{self.left.name} -> {self.right.name}", self._table(), *self._changes()]
+        return self.text(every=False)
+
+    def text(self, *, every: bool) -> str:
+        """The table, the changes, and how many there are. Many of one sort are one line, unless
+        `every` change is asked for."""
+        told = map(str, self.changes) if every else _summarized(self.changes)
         counted = Counter(change.kind for change in self.changes)
         total = ", ".join(_counted(count, kind) for kind, count in counted.items())
-        return "\n".join([*lines, total or "the graphs are equal, node by node"])
+        names = f"{self.left.name} -> {self.right.name}"
+        return "\n".join([names, self._table(), *told, total or "the graphs are equal"])
 
     def _table(self) -> str:
         """A line for each pass that changed something, and one for all."""
@@ -59,11 +65,17 @@ class Difference:
         rows.append(("in all", *_cells(self.left.row, self.right.row)))
         return table(("", *_COLUMNS), rows)
 
-    def _changes(self) -> Iterator[str]:
-        renamed = [change for change in self.changes if change.kind == "renamed"]
-        yield from (str(change) for change in self.changes if change not in renamed[LISTED:])
-        if len(renamed) > LISTED:
-            yield f"renamed  {len(renamed) - LISTED} more"
+
+def _summarized(changes: Sequence[Change]) -> Iterator[str]:
+    sorts: dict[tuple[str, str], list[Change]] = {}
+    for change in changes:
+        sorts.setdefault((change.kind, change.of), []).append(change)
+    for (kind, of), alike in sorts.items():
+        if len(alike) <= FEW:
+            yield from map(str, alike)
+            continue
+        names = ", ".join(f"%{change.name}" for change in alike[:FEW])
+        yield f"{kind:<8} {len(alike)}{of and f' ({of})'}: {names} and {len(alike) - FEW} more"
 
 
 def _counted(count: int, kind: str) -> str:

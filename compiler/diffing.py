@@ -21,9 +21,11 @@ KINDS: Final = ("gone", "new", "changed", "kernel", "renamed")
 @dataclass(frozen=True)
 class Change:
     """One node or input: `gone` (`to` stands for it now), `new`, `changed` (`what` lists pairs),
-    `renamed` (to `to`), or a `kernel` of the nodes `to`, which were not one."""
+    `renamed` (to `to`), or a `kernel` of the nodes `to`, which were not one. Changes `of` one sort
+    are much alike: of an operator, of the same parts of a node, of the same operators in one."""
 
     kind: str
+    of: str
     name: str
     to: tuple[str, ...]
     was: str
@@ -71,9 +73,11 @@ def _changes(a: Graph, b: Graph, renamed: Renames) -> list[Change]:
         *_returned(a, b, renamed),
     ]
     before = {now((name,), renamed): inside for name, inside in _kernels(a, renamed).items()}
+    facts = _nodes(b, {})
     for name, inside in _kernels(b, {}).items():
         if before.get((name,)) != inside:
-            found.append(Change("kernel", name, inside, "", ""))
+            of = ", ".join(facts[n].operator for n in inside if n in facts)
+            found.append(Change("kernel", of, name, inside, "", ""))
     return sorted(found, key=lambda change: KINDS.index(change.kind))
 
 
@@ -83,6 +87,10 @@ class _Fact:
 
     text: str
     parts: tuple[tuple[str, str], ...]
+
+    @property
+    def operator(self) -> str:
+        return self.parts[0][1]
 
 
 _Facts = dict[str, _Fact]
@@ -95,17 +103,19 @@ def _between(a: _Facts, b: _Facts, renamed: Renames) -> Iterator[Change]:
         others = (n for n in stands if n in a and n != name and n in now((n,), renamed))
         kept = next((n for n in stands if n in b and n not in met | set(others)), None)
         if kept is None:
-            yield Change("gone", name, tuple(n for n in stands if n != name), fact.text, "")
+            stand = tuple(n for n in stands if n != name)
+            yield Change("gone", fact.operator, name, stand, fact.text, "")
             continue
         met.add(kept)
         if kept != name:
-            yield Change("renamed", name, (kept,), fact.text, b[kept].text)
+            yield Change("renamed", "", name, (kept,), fact.text, b[kept].text)
         what = tuple(_other(fact, b[kept]))
         if what:
-            yield Change("changed", kept, (), fact.text, b[kept].text, what)
+            of = ", ".join(label for label, _, _ in what)
+            yield Change("changed", of, kept, (), fact.text, b[kept].text, what)
     for name, fact in b.items():
         if name not in met:
-            yield Change("new", name, (), "", fact.text)
+            yield Change("new", fact.operator, name, (), "", fact.text)
 
 
 def _other(was: _Fact, is_now: _Fact) -> Iterator[tuple[str, str, str]]:
@@ -167,7 +177,7 @@ def _fact(node: Node, renamed: Renames, offsets: dict[str, str]) -> _Fact:
 
 def _text(node: Node) -> str:
     kwargs = tuple((key, arg) for key, arg in node.kwargs if key != "out")
-    return show_node(replace(node, kwargs=kwargs, graphs=()))
+    return show_node(replace(node, kwargs=kwargs, graphs=(), seq_nr=None, phase=None))
 
 
 def _attributes(node: Node) -> str:
@@ -204,7 +214,7 @@ def _returned(a: Graph, b: Graph, renamed: Renames) -> Iterator[Change]:
 
     before, after = shown(a, renamed), shown(b, {})
     if before != after:
-        yield Change("changed", "return", (), before, after, (("value", before, after),))
+        yield Change("changed", "value", "return", (), before, after, (("value", before, after),))
 
 
 # --- graphs that have no past in common ---------------------------------------------------------

@@ -189,5 +189,6 @@ def diff(arguments: argparse.Namespace) -> int:
         names = arguments.model, arguments.other
         other = seen(arguments, arguments.other)
         found = between_compiles((record, other), names, arguments.after)
-    print(json.dumps(found.as_json(), indent=1) if arguments.json else found)
+    text = found.text(every=arguments.all)
+    print(json.dumps(found.as_json(), indent=1) if arguments.json else text)
     return 0

@@ -273,7 +273,8 @@ def _origin(node: Node) -> dict[str, object]:
     """What `from_fx` reads back of where a node comes from."""
     origin: dict[str, object] = {}
     if node.loc is not None:
-        origin["stack_trace"] = f'File "{node.loc.file}", line {node.loc.line}, in forward'
+        place = f'File "{node.loc.file}", line {node.loc.line}, in forward'
+        origin["stack_trace"] = f"{place}\n    {node.loc.code}"
     if node.seq_nr is not None:
         origin["seq_nr"] = node.seq_nr
     if node.phase is not None:

@@ -19,6 +19,8 @@ from json_schema import faults
 from rewright.costmodel import show_bytes
 from rewright.driver import Program, compile_graph, plan_graph
 from rewright.ir import ArtefactError, Kind, is_call
+from rewright.ir.fx_export import to_fx
+from rewright.ir.fx_import import from_fx
 from rewright.ir.parse import parse
 from rewright.looking import saved
 from rewright.options import Options
@@ -201,6 +203,14 @@ def test_every_node_of_ours_is_in_the_kernel_that_it_names(gpt: Program) -> None
 def test_a_line_of_source_is_no_part_of_the_text(gpt: Program) -> None:
     assert "torch.tanh(" not in str(gpt.source)
     assert parse(str(gpt.source)) == gpt.source
+
+
+def test_a_line_of_source_goes_through_fx(gpt: Program, within: list[Record]) -> None:
+    """Joint graphs do, when a pass over pairs changes them."""
+    there = from_fx(to_fx(gpt.source), name="main")
+    codes = [[n.loc and n.loc.code for n in graph.nodes] for graph in (there, gpt.source)]
+    assert codes[0] == codes[1] and all(codes[0])
+    assert all(record.report.sources for record in within)
 
 
 @pytest.mark.parametrize("which", ["gpt", "within", "without"])
