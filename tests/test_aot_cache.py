@@ -22,6 +22,7 @@ from rewright import aot_cache
 from rewright.calibrate.host import _host
 from rewright.driver import _warn_once
 from rewright.ir import ToolchainError, cache
+from rewright.report import Report
 from through_backend import Block, Function, gradients
 
 pytestmark = [
@@ -122,6 +123,28 @@ def test_a_loaded_program_tells_as_much_as_a_compiled_one() -> None:
     assert loaded.recipe.source == loaded.plan.kernel_source == kernels
     assert loaded.report.counts() == report.counts()
     assert "fuse" in str(loaded.report)
+
+
+def test_a_loaded_half_within_a_budget_still_tells_of_its_step() -> None:
+    """Its past is forgotten: the report begins with the schedule."""
+
+    def halves() -> list[Report]:
+        torch._dynamo.reset()
+        given: dict[str, Any] = {"memory_budget": "min"}
+        gradients(block, torch.compile(block, backend="rewright", options=given), x)
+        return [program.report for program in rewright.programs()]
+
+    block, x = Block(), torch.randn(5, 16)
+    compiled = halves()
+    assert counted() == STORED
+    loaded = halves()
+    assert counted() == HIT
+    for before, after in zip(compiled, loaded, strict=True):
+        assert after.memory.after == before.memory.after
+        assert [row.name for row in after.kernels] == [row.name for row in before.kernels]
+        assert after.recomputed == before.recomputed and after.notes == before.notes
+        assert [row.name for row in after.passes] == ["import", "memory"]
+        assert [row.name for row in before.passes][-2:] == ["remat", "memory"]
 
 
 def test_a_step_is_stored_with_its_backward() -> None:

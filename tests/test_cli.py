@@ -193,6 +193,48 @@ def test_run_takes_an_artefact(run: Run, tmp_path: Path) -> None:
     assert found["errors"]["ours"] <= 2 * found["errors"]["eager"] + 1e-6
 
 
+class Quiet:
+    """A machine on which nothing disturbs."""
+
+    def __init__(self, target: object) -> None:
+        """Nothing is measured beforehand."""
+
+    def slowness(self) -> dict[str, float]:
+        return {"stream": 1.0, "product": 1.0}
+
+
+def test_calls_are_timed_on_request(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rewright.calibrate.bench.Bench", Quiet)
+    lines = run("run", "mlp.pt2", "--profile", "--rounds", "2").splitlines()
+    assert lines[1].split() == ["slowest", "calls", "measured", "predicted", "share"]
+    assert {line.split()[0].split("_")[0] for line in lines[2:]} >= {"aten.addmm.default", "k0"}
+    found = json.loads(run("run", "mlp.pt2", "--profile", "--rounds", "2", "--json"))
+    assert all(0 < row["measured_seconds"] < 1 for row in found["kernels"])
+    build, trace = tmp_path / "build", tmp_path / "trace"
+    run("optimize", "mlp.pt2", "--profile", "-o", str(build), "--trace", str(trace))
+    for report in (build / "report.json", trace / "000-mlp" / "report.json"):
+        assert json.loads(report.read_text())["measured_seconds"] > 0
+    (only,) = trace.iterdir()
+    assert "  measured " in run("why", str(only), "gelu")
+
+
+def test_what_cannot_be_timed(run: Run, fail: Run, tmp_path: Path) -> None:
+    run("optimize", "softplus.rw", "-o", str(tmp_path / "build"))
+    assert fail("run", str(tmp_path / "build"), "--profile").endswith(
+        "build is an artefact, which does not know what its calls should take\n"
+        "  = help: name the model that it was made of\n"
+    )
+    assert fail("optimize", "softplus.rw", "--profile", "--target", "cpu:generic") == (
+        "error: [profile] calls are timed on this machine, and the program is for cpu:generic\n"
+        "  = help: leave out --target\n"
+    )
+    assert fail("optimize", "softplus.rw", "--profile", "-o", "x.mlir") == (
+        "error: a graph that is written as MLIR is not run, so nothing is timed\n"
+    )
+
+
 def test_run_ends_with_1_when_the_check_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here the kernel writes one number, and that is wrong."""
     from rewright.codegen.cpp import Library
