@@ -47,22 +47,27 @@ class Argument:
 
 
 @dataclass(frozen=True)
+class Image:
+    """A kernel built for compute capability `arch`, which takes `shared` bytes of shared memory."""
+
+    arch: int
+    cubin: bytes
+    ptx: str
+    shared: int = 0
+
+
+@dataclass(frozen=True)
 class GpuKernel:
-    """A kernel for compute capability `arch`, launched with `blocks` blocks of `threads` threads
-    (x, y) and `shared` bytes of shared memory, unless one of `narrow` is over LARGEST_NARROW
-    (of `rewright.codegen.triton.kernel`).
-    """
+    """A kernel launched with `blocks` blocks of `threads` threads (x, y), unless one of `narrow` is
+    over LARGEST_NARROW (of `rewright.codegen.triton.kernel`)."""
 
     name: str
     language: str  # triton | cuda
     source: str
     entry: str
-    arch: int
-    cubin: bytes
-    ptx: str
+    images: tuple[Image, ...]
     blocks: Size
     threads: tuple[int, int]
-    shared: int
     arguments: tuple[Argument, ...]
     narrow: tuple[Size, ...] = ()
 
@@ -78,11 +83,11 @@ class GpuKernels:
 def build_kernels(
     nests: Sequence[AnyNest],
     symbols: Sequence[str],
-    arch: int,
+    archs: Sequence[int],
     unaligned: Mapping[str, Collection[int]],
 ) -> GpuKernels:
-    """Kernels that take the sizes of `symbols`. `unaligned` gives for each nest the places of those
-    pointers that may be no multiples of ALIGNMENT."""
+    """Kernels for compute capabilities `archs` that take the sizes of `symbols`. `unaligned` gives
+    for each nest the places of those pointers that may be no multiples of ALIGNMENT."""
     built: dict[str, GpuKernel] = {}
     refused: dict[str, str] = {}
     has_triton = importlib.util.find_spec("triton") is not None
@@ -93,11 +98,11 @@ def build_kernels(
                 raise UnsupportedError("kernels of attention and quantized layers are for CPUs")
             if not has_triton:
                 raise ToolchainError("Triton is not installed")
-            built[nest.name] = by_triton(nest, symbols, arch, places)
+            built[nest.name] = by_triton(nest, symbols, archs, places)
         except RewrightError as error:
             refused[nest.name] = error.message
     left = [nest for nest in nests if nest.name in refused and isinstance(nest, Nest)]
-    by_nvcc, why = _by_cuda(left, symbols, arch, unaligned)
+    by_nvcc, why = _by_cuda(left, symbols, archs, unaligned)
     built |= by_nvcc
     refused = {
         name: f"{reason}; {why[name]}" if name in why else reason
@@ -111,12 +116,14 @@ def build_kernels(
 
 
 def by_triton(
-    nest: Nest, symbols: Sequence[str], arch: int, unaligned: Collection[int] = ()
+    nest: Nest, symbols: Sequence[str], archs: Sequence[int], unaligned: Collection[int] = ()
 ) -> GpuKernel:
     """Raises UnsupportedError for what Triton has no form for, ToolchainError when it fails."""
     kernel = triton.emit(nest, symbols)
     pointers = [p.name for p in kernel.parameters if p.size is None]
-    built = triton.compile_for(kernel, arch, unaligned={pointers[place] for place in unaligned})
+    anywhere = {pointers[place] for place in unaligned}
+    images = [triton.compile_for(kernel, arch, unaligned=anywhere) for arch in archs]
+    built = images[0]
     arguments = [
         Argument("size", p.name, p.type or "i32", str(p.size), p.name in built.divisible)
         if p.size is not None
@@ -129,12 +136,9 @@ def by_triton(
         language="triton",
         source=kernel.source,
         entry=built.name,
-        arch=arch,
-        cubin=built.cubin,
-        ptx=built.ptx,
+        images=tuple(Image(i.arch, i.cubin, i.ptx, i.shared) for i in images),
         blocks=kernel.programs,
         threads=(WARP * built.warps, 1),
-        shared=built.shared,
         arguments=tuple(arguments),
         narrow=kernel.extents,
     )
@@ -147,7 +151,7 @@ def by_triton(
 def _by_cuda(
     nests: Iterable[Nest],
     symbols: Sequence[str],
-    arch: int,
+    archs: Sequence[int],
     unaligned: Mapping[str, Collection[int]],
 ) -> tuple[dict[str, GpuKernel], dict[str, str]]:
     """As many as can be, and why not the others."""
@@ -161,19 +165,23 @@ def _by_cuda(
         except RewrightError as error:
             refused[nest.name] = error.message
     try:
-        return {kernel.name: kernel for kernel in by_cuda(emitted, arch)}, refused
+        return {kernel.name: kernel for kernel in by_cuda(emitted, archs)}, refused
     except ToolchainError as error:
         why = error.message.splitlines()[0]
         return {}, refused | {nest.name: why for nest, _ in emitted}
 
 
-def by_cuda(emitted: Sequence[tuple[Nest, cuda.CudaKernel]], arch: int) -> list[GpuKernel]:
+def by_cuda(
+    emitted: Sequence[tuple[Nest, cuda.CudaKernel]], archs: Sequence[int]
+) -> list[GpuKernel]:
     """All in one unit. Raises ToolchainError."""
     kernels = [kernel for _, kernel in emitted]
     if not kernels:
         return []
     source = cuda.unit(kernels)
-    cubin, ptx = cuda.compile_for(kernels, arch), cuda.ptx_for(kernels, arch)
+    images = tuple(
+        Image(arch, cuda.compile_for(kernels, arch), cuda.ptx_for(kernels, arch)) for arch in archs
+    )
     return [
         checked(
             GpuKernel(
@@ -181,12 +189,9 @@ def by_cuda(emitted: Sequence[tuple[Nest, cuda.CudaKernel]], arch: int) -> list[
                 language="cuda",
                 source=source,
                 entry=kernel.name,
-                arch=arch,
-                cubin=cubin,
-                ptx=ptx,
+                images=images,
                 blocks=kernel.blocks,
                 threads=kernel.threads,
-                shared=0,
                 arguments=(
                     *(Argument("pointer", b.name, aligned=True) for b in _buffers(nest)),
                     *(Argument("size", name, "i64", name) for name in kernel.symbols),
@@ -207,14 +212,15 @@ def _buffers(nest: Nest) -> tuple[Buffer, ...]:
 def checked(kernel: GpuKernel) -> GpuKernel:
     """The kernel itself. Raises ToolchainError when its entry takes other parameters than a launch
     would pass."""
-    entry = re.search(rf"\.entry {re.escape(kernel.entry)}\((.*?)\)", kernel.ptx, re.DOTALL)
-    found = re.findall(r"\.param \.(\w+)", entry[1]) if entry else []
     wanted = [_PTX_TYPES[a.type or a.kind] for a in kernel.arguments]
-    if found != wanted:
-        raise ToolchainError(
-            f"{kernel.name} was built with parameters ({', '.join(found)}), and a launch passes "
-            f"({', '.join(wanted)})"
-        )
+    for image in kernel.images:
+        entry = re.search(rf"\.entry {re.escape(kernel.entry)}\((.*?)\)", image.ptx, re.DOTALL)
+        found = re.findall(r"\.param \.(\w+)", entry[1]) if entry else []
+        if found != wanted:
+            raise ToolchainError(
+                f"{kernel.name} was built with parameters ({', '.join(found)}), and a launch "
+                f"passes ({', '.join(wanted)})"
+            )
     return kernel
 
 

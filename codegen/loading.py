@@ -89,8 +89,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} was written by rewright {manifest.get('rewright')} in version {version} of "
             f"the format, and this reads version {known}: write it again with `rewright optimize`"
         )
-    tables = (manifest.get("files"), manifest.get("target"))
-    if manifest.get("sha256") != manifest_digest(manifest) or None in tables:
+    tables = all(isinstance(manifest.get(key), dict) for key in ("files", "target"))
+    if manifest.get("sha256") != manifest_digest(manifest) or not tables:
         raise Refused(f"{path} was changed since it was written")
     return manifest
 
@@ -168,15 +168,13 @@ def cpu_flags() -> frozenset[str]:
 def check_machine(target: Mapping[str, Any]) -> None:
     """Raises Refused when this machine lacks what the kernels were built for."""
     again = "run `rewright optimize` on this machine, or with --target cpu"
-    machine = platform.machine()
-    if target["machine"] not in ("", machine):
-        raise Refused(
-            f"the kernels were built for {target['machine']}, and this is {machine}: {again}"
-        )
-    if target["device"] == "cuda" and not torch.cuda.is_available():
-        raise Refused(f"the program is for a GPU ({target['isa']}), and torch finds none here")
+    machine, built = platform.machine(), target.get("machine", "")
+    if built not in ("", machine):
+        raise Refused(f"the kernels were built for {built}, and this is {machine}: {again}")
+    if target.get("device") == "cuda" and not torch.cuda.is_available():
+        raise Refused(f"the program is for a GPU ({target.get('isa')}), and torch finds none here")
     flags = cpu_flags()
-    missing = sorted(set(target["needs"]) - flags)
+    missing = sorted(set(target.get("needs", ())) - flags)
     if flags and missing:
         raise Refused(
             f"the kernels were built for a CPU with {', '.join(missing)}, which this one has not: "

@@ -16,6 +16,7 @@ from rewright.codegen import input_sizes, is_fast
 from rewright.codegen.call_sequence import ALIGNMENT
 from rewright.codegen.loading import FORMAT, MANIFEST, VERSION, cpu_flags, file_facts, found_in
 from rewright.codegen.storages import result_of_buffer
+from rewright.driver import targets_of
 from rewright.ir import Graph, TensorType, Value, evaluate
 from rewright.ir.show import show_arg, show_type
 from rewright.ir.target import Target
@@ -97,10 +98,17 @@ def _target(program: Program) -> dict[str, Any]:
     return {
         "name": target.name,
         "device": target.device,
-        "isa": target.isa,
+        "isa": _isas(program),
         "machine": platform.machine() if built else "",
         "needs": _needs(target) if built else [],
     }
+
+
+def _isas(program: Program) -> str:
+    """What kernels are built for: several, when several GPUs were asked for."""
+    if program.plan.options.target == "host":
+        return program.plan.env.target.isa
+    return ", ".join(dict.fromkeys(t.isa for t in targets_of(program.plan.options)))
 
 
 def _needs(target: Target) -> list[str]:

@@ -289,8 +289,22 @@ def target_of(options: Options) -> Target:
     """What is compiled for. Ranks of a distributed program must decide alike, so they count on
     what is known of their kind of CPU and not on what each has measured."""
     if options.target != "host":
-        return Target.parse(options.target)
+        return targets_of(options)[0]
     return Target.parse(f"cpu:{isa()}") if _has_other_ranks() else host()
+
+
+def targets_of(options: Options) -> tuple[Target, ...]:
+    """Several GPUs, when the option lists them: plans are for the first, kernels for each. Raises
+    OptionError."""
+    found = tuple(map(Target.parse, options.target.split(",")))
+    for target in found if len(found) > 1 else ():
+        if target.device != "cuda":
+            raise OptionError(
+                f"several targets are GPUs, and {target.name} is none",
+                who="target",
+                help="write one target into a folder of its own",
+            )
+    return found
 
 
 def _has_other_ranks() -> bool:

@@ -15,6 +15,7 @@ from rewright.codegen.gpu import (
     Argument,
     GpuKernel,
     GpuKernels,
+    Image,
     build_kernels,
     unaligned_pointers,
 )
@@ -28,6 +29,7 @@ from rewright.driver import (
     plan_graph,
     planned,
     target_of,
+    targets_of,
 )
 from rewright.ir import Graph, TensorType, UnsupportedError
 from rewright.ir.expand import expand
@@ -105,10 +107,10 @@ def compile_for_gpu(graph: Graph, options: Options) -> GpuProgram:
     """The program of a graph, moved to the GPU where it is on the CPU. What has no kernel of ours
     runs as ATen. Raises UnsupportedError for what only CPUs can do."""
     plan = plan_for_target(graph, options)
-    arch = int(re.sub(r"\D", "", plan.env.target.isa))
+    archs = [int(re.sub(r"\D", "", target.isa)) for target in targets_of(options)]
     symbols = tuple(input_sizes(plan.graph))
     unaligned = unaligned_pointers(plan.graph, plan.kernels.of_node)
-    kernels = build_kernels(plan.kernels.nests, symbols, arch, unaligned)
+    kernels = build_kernels(plan.kernels.nests, symbols, list(dict.fromkeys(archs)), unaligned)
     for name, why in kernels.refused.items():
         if options.fallback == "error":
             raise UnsupportedError(f"{name} has no kernel: {why}", who="fallback")
@@ -182,7 +184,6 @@ def write_gpu_kernels(program: GpuProgram, folder: Path) -> None:
     about = {
         "format": FORMAT,
         "version": VERSION,
-        "arch": program.kernels.built[0].arch,
         "symbols": list(input_sizes(program.graph)),
         "kernels": [
             told | {"nodes": [node for node, name in of_node.items() if name == told["name"]]}
@@ -196,29 +197,36 @@ def write_gpu_kernels(program: GpuProgram, folder: Path) -> None:
 def _write_kernel(kernel: GpuKernel, place: Path) -> dict[str, Any]:
     """CUDA C++ kernels are one unit with a name of its own; those of Triton are a module each."""
     stem, suffix = (kernel.name, "py") if kernel.language == "triton" else ("kernels", "cu")
-    files = {
-        "source": (f"{stem}.{suffix}", _source(kernel).encode()),
-        "cubin": (f"{stem}.sm_{kernel.arch}.cubin", kernel.cubin),
-        "ptx": (f"{stem}.sm_{kernel.arch}.ptx", kernel.ptx.encode()),
-    }
-    for name, content in files.values():
-        (place / name).write_bytes(content)
+    source = place / f"{stem}.{suffix}"
+    source.write_text(_source(kernel))
     if kernel.language == "cuda":
         from rewright.codegen.cuda.build import HEADERS
 
         (place / "kernels.cuh").write_bytes((HEADERS / "kernels.cuh").read_bytes())
-    target = re.search(r"^\.target (\w+)", kernel.ptx, re.MULTILINE)
     return {
         "name": kernel.name,
         "language": kernel.language,
+        "source": f"{place.name}/{source.name}",
         "entry": kernel.entry,
-        **{what: f"{place.name}/{name}" for what, (name, _) in files.items()},
-        "ptx_target": target[1] if target else "",
+        "images": [_write_image(image, place / stem) for image in kernel.images],
         "blocks": str(kernel.blocks),
         "threads": list(kernel.threads),
-        "shared": kernel.shared,
         "narrow": [str(size) for size in kernel.narrow],
         "arguments": [_told(argument) for argument in kernel.arguments],
+    }
+
+
+def _write_image(image: Image, stem: Path) -> dict[str, Any]:
+    cubin, ptx = (stem.with_name(f"{stem.name}.sm_{image.arch}.{s}") for s in ("cubin", "ptx"))
+    cubin.write_bytes(image.cubin)
+    ptx.write_text(image.ptx)
+    target = re.search(r"^\.target (\w+)", image.ptx, re.MULTILINE)
+    return {
+        "arch": image.arch,
+        "cubin": f"{stem.parent.name}/{cubin.name}",
+        "ptx": f"{stem.parent.name}/{ptx.name}",
+        "ptx_target": target[1] if target else "",
+        "shared": image.shared,
     }
 
 
@@ -227,7 +235,7 @@ def _source(kernel: GpuKernel) -> str:
         return kernel.source
     from rewright.codegen.cuda.build import FLAGS
 
-    code = f"-gencode arch=compute_{kernel.arch},code=sm_{kernel.arch}"
+    code = f"-gencode arch=compute_{kernel.images[0].arch},code=sm_{kernel.images[0].arch}"
     return f"// nvcc {' '.join(FLAGS)} {code} -cubin kernels.cu\n{kernel.source}"
 
 

@@ -27,7 +27,8 @@ class Options:
     target: str = field(
         default="host",
         metadata={
-            "doc": "the device that is compiled for: host, cpu, cpu:avx2, cuda:sm_90, cuda:h200 ..."
+            "doc": "the device that is compiled for: host, cpu, cpu:avx2, cuda:sm_90, cuda:h200 "
+            "...; for an artefact also several GPUs, as cuda:sm_90,cuda:sm_80"
         },
     )
     numerics: str = field(

@@ -110,7 +110,7 @@ class Recorded:
         kernel = self.functions[function.value - 1]
         blocks = evaluate(kernel.blocks, self.sizes)
         assert grid == [blocks, 1, 1, *kernel.threads, 1] and blocks > 0
-        assert shared == kernel.shared and len(parameters) == len(kernel.arguments)
+        assert shared == kernel.images[0].shared and len(parameters) == len(kernel.arguments)
         self.compute(kernel, self.pointers(kernel, parameters))
         self.launches[kernel.name] = self.launches.get(kernel.name, 0) + 1
         return 0

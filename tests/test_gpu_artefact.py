@@ -23,7 +23,7 @@ from rewright.codegen import gpu
 from rewright.codegen.cuda.driver_runtime import Driver, DriverError, Launch, image_for
 from rewright.driver import compile_graph
 from rewright.gpu_artefact import GpuProgram, compile_for_gpu
-from rewright.ir import ArtefactError, UnsupportedError
+from rewright.ir import ArtefactError, OptionError, UnsupportedError
 from rewright.ir.parse import parse
 from rewright.options import Options
 from zoo import tiny_convnext, tiny_gpt2, tiny_mlp
@@ -99,15 +99,17 @@ def test_kernels_lie_in_it_as_source_ptx_and_cubin(tmp_path: Path) -> None:
         "machine": "",
         "needs": [],
     }
-    assert (about["format"], about["arch"], about["aten"]) == ("rewright-kernels", 90, {})
+    assert (about["format"], about["version"], about["aten"]) == ("rewright-kernels", 1, {})
     assert about["symbols"] == [s.name for s in program.graph.symbols]
     assert {node for k in about["kernels"] for node in k["nodes"]} == set(program.recipe.kernels)
     for kernel in about["kernels"]:
-        assert (folder / kernel["cubin"]).read_bytes().startswith(b"\x7fELF")
-        ptx = (folder / kernel["ptx"]).read_text()
-        assert f".target {kernel['ptx_target']}" in ptx and f".entry {kernel['entry']}(" in ptx
+        (image,) = kernel["images"]
+        assert image["arch"] == 90 and image["ptx_target"].startswith("sm_90")
+        assert (folder / image["cubin"]).read_bytes().startswith(b"\x7fELF")
+        ptx = (folder / image["ptx"]).read_text()
+        assert f".target {image['ptx_target']}" in ptx and f".entry {kernel['entry']}(" in ptx
         assert "@triton.jit" in (folder / kernel["source"]).read_text()
-        assert {kernel[k] for k in ("source", "ptx", "cubin")} <= set(manifest["files"])
+        assert {kernel["source"], image["ptx"], image["cubin"]} <= set(manifest["files"])
     assert all("on cuda:0" in i["type"] for i in manifest["inputs"])
     assert "driver.py" in manifest["files"] and not (folder / "kernels.so").exists()
 
@@ -241,7 +243,6 @@ def test_an_artefact_gives_on_a_gpu_what_eager_gives(name: str, tmp_path: Path) 
 KERNEL = {
     "name": "k",
     "threads": [128, 1],
-    "shared": 0,
     "blocks": "(B0 + 127)//128",
     "narrow": ["4*B0"],
     "arguments": [
@@ -268,7 +269,7 @@ def launch(library: Silent, address: int, size: int, monkeypatch: pytest.MonkeyP
     pretend(monkeypatch, (9, 0))
     driver = Driver(torch.device("cuda:0"), library)
     with driver.entered():
-        kernel = Launch(driver, ctypes.c_void_p(1), KERNEL, ["B0"])
+        kernel = Launch(driver, ctypes.c_void_p(1), KERNEL, 0, ["B0"])
         kernel((ctypes.c_void_p * 1)(address), (ctypes.c_int64 * 1)(size))
 
 
@@ -299,34 +300,56 @@ def test_inputs_that_kernels_cannot_read_in_one_go_are_copied() -> None:
     assert fitted("x", meta[:8], wanted, torch.device("meta")).data_ptr() % 16 == 0
 
 
-@pytest.mark.parametrize(
-    ("arch", "ptx", "here", "image"),
-    [
-        (90, "sm_90a", (9, 0), "cubin"),
-        (80, "sm_80", (8, 0), "cubin"),
-        (80, "sm_80", (8, 9), "cubin"),
-        (80, "sm_80", (9, 0), "ptx"),
-        (100, "sm_100", (10, 3), "cubin"),
-    ],
-)
-def test_a_gpu_gets_what_it_can_run(arch: int, ptx: str, here: tuple[int, int], image: str) -> None:
-    assert image_for(arch, [{"ptx_target": ptx}], here) == image
+def built_for(*targets: str) -> list[dict[str, Any]]:
+    """A kernel with images for PTX targets such as sm_80 and sm_90a."""
+    images = [{"arch": int(t.strip("sm_a")), "ptx_target": t} for t in targets]
+    return [{"images": images}]
 
 
 @pytest.mark.parametrize(
-    ("arch", "ptx", "here"),
+    ("targets", "here", "image"),
     [
-        (90, "sm_90a", (8, 0)),
-        (90, "sm_90a", (10, 0)),
-        (100, "sm_100a", (10, 3)),
-        (89, "sm_89", (8, 0)),
+        (("sm_90a",), (9, 0), (90, "cubin")),
+        (("sm_80",), (8, 9), (80, "cubin")),
+        (("sm_80",), (9, 0), (80, "ptx")),
+        (("sm_80", "sm_86"), (8, 9), (86, "cubin")),
+        (("sm_90a", "sm_80"), (9, 0), (90, "cubin")),
+        (("sm_90a", "sm_80"), (10, 0), (80, "ptx")),
     ],
 )
-def test_another_gpu_is_refused(arch: int, ptx: str, here: tuple[int, int]) -> None:
-    found = 10 * here[0] + here[1]
-    words = f"built for sm_{arch}, and this GPU is sm_{found}: .* --target cuda:sm_{found}"
+def test_a_gpu_gets_what_it_can_run(
+    targets: tuple[str, ...], here: tuple[int, int], image: tuple[int, str]
+) -> None:
+    assert image_for(built_for(*targets), here) == image
+
+
+@pytest.mark.parametrize(
+    ("targets", "here"),
+    [
+        (("sm_90a",), (8, 0)),
+        (("sm_90a",), (10, 0)),
+        (("sm_100a",), (10, 3)),
+        (("sm_89", "sm_90a"), (8, 0)),
+    ],
+)
+def test_another_gpu_is_refused(targets: tuple[str, ...], here: tuple[int, int]) -> None:
+    built, found = ", ".join(t.rstrip("a") for t in targets), 10 * here[0] + here[1]
+    words = f"built for {built}, and this GPU is sm_{found}: .* --target cuda:sm_{found}"
     with pytest.raises(DriverError, match=words):
-        image_for(arch, [{"ptx_target": ptx}], here)
+        image_for(built_for(*targets), here)
+
+
+def test_several_architectures_lie_in_one_folder(tmp_path: Path) -> None:
+    module, inputs = tiny_mlp()
+    compiled = rewright.optimize(module, inputs, target="cuda:h200,cuda:sm_80")
+    folder = compiled.save(tmp_path / "build")
+    (kernel,) = json_of(folder / "kernels.json")["kernels"]
+    assert [image["arch"] for image in kernel["images"]] == [90, 80]
+    assert all((folder / image["cubin"]).is_file() for image in kernel["images"])
+    target = json_of(folder / "rewright.json")["target"]
+    assert (target["name"], target["isa"]) == ("cuda:h200", "sm_90, sm_80")
+    with pytest.raises(OptionError, match="several targets are GPUs, and cpu:avx2 is none"):
+        rewright.optimize(module, inputs, target="cuda:h200,cpu:avx2")
 
 
 def test_pointers_into_the_middle_are_told_apart() -> None:

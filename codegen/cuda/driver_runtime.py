@@ -92,15 +92,17 @@ class Launch:
         driver: Driver,
         function: ctypes.c_void_p,
         about: Mapping[str, Any],
+        shared: int,
         symbols: Sequence[str],
     ) -> None:
         self._driver, self._function, self._about = driver, function, about
+        self._shared = shared
         self._symbols, self._evaluate = len(symbols), _expressions(about, symbols)
         pointers = [a for a in about["arguments"] if a["kind"] == "pointer"]
         self._pointers = len(pointers)
         self._aligned = [place for place, a in enumerate(pointers) if a["aligned"]]
         self._sized = lru_cache(16)(self._at_sizes)
-        driver.allow_shared(function, about["shared"])
+        driver.allow_shared(function, shared)
 
     def __call__(self, table: ctypes.Array[ctypes.c_void_p], sizes: ctypes.Array[Any]) -> None:
         """Raises DriverError."""
@@ -112,8 +114,8 @@ class Launch:
         slot = iter(range(ctypes.addressof(table), ctypes.addressof(table) + 8 * len(table), 8))
         addresses = [next(slot) if v is None else ctypes.addressof(v) for v in values]
         parameters = (ctypes.c_void_p * len(values))(*addresses)
-        about = self._about
-        self._driver.launch(self._function, blocks, about["threads"], about["shared"], parameters)
+        threads = self._about["threads"]
+        self._driver.launch(self._function, blocks, threads, self._shared, parameters)
 
     def _check(self, table: ctypes.Array[ctypes.c_void_p]) -> None:
         name = self._about["name"]
@@ -162,29 +164,40 @@ def kernels_in(
     """The kernels of an artefact by name. Raises DriverError."""
     about = json.loads((folder / "kernels.json").read_text())
     kernels, symbols = about["kernels"], about["symbols"]
-    image = image_for(about["arch"], kernels, torch.cuda.get_device_capability(device))
+    arch, kind = image_for(kernels, torch.cuda.get_device_capability(device))
+    images = [next(i for i in kernel["images"] if i["arch"] == arch) for kernel in kernels]
     driver = Driver(device, library)
     found = {}
     with driver.entered():
-        for file in dict.fromkeys(kernel[image] for kernel in kernels):
-            inside = [kernel for kernel in kernels if kernel[image] == file]
-            entries = [kernel["entry"] for kernel in inside]
+        for file in dict.fromkeys(image[kind] for image in images):
+            pairs = [(k, i) for k, i in zip(kernels, images, strict=True) if i[kind] == file]
+            entries = [kernel["entry"] for kernel, _ in pairs]
             functions = driver.functions((folder / file).read_bytes(), entries)
-            for kernel, function in zip(inside, functions, strict=True):
-                found[kernel["name"]] = Launch(driver, function, kernel, symbols)
+            for (kernel, image), function in zip(pairs, functions, strict=True):
+                launch = Launch(driver, function, kernel, image["shared"], symbols)
+                found[kernel["name"]] = launch
     return driver, found
 
 
-def image_for(arch: int, kernels: Sequence[Mapping[str, Any]], capability: tuple[int, int]) -> str:
-    """cubin, or ptx for GPUs that came later; `sm_90a` and its like run on that very one. Raises
-    DriverError."""
+def image_for(kernels: Sequence[Mapping[str, Any]], capability: tuple[int, int]) -> tuple[int, str]:
+    """The architecture of the images to load, and whether as cubin or, for GPUs that came later, as
+    ptx; `sm_90a` and its like run on that very one. Raises DriverError."""
     here = 10 * capability[0] + capability[1]
-    special = any(not kernel["ptx_target"][-1].isdigit() for kernel in kernels)
-    if here == arch:
-        return "cubin"
-    if here > arch and not special:
-        return "cubin" if here // 10 == arch // 10 else "ptx"
+    archs = sorted({image["arch"] for kernel in kernels for image in kernel["images"]})
+    if here in archs:
+        return here, "cubin"
+    special = {
+        image["arch"]
+        for kernel in kernels
+        for image in kernel["images"]
+        if not image["ptx_target"][-1:].isdigit()
+    }
+    older = [arch for arch in archs if arch < here and arch not in special]
+    alike = [arch for arch in older if arch // 10 == here // 10]
+    if older:
+        return (alike[-1], "cubin") if alike else (older[-1], "ptx")
+    built = ", ".join(f"sm_{arch}" for arch in archs)
     raise DriverError(
-        f"the kernels were built for sm_{arch}, and this GPU is sm_{here}: run `rewright optimize` "
+        f"the kernels were built for {built}, and this GPU is sm_{here}: run `rewright optimize` "
         f"with --target cuda:sm_{here}"
     )
