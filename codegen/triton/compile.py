@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from rewright.codegen.triton.kernel import LARGEST_NARROW, Parameter, TritonKernel
 from rewright.codegen.triton.launch import module_of
@@ -42,7 +43,6 @@ def compile_for(
     no multiples of 16. Raises ToolchainError when Triton interprets, or fails.
     """
     import triton
-    from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     if triton.knobs.runtime.interpret:
@@ -56,6 +56,22 @@ def compile_for(
         constexprs=_constants(kernel, sizes),
         attrs={place: [["tt.divisibility", ALIGNMENT]] for place in places},
     )
+    built = _built(kernel, arch, source)
+    return CompiledKernel(
+        name=built.metadata.name,
+        arch=arch,
+        cubin=built.asm["cubin"],
+        ptx=built.asm["ptx"],
+        warps=built.metadata.num_warps,
+        shared=built.metadata.shared,
+        divisible=tuple(p.name for p in aligned),
+    )
+
+
+def _built(kernel: TritonKernel, arch: int, source: Any) -> Any:
+    import triton
+    from triton.backends.compiler import GPUTarget
+
     try:
         with triton.knobs.compilation.scope():
             triton.knobs.compilation.disable_line_info = True  # it names folders of this machine
@@ -66,15 +82,7 @@ def compile_for(
         raise ToolchainError(message) from error
     if built.metadata.global_scratch_size:
         raise ToolchainError(f"{kernel.name} wants scratch memory for sm_{arch}")
-    return CompiledKernel(
-        name=built.metadata.name,
-        arch=arch,
-        cubin=built.asm["cubin"],
-        ptx=built.asm["ptx"],
-        warps=built.metadata.num_warps,
-        shared=built.metadata.shared,
-        divisible=tuple(p.name for p in aligned),
-    )
+    return built
 
 
 def _is_aligned(parameter: Parameter, sizes: Mapping[str, int] | None) -> bool:
