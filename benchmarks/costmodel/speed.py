@@ -2,8 +2,8 @@
 
     python -m benchmarks.costmodel.speed
 
-Candidates are what the fuse pass asks about in models of many families and sizes; everything is
-computed anew from their sketches, as in a fresh process.
+Candidates are what the fuse pass asks about in models of many families and sizes, whose drawing
+takes some minutes; everything is computed anew from their sketches, as in a fresh process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rewright.ir.alone import alone
 from rewright.passes import Env, Fuse
 
 CANDIDATES: Final = 8000
-MODELS: Final = 60
+MODELS: Final = 80
 
 Candidate = tuple[tuple[Sketch, ...], Sketch]
 
