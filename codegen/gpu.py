@@ -90,13 +90,12 @@ def build_kernels(
     for each nest the places of those pointers that may be no multiples of ALIGNMENT."""
     built: dict[str, GpuKernel] = {}
     refused: dict[str, str] = {}
-    has_triton = importlib.util.find_spec("triton") is not None
     for nest in nests:
         places = unaligned.get(nest.name, ())
         try:
             if not isinstance(nest, Nest):
                 raise UnsupportedError("kernels of attention and quantized layers are for CPUs")
-            if not has_triton:
+            if not has_triton():
                 raise ToolchainError("Triton is not installed")
             built[nest.name] = by_triton(nest, symbols, archs, places)
         except RewrightError as error:
@@ -110,6 +109,10 @@ def build_kernels(
         if name not in built
     }
     return GpuKernels(tuple(built[n.name] for n in nests if n.name in built), refused)
+
+
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 # --- Triton -------------------------------------------------------------------------------------
