@@ -386,6 +386,12 @@ def pipeline_of(options: Options, *, kernels: bool = True) -> Pipeline:
     if options.error_budget is not None:
         chosen = Pipeline(tuple(_with_quantized(chosen, options.objective)))
     if options.attention:
+        if options.error_budget is not None:
+            raise OptionError(
+                "an error budget does not count what windows that are asked for by name change",
+                who="attention",
+                help="leave it out: with an error budget heads are narrowed as far as that goes",
+            )
         chosen = Pipeline(tuple(_with_window(chosen, options.attention)))
     if options.freeze == "yes":
         chosen = Pipeline(tuple(_with_frozen(chosen)))

@@ -214,7 +214,7 @@ def settle(
         tried.add(names)
         found = measured(plan)
         rounds.append((predicted, found))
-        if predicted > 0 and found < float("inf"):
+        if predicted > 0 and 0 < found < float("inf"):
             factor *= found / predicted
         if found <= SAFE * limit and _cost(plan, objective) < _cost(best.plan, objective):
             best = Settled(plan, predicted, found)

@@ -125,12 +125,47 @@ def test_spelled_out_attention_is_narrowed() -> None:
     torch.testing.assert_close(compiled(*given), exact)
 
 
-def test_short_sequences_and_gradients_are_refused_by_name() -> None:
+def refusals(compiled: rewright.Compiled) -> list[str]:
+    log = compiled.program.plan.log
+    return [d.sentence for d in log if d.pass_ == "window" and d.kind == "refused"]
+
+
+def test_short_sequences_are_refused_by_name() -> None:
     short = tuple(x[:, :, :90] for x in drawn(0))
     compiled = rewright.optimize(Causal(), short, attention=NARROW)
-    said = [d.sentence for d in compiled.program.plan.log if d.pass_ == "window"]
-    assert said == ["it is no longer than a window"]
+    assert refusals(compiled) == ["it is no longer than a window"]
     torch.testing.assert_close(compiled(*short), Causal()(*short))
+
+
+@pytest.mark.parametrize("queries", [1, 64, 2 * LENGTH])
+def test_queries_that_are_not_as_many_as_keys_stay(queries: int) -> None:
+    """Nothing says where they are."""
+
+    class Cached(nn.Module):
+        def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return scaled_dot_product_attention(query, key, value)
+
+    _, key, value = drawn(0)
+    given = torch.randn(1, HEADS, queries, WIDTH), key, value
+    compiled = rewright.optimize(Cached(), given, attention=NARROW)
+    assert "not as many queries as keys" in refusals(compiled)[0]
+    torch.testing.assert_close(compiled(*given), Cached()(*given))
+    budgeted = rewright.optimize(Cached(), given, error_budget=0.5, calibration=[given])
+    torch.testing.assert_close(budgeted(*given), Cached()(*given))
+
+
+def test_gradients_are_refused_by_name() -> None:
+    query, key, value = drawn(0)
+    query.requires_grad_()
+    compiled = torch.compile(Causal(), backend="rewright", options={"attention": NARROW})
+    torch.testing.assert_close(compiled(query, key, value), Causal()(query, key, value))
+
+
+def test_a_budget_and_a_window_by_name_do_not_go_together() -> None:
+    with pytest.raises(OptionError, match="an error budget does not count"):
+        rewright.optimize(
+            Causal(), drawn(0), attention=NARROW, error_budget=0.1, calibration=[drawn(0)]
+        )
 
 
 @pytest.mark.parametrize("wrong", ["window{size=0}", "window{sinks=-1}"])
@@ -211,6 +246,44 @@ def test_windows_without_sinks_are_refused_where_a_sink_is_read(
     monkeypatch.setattr(heads, "SINKS", 0)
     _, narrow, error = within(Sunk(), 0.2)
     assert narrow == 0 and error <= 0.2
+
+
+class Masked(nn.Module):
+    """A mask of some rank; the first keys are padding, so the first rows see nothing."""
+
+    def __init__(self, mask: Tensor) -> None:
+        super().__init__()
+        self.mask: Tensor
+        self.register_buffer("mask", mask)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return scaled_dot_product_attention(query, key, value, attn_mask=self.mask)
+
+
+@pytest.mark.usefixtures("by_share")
+@pytest.mark.parametrize("shape", [(LENGTH, LENGTH), (1, 1, LENGTH, 1), (1, HEADS, LENGTH, LENGTH)])
+def test_biases_of_every_shape(shape: tuple[int, ...]) -> None:
+    _, _, error = within(Masked(torch.randn(shape)), 0.5)
+    assert error <= 0.5
+
+
+@pytest.mark.usefixtures("by_share")
+def test_rows_that_see_nothing_are_zero() -> None:
+    places = torch.arange(LENGTH)
+    seen = (places <= places[:, None]) & (places >= 100)
+    bias = torch.zeros(LENGTH, LENGTH).masked_fill(~seen, -torch.inf)
+    bias = bias - 0.5 * (places[:, None] - places).abs()
+    _, narrow, error = within(Masked(bias[None, None]), 1e-2)
+    assert narrow == HEADS and error <= 1e-2
+
+
+@pytest.mark.usefixtures("by_share")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_types_within_a_budget(dtype: torch.dtype) -> None:
+    given = drawn(0, dtype=dtype)
+    compiled = rewright.optimize(Causal(), given, error_budget=0.3, calibration=[given] * 2)
+    exact = Causal()(*given)
+    assert float((compiled(*given) - exact).norm() / exact.norm()) <= 0.3
 
 
 # --- piece by piece -------------------------------------------------------------------------------

@@ -91,7 +91,8 @@ void linear_int8_tiled(i64 rows, i64 columns, i64 depth, const X* x, i64 x_step,
   parallel_units(all, grain_of(2 * depth), [=](i64 begin, i64 end) {
     for (i64 m = begin; m < end; ++m) {
       const i64 some = m < rows ? depth : 0;
-      if (some) units[m] = quantize(x + m * x_step, depth, m, Rows{q, step}, 0, [](i64, i32v) {});
+      if (m < rows)
+        units[m] = quantize(x + m * x_step, depth, m, Rows{q, step}, 0, [](i64, i32v) {});
       __builtin_memset(q + m * step + some, 0, static_cast<u64>(step - some));
     }
   });

@@ -4,7 +4,9 @@
 
 #include "simd.h"
 
-#if !defined RW_TILES && defined __AMX_TILE__ && defined __AMX_INT8__ && defined __linux__
+// The vectors beside tiles are gcc's: elsewhere bytes are kept in another order (RW_SWAPPED).
+#if !defined RW_TILES && defined __AMX_TILE__ && defined __AMX_INT8__ && defined __linux__ && \
+    !defined __clang__
 #define RW_TILES 1
 
 extern "C" long syscall(long number, ...) noexcept;

@@ -12,11 +12,20 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from rewright.ir import Graph, Node, OptionError, UnsupportedError, fresh_names, hint
+from rewright.ir import (
+    Graph,
+    Kind,
+    Node,
+    OptionError,
+    UnsupportedError,
+    equal,
+    fresh_names,
+    hint,
+)
 from rewright.ir.loops import lower_attention
 from rewright.ir.loops.tiles import kept_share
 from rewright.passes.attention.canonical import Call, Windows, as_attention, is_plain_call
-from rewright.passes.attention.lower import is_left
+from rewright.passes.attention.lower import FLASH, is_left
 from rewright.passes.attention.lower import obstacle as atens_obstacle
 from rewright.passes.attention.region import scale_and_bias
 from rewright.passes.base import Env, Pass
@@ -47,8 +56,9 @@ class Window(Pass, name="window", takes="aten", gives="aten"):
           return %o
         }
 
-    Refuses: attention that drops probabilities; scores that more is done to than scaling, a bias
-    and a mask; sequences that are no longer than a window.
+    Refuses: attention that drops probabilities, or whose gradient is taken; scores that more is
+    done to than scaling, a bias and a mask; other numbers of queries than of keys; sequences that
+    are no longer than a window; other devices than the CPU.
     """
 
     size: int = 512
@@ -61,7 +71,12 @@ class Window(Pass, name="window", takes="aten", gives="aten"):
             )
         fresh = fresh_names(v.name for v in graph.values)
         made: dict[str, Node] = {}
-        for call in calls(graph):
+        for node in graph.nodes:
+            call = call_of(node, graph)
+            if isinstance(call, str):
+                env.log.refuse(self.name, node.name, call)
+            if not isinstance(call, Call):
+                continue
             if length_of(call) <= self.size + self.sinks:
                 env.log.refuse(self.name, call.result.name, "it is no longer than a window")
                 continue
@@ -79,17 +94,35 @@ class Window(Pass, name="window", takes="aten", gives="aten"):
 
 def calls(graph: Graph) -> list[Call]:
     """The attention of a graph that can be narrowed."""
-    found = []
-    for node in graph.nodes:
-        if is_plain_call(node, graph):
-            found.append(Call.of(node))
-        elif is_left(node) and atens_obstacle(node) is None and node.kwarg("kept") is None:
-            known = scale_and_bias(node)
-            assert known is not None
-            scale, bias = known
-            query, key, value = node.operands[:3]
-            found.append(Call(node, query, key, value, bias, False, scale))
-    return found
+    found = (call_of(node, graph) for node in graph.nodes)
+    return [call for call in found if isinstance(call, Call)]
+
+
+def call_of(node: Node, graph: Graph) -> Call | str | None:
+    """What a node of attention computes, or why it cannot be narrowed; None for other nodes."""
+    if is_attention(node) and node.op.name not in ("rw.attention", FLASH):
+        return f"{node.op} is not for the CPU, or a gradient"
+    if node.op.name == FLASH:
+        if not is_plain_call(node, graph):
+            return "it drops probabilities, or a gradient reads more of it than its result"
+        call = Call.of(node)
+    elif is_left(node):
+        why = atens_obstacle(node)
+        if why is not None:
+            return why
+        known = scale_and_bias(node)
+        assert known is not None
+        query, key, value = node.operands[:3]
+        call = Call(node, query, key, value, known[1], False, known[0])
+    else:
+        return None
+    if not equal(call.query.tensor.shape[-2], call.key.tensor.shape[-2]):
+        return "there are not as many queries as keys, so nothing says which are near"
+    return call
+
+
+def is_attention(node: Node) -> bool:
+    return node.op.kind is Kind.CONTRACTION and "attention" in node.op.name
 
 
 def length_of(call: Call) -> int:
@@ -124,17 +157,20 @@ class Attention:
     def scores(self, heads: Tensor, rows: Tensor, keys: Tensor) -> Tensor:
         """[B, H, R, S] of some heads, rows and keys."""
         query, key = self.query[:, heads[:, None], rows], self._of_keys(self.key, heads, keys)
-        scores = query.float() @ key.mT * self.scale
+        scores = _exact(query) @ key.mT * self.scale
         if self.bias is not None:
-            bias = self.bias.expand(-1, self.query.shape[1], self.query.shape[2], -1)
-            scores = scores + bias[:, heads[:, None, None], rows[:, None], keys].float()
+            whole = (*self.query.shape[:3], self.key.shape[2])
+            bias = self.bias.expand(whole)
+            scores = scores + bias[:, heads[:, None, None], rows[:, None], keys].to(scores.dtype)
         if self.causal:
             scores = scores.masked_fill(keys > rows[:, None], -torch.inf)
         return scores
 
     def result(self, scores: Tensor, heads: Tensor, keys: Tensor) -> Tensor:
         """[B, H, R, E] of their scores."""
-        return scores.softmax(-1) @ self._of_keys(self.value, heads, keys)
+        dead = scores.amax(-1, keepdim=True) == -torch.inf  # as a whole: 0, as from a kernel
+        weights = scores.softmax(-1).masked_fill(dead, 0)
+        return weights @ self._of_keys(self.value, heads, keys)
 
     def over_windows(self, sizes: Sequence[int], sinks: int) -> Tensor:
         """[B, H, T, E], where each head has a window of its own."""
@@ -146,7 +182,7 @@ class Attention:
                 rows = torch.arange(first, min(first + ROWS, length))
                 keys = self._looked_at(rows, size, sinks)
                 scores = self.scores(heads, rows, keys)
-                if size < self.key.shape[2]:
+                if size != ALL:
                     scores.masked_fill_(outside(rows, keys, size, sinks), -torch.inf)
                 made[:, heads[:, None], rows] = self.result(scores, heads, keys).to(made.dtype)
         return made
@@ -154,7 +190,7 @@ class Attention:
     def _of_keys(self, x: Tensor, heads: Tensor, keys: Tensor) -> Tensor:
         """What heads of queries read of keys, or values."""
         own = heads // (self.query.shape[1] // x.shape[1])
-        return x[:, own[:, None], keys].float()
+        return _exact(x[:, own[:, None], keys])
 
     def _looked_at(self, rows: Tensor, size: int, sinks: int) -> Tensor:
         """Keys that some of the rows look at."""
@@ -163,6 +199,11 @@ class Attention:
         return torch.cat(
             [torch.arange(min(sinks, near)), torch.arange(near, min(end, self.key.shape[2]))]
         )
+
+
+def _exact(x: Tensor) -> Tensor:
+    """Half types in single precision."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def outside(rows: Tensor, keys: Tensor, size: int, sinks: int) -> Tensor:

@@ -14,6 +14,7 @@ from rewright.ir import Graph, Node, Value, fresh_names, hint
 from rewright.ir.alone import alone, at_hints
 from rewright.passes.attention.canonical import Call, Windows, as_attention
 from rewright.passes.attention.flash import VIA
+from rewright.passes.attention.lower import FLASH, atens_nodes
 from rewright.passes.attention.windows import (
     ALL,
     Attention,
@@ -54,6 +55,13 @@ class HeadsSite:
     @property
     def count(self) -> int:
         return hint(self.call.query.tensor.shape[1])
+
+    def usual(self) -> Node:
+        """The call of ATen's kernel."""
+        if self.node.op.name == FLASH:
+            return self.node
+        made = atens_nodes(self.node, fresh_names(()))
+        return next(node for node in made if node.op.name == FLASH)
 
     def named(self, head: int) -> str:
         return f"{self.node.name}[{head}]"
@@ -109,15 +117,16 @@ class Heads:
         return self._seconds[key]
 
     def _timed(self, site: HeadsSite) -> Mapping[int, float]:
-        """As the graph has it; over all keys and over the smallest window, in a kernel of ours.
-        What lies between goes by the share of scores."""
+        """In ATen's kernel; over all keys and over the smallest window in one of ours. What lies
+        between goes by the share of scores."""
         shares = {size: self._share(site, size) for size in (*SIZES, ALL)}
         whole = shares[ALL]
         sizes = [size for size, share in shares.items() if share <= MOST_KEPT * whole]
         if not sizes:
             return {ALL: 0.0}
         least = sizes[0]
-        graphs = [alone(at_hints(n)) for n in (site.node, *map(site_kernel(site), (ALL, least)))]
+        calls = [site.usual(), *map(site_kernel(site), (ALL, least))]
+        graphs = [alone(at_hints(call)) for call in calls]
         tools = self._env.tools
         found = None if tools is None else tools.race(graphs)
         if found is None:
@@ -204,9 +213,11 @@ def _errors(site: HeadsSite, of: Sensitivity, sizes: Sequence[int]) -> dict[tupl
 
 
 def _attended(site: HeadsSite, sizes: Sequence[int]) -> Callable[..., Sequence[Any]]:
+    others = site.node.results[1:]
+
     def call(*read: Tensor) -> Sequence[Any]:
         result = site.attention(read).over_windows(sizes, SINKS)
-        sums = (result.new_zeros(result.shape[:3], dtype=torch.float32),)
-        return (result, *sums[: len(site.node.results) - 1])
+        unread = (result.new_zeros(result.shape[:3], dtype=v.tensor.dtype) for v in others)
+        return (result, *unread)
 
     return call
