@@ -22,7 +22,7 @@ from benchmarks.options import RESULTS, add_choice
 from benchmarks.report import track, write_json
 from benchmarks.timing import compare
 from benchmarks.trained import smollm2, token_windows
-from rewright.passes import DEFAULT, FlashAttention, Pipeline, Quantize
+from rewright.passes import DEFAULT, FlashAttention, Pass, Pipeline, Quantize
 from rewright.passes.budget import ErrorBudget
 from rewright.profiling import profiled
 
@@ -43,7 +43,7 @@ CASES: Final = {"2048": Case(2048, 3, 3), "8192": Case(8192, 2, 2)}
 
 def pipeline() -> str:
     """The default, with a search that leaves layers alone."""
-    steps = []
+    steps: list[Pass] = []
     for step in DEFAULT:
         if isinstance(step, FlashAttention):
             steps.append(Quantize(formats="none"))
