@@ -1,5 +1,5 @@
-"""The command line: rewright optimize | run | show | why | diff | report | rules | estimate |
-calibrate | pareto | plan-memory | doctor.
+"""The command line: rewright optimize | run | show | why | diff | report | bisect | rules |
+estimate | calibrate | pareto | plan-memory | doctor.
 
 Exit codes: 0 done, 1 a check did not hold, 2 a mistake in what was asked.
 """
@@ -207,6 +207,21 @@ def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", action="store_true", help="run the model, and time each call")
 
 
+def _bisect(parser: argparse.ArgumentParser) -> None:
+    _compile_options(parser)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--crash", action="store_true", help="look for crashes only")
+    what.add_argument("--slow", action="store_true", help="look for what costs time, as measured")
+    what.add_argument("--slow-predicted", action="store_true", help="the same by the cost model")
+    parser.add_argument("-o", "--output", metavar="DIR", help="write a case and a script there")
+    parser.add_argument(
+        "--seconds",
+        type=_seconds,
+        default=120.0,
+        help="to look for a smaller graph, at most (default: 120)",
+    )
+
+
 def _rules(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
@@ -292,6 +307,7 @@ COMMANDS: Final[dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]]
     "why": ("explain decisions and refusals, and what they cost", _why),
     "diff": ("what differs between two stages or two compiles, node by node", _diff),
     "report": ("write a compile as a page for a browser", _report),
+    "bisect": ("find the pass, the rule and the node that break a model", _bisect),
     "rules": ("check rewrite rules, list them, see which fire", _rules),
     "estimate": ("how long a call takes, between which bounds, and why", _estimate),
     "calibrate": ("measure this machine for the cost model, once", _calibrate),

@@ -155,6 +155,19 @@ def _running(arguments: argparse.Namespace) -> _Running:
     return _Running(artefact.graph, artefact.call, artefact.inputs(), {}, None)
 
 
+def bisect(arguments: argparse.Namespace) -> int:
+    """Find what breaks a model; write the least graph that shows it."""
+    from rewright.bisect.command import report, searched
+
+    options = _options(arguments)
+    source = _imported(arguments)
+    output = None if arguments.output is None else Path(arguments.output)
+    with _progress("optimizing") as say:
+        samples = graph_samples(options, source.graph, source.bindings)
+        found = searched(arguments, source, options, samples, say)
+    return report(found, output, as_json=arguments.json)
+
+
 def rules(arguments: argparse.Namespace) -> int:
     """Evidence for rules, the rules, where they fire."""
     from rewright.rule_commands import rules

@@ -185,7 +185,7 @@ def random_inputs(graph: Graph, seed: int = 0) -> list[Any]:
     """Inputs of a graph's types: normal numbers, zeros and ones, coin flips. Sizes are those seen
     at compile time, small ones where none was seen."""
     generator = torch.Generator().manual_seed(seed)
-    sizes = {symbol.name: _some_size(symbol) for symbol in graph.symbols}
+    sizes = small_sizes(graph)
     made: list[Any] = []
     for input in graph.inputs:
         type = input.value.type
@@ -196,6 +196,11 @@ def random_inputs(graph: Graph, seed: int = 0) -> list[Any]:
         else:
             made.append(None)
     return made
+
+
+def small_sizes(graph: Graph) -> dict[str, int]:
+    """A value for each symbol: the one that was seen at compile time, or a small one."""
+    return {symbol.name: _some_size(symbol) for symbol in graph.symbols}
 
 
 def _some_size(symbol: Symbol) -> int:

@@ -88,17 +88,18 @@ def at_hints(node: Node) -> Node:
         args=tuple(freeze(map_leaves(a, _size_at_hint)) for a in sized.args),
         kwargs=tuple((k, freeze(map_leaves(a, _size_at_hint))) for k, a in sized.kwargs),
         results=tuple(values[v] for v in node.results),
-        graphs=tuple((name, _graph_at_hints(graph)) for name, graph in node.graphs),
+        graphs=tuple((name, graph_at_hints(graph)) for name, graph in node.graphs),
     )
 
 
-def _graph_at_hints(graph: Graph) -> Graph:
+def graph_at_hints(graph: Graph) -> Graph:
+    """A graph with all symbolic sizes at their hints."""
     values = {v: Value(v.name, _type_at_hints(v.type)) for v in graph.values}
     inputs = tuple(dataclasses.replace(i, value=values[i.value]) for i in graph.inputs)
-    outputs = tuple(map_values(a, values) for a in graph.outputs)
-    return dataclasses.replace(
-        graph, inputs=inputs, nodes=tuple(map(at_hints, graph.nodes)), outputs=outputs
-    )
+    outputs = tuple(freeze(map_leaves(map_values(a, values), _size_at_hint)) for a in graph.outputs)
+    updates = tuple((values[a], values[b]) for a, b in graph.updates)
+    nodes = tuple(map(at_hints, graph.nodes))
+    return dataclasses.replace(graph, inputs=inputs, nodes=nodes, outputs=outputs, updates=updates)
 
 
 def _size_at_hint(arg: Arg) -> Arg:

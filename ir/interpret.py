@@ -19,7 +19,7 @@ from rewright.ir.constant import Constant
 from rewright.ir.dims import Dim, Size, evaluate
 from rewright.ir.errors import CheckError, UnsupportedError
 from rewright.ir.expand import body_of
-from rewright.ir.graph import Arg, Graph, Node, Value, map_leaves
+from rewright.ir.graph import Arg, Graph, Node, Value, map_leaves, values_in
 from rewright.ir.precision import Precision
 from rewright.ir.signature import result_paths
 from rewright.ir.storage import storage_roots
@@ -52,6 +52,7 @@ _LOOSE: Final[dict[str, Callable[..., Any]]] = {
 
 # What computes a node in the place of its own operator: from its operands to its results.
 Reference = Callable[..., Sequence[Any]]
+Watch = Callable[[Value, Any], None]
 
 
 def interpret(
@@ -60,16 +61,54 @@ def interpret(
     *,
     dtype: torch.dtype | None = None,
     instead: Mapping[str, Reference] = MappingProxyType({}),
+    watch: Watch | None = None,
+    arena: bool = False,
 ) -> list[Any]:
     """Run `graph` and return its outputs; updates are written into the given inputs. Nodes that
     `instead` has by name are computed by what stands there.
+
+    `watch` sees every result as it is made, but not those inside nested graphs. With `arena` the
+    buffers of the kernel level lie where their offsets say, as they do when the graph is compiled,
+    at the sizes that it was planned for; else each is a tensor of its own.
 
     Raises InputError when an input does not fit the signature, CheckError when a result is not of
     the type that its node declares. Strides are not checked.
     """
     precision = None if dtype is None else Precision(dtype)
+    buffers = _Arena(graph) if arena else None
     with torch.no_grad(), _default_dtype(dtype):
-        return _Run(graph, inputs, precision, instead=instead).outputs()
+        return _Run(
+            graph, inputs, precision, instead=instead, watch=watch, arena=buffers
+        ).outputs()
+
+
+class _Arena:
+    """One block of memory for all buffers. What nobody has written yet is no number, and neither is
+    what a node is about to write: a kernel may write its results before it has read all operands.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        allocs = [n for n in graph.nodes if n.op.name == "rw.alloc"]
+        ends = [_offset(n) + n.result.tensor.nbytes_hint for n in allocs]
+        self._bytes = torch.empty(max(ends, default=0), dtype=torch.uint8)
+
+    def place(self, node: Node, shape: list[int], strides: list[int]) -> torch.Tensor:
+        type, start = node.result.tensor, _offset(node)
+        window = self._bytes[start : start + type.nbytes_hint].view(type.dtype)
+        return spoiled(window.as_strided(shape, strides, window.storage_offset()))
+
+
+def spoiled(buffer: torch.Tensor) -> torch.Tensor:
+    """The buffer, full of NaN, or of the largest numbers."""
+    dtype = buffer.dtype
+    whole = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+    return buffer.fill_(torch.iinfo(dtype).max if whole else float("nan"))
+
+
+def _offset(alloc: Node) -> int:
+    offset = alloc.kwarg("offset")
+    assert isinstance(offset, int)
+    return offset
 
 
 class _Run:
@@ -82,10 +121,15 @@ class _Run:
         precision: Precision | None,
         outer: Mapping[str, int] | None = None,
         instead: Mapping[str, Reference] = MappingProxyType({}),
+        *,
+        watch: Watch | None = None,
+        arena: _Arena | None = None,
     ) -> None:
         self._graph, self._instead = graph, instead
         self._given = inputs
         self._precision = precision
+        self._watch = watch
+        self._arena = arena
         exact = precision is None and outer is None
         self._sizes = {**(outer or {}), **bind(graph, inputs, exact=exact)}
         self._values: dict[Value, Any] = {}
@@ -113,17 +157,22 @@ class _Run:
         for value, result in zip(node.results, results, strict=True):
             self._check(value, result)
             self._values[value] = result
+            if self._watch is not None:
+                self._watch(value, result)
 
     def _results(self, node: Node) -> Sequence[Any]:
         if node.name in self._instead:
             return self._instead[node.name](*(self._arg(v) for v in node.operands))
+        if self._arena is not None:
+            for buffer in values_in(_destination(node)):
+                spoiled(self._values[buffer])
         if node.op.has_body:
             return self._region(node)
         match node.op.name:
             case "rw.constant":
                 return [self._constant(node)]
             case "rw.alloc":
-                return [self._alloc(node.result.tensor)]
+                return [self._alloc(node)]
             case "rw.free":
                 for value in node.operands:
                     del self._values[value]
@@ -154,8 +203,8 @@ class _Run:
 
     def _written(self, node: Node, results: Sequence[Any]) -> Sequence[Any]:
         """The results, each in the buffer that `out=` names for it; None: a tensor of its own."""
-        out = node.kwarg("out")
-        if out is None or "out" in node.op.argument_names:
+        out = _destination(node)
+        if out is None:
             return results
         buffers = out if isinstance(out, tuple) else (out,)
         return [
@@ -179,8 +228,11 @@ class _Run:
             raise CheckError(f"%{node.name}: rw.constant without a value")
         return self._precise(constant.tensor.to(node.result.tensor.device))  # type: ignore[no-any-return]
 
-    def _alloc(self, type: TensorType) -> torch.Tensor:
+    def _alloc(self, node: Node) -> torch.Tensor:
+        type = node.result.tensor
         shape, strides = ([self._size(s) for s in sizes] for sizes in (type.shape, type.layout))
+        if self._arena is not None:
+            return self._arena.place(node, shape, strides)
         dtype = self._leaf(type.dtype)
         return torch.empty_strided(shape, strides, dtype=dtype, device=type.device)
 
@@ -285,6 +337,11 @@ def _last_reads(graph: Graph) -> list[list[Value]]:
         if value not in graph.returned:
             dead[index].append(value)
     return dead
+
+
+def _destination(node: Node) -> Arg:
+    """The buffers that the kernel level adds to any operator; None where there are none."""
+    return None if "out" in node.op.argument_names else node.kwarg("out")
 
 
 def _given(node: Node) -> Iterator[tuple[str, Arg]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rewright.ir import Graph, OptionError, Step, did_you_mean
 from rewright.ir.plugins import plugins
+from rewright.passes.fuel import Fuel
 from rewright.passes.log import DecisionLog
 from rewright.passes.specs import Spec, parse_specs, read_value, show_spec
 
@@ -25,8 +26,8 @@ _PASSES: dict[str, type[Pass]] = {}
 @dataclass(frozen=True)
 class Env:
     """What a pass may use. `tools` is None where nothing can be compiled or measured; `error` is
-    how far outputs may be off, as measured on `samples`, each all inputs of the graph; `log` is the
-    one thing in here that changes."""
+    how far outputs may be off, as measured on `samples`, each all inputs of the graph; `fuel` is
+    how often rules may be applied, where somebody counts. It and `log` are all that changes."""
 
     cost: CostModel
     target: Target
@@ -35,6 +36,7 @@ class Env:
     samples: tuple[Sequence[Any], ...] = ()
     seed: int = 0
     log: DecisionLog = field(default_factory=DecisionLog)
+    fuel: Fuel | None = None
 
 
 class Pass(abc.ABC):

@@ -9,7 +9,9 @@
 The last part is `# ---- gives` and the graph, `# ---- gives the same`, `# ---- refuses: sentence`
 (the graph stays as it is and some refusal contains the sentence; `gives` may follow when only a
 part is refused), or `# ---- error: message`. Graphs are compared as canonical text, and both are
-run on random inputs where their sizes are known.
+run on random inputs where their sizes are known. What `rewright bisect` writes ends in a promise,
+such as `# ---- computes the same` (`rewright.bisect.PROMISES`), and whatever comes of the graph will
+do; where a `.pt` file lies beside it, that holds the inputs, and a `.safetensors` file the constants.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ from typing import Final
 
 import torch
 
+from rewright.bisect import PROMISES, fault_in
 from rewright.costmodel import Estimate, Roofline
 from rewright.ir import Graph, RewrightError, TensorType
 from rewright.ir.interpret import interpret
 from rewright.ir.parse import parse
 from rewright.ir.show import show
 from rewright.ir.target import Target
+from rewright.ir.text_files import read_tensors
 from rewright.passes import Env, Pipeline
 
 _HEADING = re.compile(r"^# ---- (.*)$", re.MULTILINE)
@@ -47,6 +51,7 @@ class Case:
     refusals: tuple[str, ...] = ()
     error: str = ""
     gives: str = ""
+    promise: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,10 @@ def read_case(path: Path) -> Case:
     law, *parts = _HEADING.split(path.read_text())
     (pipeline, before), *endings = zip(parts[::2], map(str.strip, parts[1::2]), strict=True)
     said: dict[str, list[str]] = {"refuses": [], "error": [], "gives": []}
+    promise = next((heading for heading, _ in endings if heading in PROMISES), "")
     for heading, body in endings:
+        if heading == promise:
+            continue
         kind, _, sentence = heading.partition(": ")
         said[kind.removesuffix(" the same")].append(sentence or body)
     assert endings, f"{path.name} says nothing of what must come"
@@ -77,8 +85,9 @@ def read_case(path: Path) -> Case:
         pipeline,
         before,
         tuple(said["refuses"]),
-        *said["error"] or [""],
-        *said["gives"],
+        said["error"][0] if said["error"] else "",
+        said["gives"][0] if said["gives"] else "",
+        promise,
     )
 
 
@@ -111,7 +120,8 @@ def run_case(case: Case) -> Outcome:
     env = case_env()
     before: Graph | None = None
     try:
-        before = parse(case.before, file=case.path.name)
+        constants = read_tensors(case.path.with_suffix(".safetensors"))
+        before = parse(case.before, file=case.path.name, constants=constants)
         after = Pipeline.parse(case.pipeline).run(before, env, check=True).graph
     except RewrightError as error:
         return Outcome(before, None, error=str(error))
@@ -127,6 +137,13 @@ def check_case(case: Case, outcome: Outcome) -> None:
     assert outcome.error is None, outcome.error
     before, after = outcome.before, outcome.after
     assert before is not None and after is not None
+    if case.promise:
+        given = case.path.with_suffix(".pt")
+        inputs = torch.load(given) if given.exists() else None
+        how = PROMISES[case.promise]
+        env = None if how == "built" else case_env()
+        assert fault_in(before, case.pipeline, how, inputs, env) is None
+        return
     for sentence in case.refusals:
         assert any(sentence in said for said in outcome.refusals), outcome.refusals
     assert text(after) == (case.gives or case.before)
@@ -138,6 +155,8 @@ def check_case(case: Case, outcome: Outcome) -> None:
 
 def updated(case: Case, outcome: Outcome) -> str:
     """The file as the outcome wants it; which refusals to name is chosen by hand and stays."""
+    if case.promise:
+        return case.path.read_text()
     before = case.before if outcome.before is None else text(outcome.before)
     lines = [f"# {case.law}", f"# ---- {case.pipeline}", before]
     if outcome.error is not None or outcome.after is None:

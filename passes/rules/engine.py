@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from rewright.ir import CheckError, Graph, Node, Value, may_share_input_storage
 from rewright.passes.aliases import Aliases
+from rewright.passes.fuel import Fuel
 from rewright.passes.log import DecisionLog
 from rewright.passes.rules.build import Replacement, build
 from rewright.passes.rules.index import Index, Reach
@@ -72,19 +73,28 @@ class Engine:
         self.indices = tuple(Index(rules) for rules in turns if rules)
         self.reach = Reach(self.indices)
 
-    def run(self, graph: Graph, log: DecisionLog, choose: Choose, *, who: str = "rules") -> Outcome:
-        """Decisions are logged as those of the pass `who`. Raises CheckError, naming the rules,
-        when they do not come to an end."""
-        return _Run(self, graph, log, choose, who).run()
+    def run(
+        self,
+        graph: Graph,
+        log: DecisionLog,
+        choose: Choose,
+        *,
+        who: str = "rules",
+        fuel: Fuel | None = None,
+    ) -> Outcome:
+        """Decisions are logged as those of the pass `who`; with `fuel` it ends when that does.
+        Raises CheckError, naming the rules, when they do not come to an end."""
+        return _Run(self, graph, log, choose, who, fuel or Fuel()).run()
 
 
 class _Run:
     """One graph on its way to the fixed point."""
 
     def __init__(
-        self, engine: Engine, graph: Graph, log: DecisionLog, choose: Choose, who: str
+        self, engine: Engine, graph: Graph, log: DecisionLog, choose: Choose, who: str, fuel: Fuel
     ) -> None:
         self.engine, self.log, self.choose, self.who = engine, log, choose, who
+        self.fuel = fuel
         self.work = Work(graph)
         self.aliases = Aliases(graph)
         self.outcome = Outcome(graph, tallies={rule.name: Tally() for rule in engine.rules})
@@ -97,7 +107,7 @@ class _Run:
     def run(self) -> Outcome:
         for number in self.work.nodes:
             self.again(number)
-        while self.queue:
+        while self.queue and not self.fuel.is_out:
             turn, _, number = heapq.heappop(self.queue)
             self.queued.discard((turn, number))
             if number in self.work.nodes:
@@ -157,6 +167,7 @@ class _Run:
     def apply(self, found: Replacement, root: Node) -> None:
         tally = self.outcome.tallies[found.match.rule.name]
         tally.applied += 1
+        self.fuel.spend(found.match.rule.name, root.name)
         self.rewrites += 1
         if self.rewrites > self.bound:
             raise self.endless()

@@ -46,7 +46,8 @@ class Rules(Pass, name="rules", takes="aten", gives="aten"):
         def cheapest(candidates: Sequence[Replacement], work: Work) -> Replacement:
             return min(candidates, key=lambda c: _seconds(c, work, env))
 
-        return _engine(self.sets, content_key(self.sets)).run(graph, env.log, cheapest, who=who)
+        engine = _engine(self.sets, content_key(self.sets))
+        return engine.run(graph, env.log, cheapest, who=who, fuel=env.fuel)
 
 
 @cache

@@ -11,24 +11,9 @@ from torch import Tensor
 from drawn_inputs import inputs_for
 from fuzz.compare import FLOOR, Run
 from rewright.ir import Graph, Kind, Node, TensorType, Value, values_in
-from rewright.ir.interpret import _Run
+from rewright.ir.interpret import _Run, interpret
 
 RUNS = 8
-
-
-class _Recorded(_Run):
-    """Keeps every result, by name."""
-
-    def __init__(self, graph: Graph, inputs: Sequence[object]) -> None:
-        from rewright.ir.precision import Precision
-
-        super().__init__(graph, inputs, Precision(torch.float64))
-        self.kept: dict[str, Any] = {}
-
-    def _results(self, node: Node) -> Sequence[Any]:
-        results = super()._results(node)
-        self.kept.update(zip((v.name for v in node.results), results, strict=True))
-        return results
 
 
 class _Shaken(_Run):
@@ -64,13 +49,16 @@ class _Shaken(_Run):
 
 
 def shaken(graph: Graph, sizes: Mapping[str, int]) -> Iterator[Run]:
+    wide: dict[str, Any] = {}
+    given = [_wide(x) for x in inputs_for(graph, sizes)]
+    interpret(
+        graph, given, dtype=torch.float64, watch=lambda v, result: wide.update({v.name: result})
+    )
     with torch.no_grad():
-        recorded = _Recorded(graph, [_wide(x) for x in inputs_for(graph, sizes)])
-        recorded.outputs()
         for seed in range(RUNS):
             inputs = inputs_for(graph, sizes)
             generator = torch.Generator().manual_seed(seed)
-            outputs = _Shaken(graph, inputs, recorded.kept, generator).outputs()
+            outputs = _Shaken(graph, inputs, wide, generator).outputs()
             yield Run([*outputs, *inputs])
 
 
