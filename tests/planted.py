@@ -47,7 +47,7 @@ class Planted:
 @cache
 def gpt2_model() -> Model:
     """36 features: the last vector of a row is not full."""
-    sizes = {"n_embd": 36, "n_head": 4, "n_layer": 4, "vocab_size": 128}
+    sizes: dict[str, Any] = {"n_embd": 36, "n_head": 4, "n_layer": 4, "vocab_size": 128}
     return _exported("gpt2", gpt2(2, 12, bos_token_id=0, eos_token_id=0, **sizes))
 
 
@@ -55,12 +55,14 @@ def gpt2_model() -> Model:
 def spelled_model() -> Model:
     """Attention by product, softmax and product."""
     sizes = {"n_embd": 32, "n_head": 4, "n_layer": 4, "vocab_size": 128}
-    return _exported("gpt2", gpt2(2, 12, attention="eager", bos_token_id=0, eos_token_id=0, **sizes))
+    return _exported(
+        "gpt2", gpt2(2, 12, attention="eager", bos_token_id=0, eos_token_id=0, **sizes)
+    )
 
 
 @cache
 def bert_model() -> Model:
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 128}
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 128}
     return _exported("bert", bert(2, 12, num_hidden_layers=4, num_attention_heads=4, **sizes))
 
 
@@ -97,28 +99,24 @@ def _exported(name: str, case: Case) -> Model:
 
 def merged_projections(patch: Patch) -> None:
     """cse holds products with one input for one, whatever their weights."""
-    from rewright.passes import cse
-
-    honest = cse.node_key
+    from rewright.ir import node_key as honest
 
     def key(node: Node, name: Any) -> Any:
         if node.op.name == "aten.addmm.default":
             return "addmm", node.operands[1].name, node.result.type
         return honest(node, name)
 
-    patch.setattr(cse, "node_key", key)
+    patch.setattr("rewright.passes.cse.node_key", key)
 
 
 def rounded_constants(patch: Patch) -> None:
     """fold keeps one digit of the factors that it passes as numbers."""
-    from rewright.passes import fold
-
-    honest = fold.scalar_arguments
+    from rewright.passes.scalars import scalar_arguments as honest
 
     def rounded(graph: Graph) -> Graph:
         return _each(honest(graph), "aten.mul.Tensor", lambda node: _with_factor(node, 1))
 
-    patch.setattr(fold, "scalar_arguments", rounded)
+    patch.setattr("rewright.passes.fold.scalar_arguments", rounded)
 
 
 def _with_factor(node: Node, digits: int) -> Node:
@@ -143,7 +141,10 @@ def square_permutes(patch: Patch) -> None:
     def wrong(self: Canonicalize, graph: Graph, env: Env) -> Graph:
         done = honest(self, graph, env)
         found = [n for n in done.nodes if n.op.name == "aten.permute.default" and _is_square(n)]
-        values = {n.result: Value(n.name, dataclasses.replace(n.result.tensor, strides=None)) for n in found}
+        values = {
+            n.result: Value(n.name, dataclasses.replace(n.result.tensor, strides=None))
+            for n in found
+        }
         copies = {n.name: _copy(n, values[n.result]) for n in found}
         nodes = tuple(copies.get(n.name, n) if n.results else n for n in done.nodes)
         return dataclasses.replace(done, nodes=nodes).substitute(dict(values))
@@ -170,7 +171,9 @@ def scaled_products(patch: Patch) -> None:
         body = honest(alone, table)
         if isinstance(body, str):
             return body
-        return _each(body, "aten.addmm.default", lambda n: dataclasses.replace(n, kwargs=(("alpha", 1.01),)))
+        return _each(
+            body, "aten.addmm.default", lambda n: dataclasses.replace(n, kwargs=(("alpha", 1.01),))
+        )
 
     patch.setattr(decompose, "_trace", wrong)
 
@@ -197,29 +200,25 @@ def _type(arg: object) -> object:
 
 def shared_slots(patch: Patch) -> None:
     """memory lets two buffers that are alive at once have one address."""
-    from rewright.passes.memory import plan
-
-    honest = plan.solve
+    from rewright.passes.memory.solve import solve as honest
 
     def wrong(problem: Any) -> Any:
         made = honest(problem)
         return dataclasses.replace(made, offsets=tuple(o // 2 // 64 * 64 for o in made.offsets))
 
-    patch.setattr(plan, "solve", wrong)
-    patch.setattr(plan, "judge", lambda problem, made: None)
+    patch.setattr("rewright.passes.memory.plan.solve", wrong)
+    patch.setattr("rewright.passes.memory.plan.judge", lambda problem, made: None)
 
 
 def attention_scale(patch: Patch) -> None:
     """lower-attention forgets that the scale was a root."""
-    from rewright.passes.attention import lower
-
-    honest = lower.scale_and_bias
+    from rewright.passes.attention.region import scale_and_bias as honest
 
     def wrong(node: Node) -> Any:
         found = honest(node)
         return None if found is None else (found[0] ** 2, found[1])
 
-    patch.setattr(lower, "scale_and_bias", wrong)
+    patch.setattr("rewright.passes.attention.lower.scale_and_bias", wrong)
 
 
 def raising_pass(patch: Patch) -> None:
@@ -376,20 +375,46 @@ FAULTS = (
     Planted("merged projections", merged_projections, bert_model, "pass cse", "aten.addmm.default"),
     Planted("rounded constants", rounded_constants, gpt2_model, "pass fold", "aten.mul.Tensor"),
     Planted("forgotten update", forgotten_update, resnet_model, "pass dce", "aten.add.Tensor"),
-    Planted("square permutes", square_permutes, bert_model, "pass canonicalize", "aten.permute.default"),
-    Planted("scaled products", scaled_products, composite_model, "pass decompose", "aten.linear.default"),
-    Planted("swapped operands", swapped_operands, gpt2_model, "pass fuse", "aten.native_layer_norm.default"),
+    Planted(
+        "square permutes", square_permutes, bert_model, "pass canonicalize", "aten.permute.default"
+    ),
+    Planted(
+        "scaled products", scaled_products, composite_model, "pass decompose", "aten.linear.default"
+    ),
+    Planted(
+        "swapped operands",
+        swapped_operands,
+        gpt2_model,
+        "pass fuse",
+        "aten.native_layer_norm.default",
+    ),
     Planted("shared slots", shared_slots, gpt2_model, "pass memory", ""),
-    Planted("attention scale", attention_scale, spelled_model, "pass lower-attention", "rw.attention"),
-    Planted("wrong rule", believed_rules, bert_model, "pass rules", "gelu-is-a-gate", RIGHT + WRONG),
-    Planted("another wrong rule", believed_rules, gpt2_model, "pass rules", "tanh-is-sigmoid", RIGHT + WRONG_TOO),
+    Planted(
+        "attention scale", attention_scale, spelled_model, "pass lower-attention", "rw.attention"
+    ),
+    Planted(
+        "wrong rule", believed_rules, bert_model, "pass rules", "gelu-is-a-gate", RIGHT + WRONG
+    ),
+    Planted(
+        "another wrong rule",
+        believed_rules,
+        gpt2_model,
+        "pass rules",
+        "tanh-is-sigmoid",
+        RIGHT + WRONG_TOO,
+    ),
     Planted("raising pass", raising_pass, gpt2_model, "pass libraries", "aten.tanh.default"),
 )
 KERNELS = (
     Planted("wrong erf", wrong_erf, bert_model, "gelu", "aten.gelu.default"),
     Planted("short tail", short_tail, gpt2_model, "k0", ""),
-    Planted("sums from one", sums_from_one, bert_model, "layer_norm", "aten.native_layer_norm.default"),
+    Planted(
+        "sums from one", sums_from_one, bert_model, "layer_norm", "aten.native_layer_norm.default"
+    ),
     Planted("no compiler takes it", no_compiler_takes_it, gpt2_model, "tanh", "aten.tanh.default"),
     Planted("wild pointer", wild_pointer, bert_model, "gelu", "aten.gelu.default"),
-    Planted("doubled products", doubled_products, bert_model, "the call sequence", "aten.addmm.default"),
+    Planted(
+        "doubled products", doubled_products, bert_model, "the call sequence", "aten.addmm.default"
+    ),
 )
+SLOW = Planted("slow pass", slow_pass, gpt2_model, "pass libraries", "aten.tanh.default")

@@ -10,8 +10,8 @@ The last part is `# ---- gives` and the graph, `# ---- gives the same`, `# ---- 
 (the graph stays as it is and some refusal contains the sentence; `gives` may follow when only a
 part is refused), or `# ---- error: message`. Graphs are compared as canonical text, and both are
 run on random inputs where their sizes are known. What `rewright bisect` writes ends in a promise,
-such as `# ---- computes the same` (`rewright.bisect.PROMISES`), and whatever comes of the graph will
-do; where a `.pt` file lies beside it, that holds the inputs, and a `.safetensors` file the constants.
+such as `# ---- computes the same` (`rewright.bisect.PROMISES`): whatever comes of the graph will
+do. A `.pt` file beside such a case holds its inputs, a `.safetensors` file its constants.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def check_case(case: Case, outcome: Outcome) -> None:
         inputs = torch.load(given) if given.exists() else None
         how = PROMISES[case.promise]
         env = None if how == "built" else case_env()
-        assert fault_in(before, case.pipeline, how, inputs, env) is None
+        assert fault_in(before, case.pipeline, how, inputs, env=env) is None
         return
     for sentence in case.refusals:
         assert any(sentence in said for said in outcome.refusals), outcome.refusals

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rewright.bisect.broken import Fault, fault_of
 from rewright.bisect.running import Setting, Subject
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rewright.passes import Env
 
 # What a case file may promise of what a pipeline does to its graph.
-PROMISES = {
+PROMISES: Final = {
     "computes the same": "numbers",
     "computes the same, built": "built",
     "is no slower": "predicted",
@@ -34,6 +34,8 @@ def fault_in(
     passes: str,
     how: str,
     inputs: Sequence[Any] | None = None,
+    *,
+    options: Mapping[str, Any] | None = None,
     env: Env | None = None,
 ) -> Fault | None:
     """What is wrong with `graph` after `passes`, by default on random inputs.
@@ -41,9 +43,9 @@ def fault_in(
     `how`: as the interpreter says ("numbers"), or as it runs when it is "built"; or whether it
     takes longer for them, as the cost model says ("predicted") or as measured ("slow").
     """
-    options = Options()
-    setting = Setting(options, environment(graph, options)[0] if env is None else env)
+    chosen = Options.of(options or {})
     given = random_inputs(graph) if inputs is None else inputs
+    setting = Setting(chosen, environment(graph, chosen, (given,))[0] if env is None else env)
     steps = Pipeline.parse(passes).passes
     if how in ("numbers", "built"):
         return fault_of(graph, Subject(setting, steps, how == "built"), given)
@@ -51,13 +53,20 @@ def fault_in(
     return loss(graph, steps, clock, setting, given)
 
 
-def try_again(text: str | Path, passes: str, how: str, inputs: Sequence[Any] | None = None) -> int:
+def try_again(
+    text: str | Path,
+    passes: str,
+    how: str,
+    inputs: Sequence[Any] | None = None,
+    **options: Any,
+) -> int:
     """Say whether the graph of a text, or of a file, still has its fault; the exit status is 1 when
     it has."""
     if isinstance(text, Path):
         graph = parse(text.read_text(), constants=read_tensors(text.with_suffix(".safetensors")))
     else:
         graph = parse(text)
-    fault = fault_in(graph, passes, how, inputs)
-    print(f"{passes}: {fault or 'nothing is wrong'}")
+    fault = fault_in(graph, passes, how, inputs, options=options)
+    names = ", ".join(step.name for step in Pipeline.parse(passes))
+    print(f"{names}: {fault or 'nothing is wrong'}")
     return 0 if fault is None else 1

@@ -11,7 +11,7 @@ import torch
 
 from rewright.bisect.judge import Reference, Verdict
 from rewright.bisect.running import Crash, Subject, crash_of
-from rewright.ir import Graph, RewrightError, TensorType
+from rewright.ir import Graph, TensorType, dims_in, hint
 from rewright.ir.check import check
 from rewright.sources import random_inputs
 
@@ -20,7 +20,6 @@ Data = Callable[[Graph], Sequence[Any]]
 
 # How many times what is allowed an error is that is as large as any.
 LARGE: Final = 1e8
-INVALID = (RewrightError, ArithmeticError, IndexError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Breaks:
         try:
             check(graph, self.subject.takes)
             fault = fault_of(graph, self.subject, self.data(graph))
-        except INVALID:
+        except Exception:
             return None
         return fault if fault is not None and self._is_alike(fault) else None
 
@@ -127,4 +126,16 @@ class HeldData:
         for dim, size in enumerate(type.shape):
             if isinstance(size, int) and size != held.shape[dim]:
                 held = held.narrow(dim, 0, size)
-        return held
+        return _laid_out(held, type)
+
+
+def _laid_out(x: torch.Tensor, type: TensorType) -> torch.Tensor:
+    """`x` with the strides that are declared: kernels read by them, and ATen may give others."""
+    if any(True for _ in dims_in((type.shape, type.layout))):
+        return x
+    strides = tuple(map(hint, type.layout))
+    made = torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device)
+    # Elements of an expanded tensor share memory; the first of each set stands for all.
+    alone = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in strides)
+    made[alone].copy_(x[alone])
+    return made

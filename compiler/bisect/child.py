@@ -10,13 +10,16 @@ import select
 import signal
 import time
 import warnings
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NoReturn
 
 import torch
 
 SECONDS: Final = 120.0
 _CHUNK: Final = 1 << 20
+
+Ask = Callable[[str, Callable[[], bool]], bool]
+"""Asks a question by its name: what it calls for the answer, unless that is known."""
 
 
 class Died(Exception):
@@ -34,54 +37,107 @@ def in_child(call: Callable[[], bytes], seconds: float = SECONDS, *, threads: in
     OpenMP's threads do not survive a fork: a copy may have more than one only of a process that
     never had.
     """
+
+    def serve(writer: int) -> None:
+        said = memoryview(call())
+        while said:
+            said = said[os.write(writer, said) :]
+
+    child, reader = _fork(serve, threads)
+    deadline = time.monotonic() + seconds
+    said = bytearray()
+    for more in _read(child, reader, lambda: deadline - time.monotonic(), seconds):
+        said += more
+    return bytes(said)
+
+
+def explored(search: Callable[[Ask], object], seconds: float = SECONDS) -> dict[str, bool]:
+    """The answers to all questions that a search asks, which runs in a copy of this process. A
+    question whose answer takes the process down, or more than `seconds`, is answered no, and
+    another copy goes on."""
+    known: dict[str, bool] = {}
+    while not _explore(search, known, seconds):
+        pass
+    return known
+
+
+def _explore(search: Callable[[Ask], object], known: dict[str, bool], seconds: float) -> bool:
+    """Whether the search came to its end, or ended where nothing was asked."""
+
+    def serve(writer: int) -> None:
+        def ask(name: str, answer: Callable[[], bool]) -> bool:
+            if name not in known:
+                os.write(writer, f"{name}\n".encode())
+                known[name] = answer()
+                os.write(writer, b"yes\n" if known[name] else b"no\n")
+            return known[name]
+
+        search(ask)
+
+    child, reader = _fork(serve, 1)
+    said, before, ended = b"", len(known), True
+    try:
+        for more in _read(child, reader, lambda: seconds, seconds):
+            said += more
+    except Died:
+        ended = False
+    _note(said, known)
+    return ended or len(known) == before
+
+
+def _note(said: bytes, known: dict[str, bool]) -> None:
+    """Questions and answers, one a line; the last may have no answer."""
+    lines = said.decode().splitlines()
+    answers = (line == "yes" for line in [*lines[1::2], "no"])
+    known.update(zip(lines[::2], answers, strict=False))
+
+
+def _fork(serve: Callable[[int], None], threads: int) -> tuple[int, int]:
+    """The number of a copy of this process, and where to read what it says."""
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking where there are threads
         child = os.fork()
     if child == 0:
         os.close(reader)
-        _serve(call, writer, threads)
+        _serve(serve, writer, threads)
     os.close(writer)
-    said = _read(reader, time.monotonic() + seconds)
-    if said is None:
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    if said is None:
-        raise Died(None, seconds)
-    if os.WIFSIGNALED(status):
-        raise Died(signal.Signals(os.WTERMSIG(status)).name, seconds)
-    if os.WEXITSTATUS(status):
-        raise Died("an exception", seconds)
-    return said
+    return child, reader
 
 
-def _serve(call: Callable[[], bytes], writer: int, threads: int) -> None:
-    """In the child: never returns."""
+def _serve(serve: Callable[[int], None], writer: int, threads: int) -> NoReturn:
+    """In the child."""
     try:
         faulthandler.disable()  # whoever asked knows what to say of a crash
         torch.set_num_threads(threads)
-        said = memoryview(call())
-        while said:
-            said = said[os.write(writer, said) :]
+        serve(writer)
         os._exit(0)
     finally:
         os._exit(1)
 
 
-def _read(reader: int, deadline: float) -> bytes | None:
-    """All that the child says; None when it takes too long."""
-    said = bytearray()
+def _read(
+    child: int, reader: int, patience: Callable[[], float], seconds: float
+) -> Iterator[bytes]:
+    """What a child says, until it ends. Raises Died when it ends otherwise, or says nothing for as
+    long as there is `patience`."""
     try:
-        while True:
-            ready, _, _ = select.select([reader], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                return None
+        while select.select([reader], [], [], max(0.0, patience()))[0]:
             more = os.read(reader, _CHUNK)
             if not more:
-                return bytes(said)
-            said += more
+                break
+            yield more
+        else:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise Died(None, seconds)
     finally:
         os.close(reader)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        raise Died(signal.Signals(os.WTERMSIG(status)).name, seconds)
+    if os.WEXITSTATUS(status):
+        raise Died("an exception", seconds)
 
 
 def packed(results: Any) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rewright.bisect.finding import Finding, Healthy
 from rewright.bisect.replay import Say
 from rewright.bisect.search import bisect
-from rewright.bisect.write import case_text, write
+from rewright.bisect.write import case_text, shows_again, write
 from rewright.ir.show import show
 from rewright.options import Options
 from rewright.sources import Source
@@ -49,8 +49,10 @@ def report(found: Finding | Healthy, output: Path | None, *, as_json: bool) -> i
         told |= {"files": [str(path) for path in files]}
         lines += _told(found)
         lines += [f"wrote {path}" for path in files]
-        if case is not None and output is None:
-            lines.append("-o DIR writes this as a case file, and a script")
+        if case is not None:
+            told |= {"shows_again": (again := shows_again(case))}
+            lines += [] if again else ["read back from its text, the graph does not show it"]
+            lines += [] if output else ["-o DIR writes this as a case file, and a script"]
     print(json.dumps(told, indent=1) if as_json else "\n".join(lines))
     return 0 if isinstance(found, Healthy) else 1
 

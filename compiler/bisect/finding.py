@@ -88,12 +88,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Healthy:
-    """Nothing is broken; what was looked at."""
+    """Nothing was found; what was looked at."""
 
     checked: tuple[str, ...]
+    sentence: str = "nothing is broken"
 
     def __str__(self) -> str:
-        return "\n".join(("nothing is broken", *(f"  {line}" for line in self.checked)))
+        return "\n".join((self.sentence, *(f"  {line}" for line in self.checked)))
 
     def as_json(self) -> dict[str, Any]:
-        return {"found": False, "checked": list(self.checked)}
+        return {"found": False, "sentence": self.sentence, "checked": list(self.checked)}

@@ -32,7 +32,7 @@ from rewright.ir import (
     op,
 )
 from rewright.ir.expand import body_of
-from rewright.passes import Fuse, PlanMemory
+from rewright.passes import Fuse, Pass
 
 Values = Mapping[str, Any]
 
@@ -41,17 +41,17 @@ def guilty_kernel(
     replay: Replay, inputs: Sequence[Any], fault: Fault, seconds: float, say: Say
 ) -> Finding:
     """What is to blame for a program that is broken where its graph is not."""
-    fused = next(
-        g for g, p in zip(replay.graphs, replay.passes, strict=False) if p.gives == "kernel"
-    )
+    fused = before_memory(replay)
     values = values_of(fused, inputs)
-    regions = distinct_regions(fused)
-    say(f"running {len(regions)} kernels alone")
-    bench = _Bench(replay, fault)
-    for region in regions if fault.kind == "crash" else bench.wrong(regions, values):
-        found = bench.finding(region, values, seconds, say)
-        if found is not None:
-            return found
+    bench, distinct = _Bench(replay, fault), distinct_regions(fused)
+    say(f"running {len(distinct)} kernels alone")
+    # On other operands a kernel may be wrong that is right on those it has first.
+    others = [r for r in fused.nodes if r.op.kind is Kind.REGION and r not in distinct]
+    for regions in filter(None, (distinct, others)):
+        for region in regions if fault.kind == "crash" else bench.wrong(regions, values):
+            found = bench.finding(region, values, seconds, say)
+            if found is not None:
+                return found
     return _call_sequence(replay, inputs, fault, seconds)
 
 
@@ -82,20 +82,28 @@ class _Bench:
     def setting(self) -> Setting:
         return self.replay.setting
 
+    @property
+    def memory(self) -> Pass:
+        return next(p for p in self.replay.passes if p.gives == "kernel")
+
+    @property
+    def fuse(self) -> Pass:
+        return next((p for p in self.replay.passes if isinstance(p, Fuse)), Fuse())
+
     def judge(self, subject: Subject, data: Data) -> Broken:
         return Breaks(subject, data, self.fault)
 
     def wrong(self, nodes: Sequence[Node], values: Values) -> list[Node]:
         """Those whose results are wrong, when each runs as a call of its own."""
-        apart, given = _apart(nodes, values)
-        planned = self.setting.passed(apart, (PlanMemory(),))
-        results = iter(self.setting.executed(apart, planned, given))
+        apart, data = _apart(nodes, values)
+        planned = self.setting.passed(apart, (self.memory,))
+        results = iter(self.setting.executed(apart, planned, data(apart)))
         return [node for node in nodes if _is_wrong(node, values, results)]
 
     def finding(self, region: Node, values: Values, seconds: float, say: Say) -> Finding | None:
         """What is wrong with the kernel of a region; None when nothing is, by itself."""
         alone = _alone(region)
-        subject = Subject(self.setting, (PlanMemory(),), built=True)
+        subject = Subject(self.setting, (self.memory,), built=True)
         held = HeldData(values)
         fault = self.judge(subject, held)(alone)
         if fault is None:
@@ -107,15 +115,8 @@ class _Bench:
         )
         node = case.graph.nodes[-1]
         what = "" if node.op.kind is Kind.REGION else spelled(node)
-        return Finding(
-            self.fault,
-            f"kernel {kernel_name(self.replay, region)}",
-            None,
-            node.name,
-            what,
-            "",
-            case,
-        )
+        place = f"kernel {kernel_name(self.replay, region)}"
+        return Finding(self.fault, place, None, node.name, what, "", case)
 
     def _inner(self, region: Node, values: Values) -> Values:
         """What every value of the region's body holds."""
@@ -129,13 +130,11 @@ class _Bench:
             return None
         body = dataclasses.replace(body_of(region), name="small")
         around = [(node.name,) for node in self._wrong_alone(body, inner)]
-        numerics = region.kwarg("numerics")
-        fuse = Fuse(numerics=numerics) if isinstance(numerics, str) else Fuse()
-        subject = Subject(self.setting, (fuse, PlanMemory()), built=True)
+        subject = Subject(self.setting, (self.fuse, self.memory), built=True)
         found = start(body, subject, self.judge, around, lambda: inner)
         if found is not None:
             return smallest(found, self.judge, seconds)
-        subject = Subject(self.setting, (PlanMemory(),), built=True)
+        subject = Subject(self.setting, (self.memory,), built=True)
         found = start(body, subject, self._judge_region, around, lambda: inner)
         if found is None:
             return None
@@ -189,7 +188,7 @@ def kernel_name(replay: Replay, region: Node) -> str:
 def _is_wrong(node: Node, values: Values, results: Iterator[Any]) -> bool:
     found = [next(results) for _ in node.results]
     alone = _alone(node)
-    reference = Reference.of(alone, [values[i.value.name] for i in alone.inputs])
+    reference = Reference.of(alone, HeldData(values)(alone))
     return wrong(reference.verdict(found)) is not None
 
 
@@ -199,20 +198,18 @@ def _alone(node: Node) -> Graph:
     return Graph("alone", inputs, (node,), node.results)
 
 
-def _apart(nodes: Sequence[Node], values: Values) -> tuple[Graph, list[Any]]:
+def _apart(nodes: Sequence[Node], values: Values) -> tuple[Graph, HeldData]:
     """A graph of nodes that have nothing to do with each other, and its inputs."""
-    inputs: list[Input] = []
-    given: list[Any] = []
+    given: dict[Value, Any] = {}
     made: list[Node] = []
     for place, node in enumerate(nodes):
         own = {v: Value(f"{v.name}.{place}", v.type) for v in (*node.operands, *node.results)}
-        for value in dict.fromkeys(node.operands):
-            inputs.append(Input(own[value]))
-            given.append(values[value.name])
+        given |= {own[v]: values[v.name] for v in node.operands}
         results = tuple(own[v] for v in node.results)
         made.append(dataclasses.replace(node.replace(own), results=results))
     outputs = tuple(v for node in made for v in node.results)
-    return Graph("apart", tuple(inputs), tuple(made), outputs), given
+    graph = Graph("apart", tuple(map(Input, given)), tuple(made), outputs)
+    return graph, HeldData({v.name: held for v, held in given.items()})
 
 
 def _region(name: str, nodes: Sequence[Node], outputs: Sequence[Arg] = ()) -> Node | None:
@@ -232,9 +229,8 @@ def _region(name: str, nodes: Sequence[Node], outputs: Sequence[Arg] = ()) -> No
 def _call_sequence(replay: Replay, inputs: Sequence[Any], fault: Fault, seconds: float) -> Finding:
     """Every kernel is right: what is wrong is between them."""
     bench, source = _Bench(replay, fault), replay.source
-    whole = Subject(replay.setting, replay.passes, built=True)
-    calls = Subject(replay.setting, (Fuse(max_ops=0), PlanMemory()), built=True)
-    for subject in (calls, whole):
+    for passes in ((Fuse(max_ops=0), bench.memory), replay.passes):
+        subject = Subject(replay.setting, passes, built=True)
         found = start(source, subject, bench.judge, (), lambda: values_of(source, inputs))
         if found is not None:
             case = smallest(found, bench.judge, seconds)

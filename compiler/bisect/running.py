@@ -76,9 +76,19 @@ class Setting:
     env: Env
     apart: bool = True
 
-    def passed(self, graph: Graph, passes: Sequence[Pass], fuel: Fuel | None = None) -> Graph:
-        """The graph after passes, whose decisions nobody reads."""
-        env = dataclasses.replace(self.env, log=DecisionLog(), fuel=fuel)
+    def passed(
+        self,
+        graph: Graph,
+        passes: Sequence[Pass],
+        fuel: Fuel | None = None,
+        sample: Sequence[Any] | None = None,
+    ) -> Graph:
+        """The graph after passes, whose decisions nobody reads. Of a part of the graph, `sample`
+        takes the place of the samples that errors are measured on."""
+        samples = self.env.samples
+        if sample is not None:
+            samples = tuple(sample for _ in samples)
+        env = dataclasses.replace(self.env, log=DecisionLog(), fuel=fuel, samples=samples)
         return Pipeline(tuple(passes)).run(graph, env).graph
 
     def executed(self, source: Graph, after: Graph, inputs: Sequence[Any]) -> Results:
@@ -137,7 +147,7 @@ class Subject:
         return self.passes[0].takes
 
     def __call__(self, graph: Graph, inputs: Sequence[Any]) -> Results:
-        after = self.setting.passed(graph, self.passes)
+        after = self.setting.passed(graph, self.passes, sample=inputs)
         if self.built:
             return self.setting.executed(graph, after, inputs)
         return interpreted(graph, after, inputs)

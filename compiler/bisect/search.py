@@ -14,11 +14,11 @@ from rewright.bisect.finding import Case, Finding, Healthy, place_of, spelled
 from rewright.bisect.judge import Reference, Results
 from rewright.bisect.kernels import guilty_kernel
 from rewright.bisect.replay import Replay, Say, replay
-from rewright.bisect.running import Subject, interpreted
+from rewright.bisect.running import Subject, crash_of, interpreted
 from rewright.bisect.slow import slowest_pass
 from rewright.bisect.smallest import smallest, start
 from rewright.bisect.within import Change, change, crashing_rewrite, suspects, values_of
-from rewright.ir import Graph
+from rewright.ir import Graph, InputError
 from rewright.ir.expand import expand
 from rewright.options import Options
 from rewright.passes import Fuse, Pass, Rules
@@ -64,8 +64,7 @@ class _Search:
 
     def run(self) -> Finding | Healthy:
         self.say("running the graph in float64, and by ATen")
-        budget = self.replay.setting.options.error_budget
-        reference = Reference.of(self.replay.source, self.inputs, budget)
+        reference = self._reference()
         self.say("building and running the program")
         fault = self._fault(self._executed, reference)
         if fault is None:
@@ -74,6 +73,18 @@ class _Search:
         if self._fault(lambda: self._interpreted(self.replay.final), reference) is None:
             return guilty_kernel(self.replay, self.inputs, fault, self.seconds, self.say)
         return self._in_pass(self._first_broken(reference), reference)
+
+    def _reference(self) -> Reference:
+        """Raises InputError when the graph as it came does not run."""
+        budget = self.replay.setting.options.error_budget
+        try:
+            return Reference.of(self.replay.source, self.inputs, budget)
+        except Exception as error:
+            raise InputError(
+                f"graph {self.replay.source.name} itself does not run: {crash_of(error)}",
+                who="bisect",
+                help="give a module with example inputs: for a .rw file they are random",
+            ) from error
 
     def _executed(self) -> Results:
         source, final = self.replay.source, self.replay.final

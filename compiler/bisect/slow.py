@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, Final, Protocol
 
-from rewright.bisect.broken import INVALID, Broken, Data, Fault, HeldData
+from rewright.bisect.broken import Broken, Data, Fault, HeldData
 from rewright.bisect.finding import Finding, Healthy, place_of, spelled
 from rewright.bisect.kernels import before_memory, distinct_regions, kernel_name
 from rewright.bisect.replay import Replay, Say
@@ -134,7 +134,7 @@ class Slower:
         setting = self.subject.setting
         try:
             fault = slowdown(graph, before, after, self.clock, setting, self.data(graph))
-        except INVALID:
+        except Exception:
             return None
         return fault if fault.size > self.least else None
 
@@ -164,7 +164,7 @@ def slowest_pass(
     if losses:
         return search.in_pass(max(losses)[1], times)
     found = search.in_kernels() if measured else None
-    return found or Healthy(tuple(_told(replay, times, clock)))
+    return found or Healthy(tuple(_told(replay, times)), f"no pass costs time, as {clock.word}")
 
 
 def _again(clock: Clock, graphs: Sequence[Graph], inputs: Sequence[Any]) -> bool:
@@ -184,10 +184,11 @@ def _ends(replay: Replay) -> list[Graph]:
     return ends
 
 
-def _told(replay: Replay, times: Sequence[float], clock: Clock) -> list[str]:
-    names = ("import", *map(str, replay.passes))
-    said = (f"{n}: {seconds_text(t)}" for n, t in zip(names, times, strict=True))
-    return [f"a run, {clock.word}, after each pass", *said]
+def _told(replay: Replay, times: Sequence[float]) -> list[str]:
+    """How long a run takes after each pass, those after which it takes as long in one line."""
+    names = ("import", *(step.name for step in replay.passes))
+    alike = groupby(zip(names, times, strict=True), lambda pair: seconds_text(pair[1]))
+    return [f"{time} after {', '.join(name for name, _ in group)}" for time, group in alike]
 
 
 @dataclass(frozen=True)

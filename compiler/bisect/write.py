@@ -4,13 +4,15 @@ which says by itself what is right, and with Rewright whether it still goes wron
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
-from rewright.bisect.again import PROMISES
+from rewright.bisect.again import PROMISES, fault_in
 from rewright.bisect.broken import HeldData
 from rewright.bisect.finding import Case, Finding
 from rewright.ir import (
@@ -23,9 +25,11 @@ from rewright.ir import (
     evaluate,
 )
 from rewright.ir.constant_text import values_text
+from rewright.ir.parse import parse
 from rewright.ir.python_dump import as_function
 from rewright.ir.show import show
 from rewright.ir.text_files import replace_file, write_tensors
+from rewright.options import Options
 from rewright.sources import small_sizes
 
 LINE: Final = 98
@@ -33,28 +37,48 @@ CASE: Final = "case.rw"
 SCRIPT: Final = "repro.py"
 TENSORS: Final = "case.safetensors"
 INPUTS: Final = "case.pt"
+# So many numbers stand in the script itself.
+FEW: Final = 32
 
 
 def write(finding: Finding, case: Case, folder: Path) -> list[Path]:
-    """Write what shows the fault into `folder`: the files. Raises ArtefactError."""
+    """Write what shows the fault into `folder`, over what an earlier bisection left there: the
+    files. Raises ArtefactError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for name in (TENSORS, INPUTS):
+            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise ArtefactError(f"cannot write {folder}: {error.strerror or error}") from None
-    files = {CASE: case_text(finding, case), SCRIPT: script(finding, case)}
+    texts = {CASE: case_text(finding, case), SCRIPT: script(finding, case)}
     made = []
-    for name, text in files.items():
-        replace_file(folder / name, lambda path, text=text: path.write_text(text))  # type: ignore[misc]
+    for name, text in texts.items():
+        replace_file(folder / name, partial(Path.write_text, data=text))
         made.append(folder / name)
-    constants = {c.sha256: c.tensor for c in _large_constants(case.graph)}
+    constants = _large_constants(case.graph)
     if constants:
-        replace_file(folder / TENSORS, lambda path: write_tensors(constants, path))
+        replace_file(folder / TENSORS, partial(write_tensors, constants))
         made.append(folder / TENSORS)
-    if isinstance(case.data, HeldData):
-        inputs = [x.clone() if isinstance(x, torch.Tensor) else x for x in case.data(case.graph)]
-        replace_file(folder / INPUTS, lambda path: torch.save(inputs, path))
+    inputs = _held(case)
+    if inputs is not None:
+        replace_file(folder / INPUTS, partial(torch.save, inputs))
         made.append(folder / INPUTS)
     return made
+
+
+def shows_again(case: Case) -> bool:
+    """Whether the case, read back from its text, has its fault."""
+    graph = parse(show(case.graph), constants=_large_constants(case.graph))
+    how, options = PROMISES[promise_of(case)], _options(case)
+    fault = fault_in(graph, str(case.subject), how, _held(case), options=options)
+    return fault is not None and fault.kind == case.fault.kind
+
+
+def _held(case: Case) -> list[Any] | None:
+    """The inputs, where random ones will not do."""
+    if not isinstance(case.data, HeldData):
+        return None
+    return list(case.data(case.graph))
 
 
 def promise_of(case: Case) -> str:
@@ -79,14 +103,16 @@ def _comment(text: str) -> list[str]:
     return textwrap.wrap(text, LINE, initial_indent="# ", subsequent_indent="# ")
 
 
-def _large_constants(graph: Graph) -> Iterator[Constant]:
-    """Constants of which the text says no more than a digest."""
+def _large_constants(graph: Graph) -> dict[str, Tensor]:
+    """Constants of which the text says no more than a digest, by that."""
+    found: dict[str, Tensor] = {}
     for node in graph.nodes:
         held = node.kwarg("value")
         if isinstance(held, Constant) and values_text(held, node.result.type) is None:
-            yield held
+            found[held.sha256] = held.tensor
         for _, nested in node.graphs:
-            yield from _large_constants(nested)
+            found |= _large_constants(nested)
+    return found
 
 
 # --- the script ---------------------------------------------------------------------------------
@@ -120,13 +146,13 @@ if __name__ == "__main__":
     else:
         from rewright.bisect import try_again
 
-        sys.exit(try_again(GRAPH, PASSES, {how!r}, inputs()))
+        sys.exit(try_again(GRAPH, PASSES, {how!r}, inputs(){options}))
 """
 
 
 def script(finding: Finding, case: Case) -> str:
     """The case as a script."""
-    large = any(True for _ in _large_constants(case.graph))
+    large = bool(_large_constants(case.graph))
     text = show(case.graph).replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
     return _SCRIPT.format(
         comment="\n".join(_comment(f"{finding}. Found by rewright bisect.")),
@@ -136,7 +162,15 @@ def script(finding: Finding, case: Case) -> str:
         inputs=_inputs(case),
         graph=f'HERE / "{CASE}"' if large else f'"""\\\n{text}\n"""',
         how=PROMISES[promise_of(case)],
+        options="".join(f", {name}={given!r}" for name, given in _options(case).items()),
     )
+
+
+def _options(case: Case) -> Mapping[str, str]:
+    """What was asked for that passes look at besides their own options."""
+    given, plain = case.subject.setting.options, Options()
+    names = ("target", "measure", "error_budget")
+    return {n: str(getattr(given, n)) for n in names if getattr(given, n) != getattr(plain, n)}
 
 
 def _function(graph: Graph) -> str:
@@ -149,11 +183,27 @@ def _function(graph: Graph) -> str:
 
 def _inputs(case: Case) -> str:
     """A function that gives the inputs on which the case fails."""
-    if isinstance(case.data, HeldData):
+    held = _held(case)
+    values = [i.value for i in case.graph.inputs]
+    if held is None:
+        drawn = [_input(value, case.graph) for value in values]
+        head = ["def inputs():", "    drawn = torch.Generator().manual_seed(0)", "    return ["]
+    elif _are_few(held):
+        drawn = [_literal(x) for x in held]
+        head = ["def inputs():", "    return ["]
+    else:
         return f'def inputs():\n    return torch.load(HERE / "{INPUTS}")'
-    made = [f"        {_input(i.value, case.graph)},  # {i.value.name}" for i in case.graph.inputs]
-    head = ["def inputs():", "    drawn = torch.Generator().manual_seed(0)", "    return ["]
+    made = [f"        {text},  # {v.name}" for text, v in zip(drawn, values, strict=True)]
     return "\n".join([*head, *made, "    ]"])
+
+
+def _are_few(inputs: Sequence[Any]) -> bool:
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    return sum(x.numel() for x in tensors) <= FEW and all(x.is_contiguous() for x in tensors)
+
+
+def _literal(x: Any) -> str:
+    return f"torch.tensor({x.tolist()}, dtype={x.dtype})" if isinstance(x, Tensor) else repr(x)
 
 
 def _input(value: Value, graph: Graph) -> str:

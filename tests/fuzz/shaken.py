@@ -1,69 +1,19 @@
-"""The interpreter with values moved by rounding: how much a graph depends on the last place."""
+"""How much a drawn graph depends on the last place, and what its results may be off by."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import torch
-from torch import Tensor
 
 from drawn_inputs import inputs_for
 from fuzz.compare import FLOOR, Run
-from rewright.ir import Graph, Kind, Node, TensorType, Value, values_in
-from rewright.ir.interpret import _Run, interpret
-
-RUNS = 8
-
-
-class _Shaken(_Run):
-    """Moves what is not exact (what differs from float64) a unit in the last place up or down."""
-
-    def __init__(
-        self,
-        graph: Graph,
-        inputs: Sequence[object],
-        wide: Mapping[str, Any],
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__(graph, inputs, None)
-        self._wide = wide
-        self._generator = generator
-
-    def _results(self, node: Node) -> Sequence[Any]:
-        results = super()._results(node)
-        if node.op.kind is Kind.VIEW:
-            return results
-        return [
-            self._moved(result, self._wide[value.name])
-            for value, result in zip(node.results, results, strict=True)
-        ]
-
-    def _moved(self, result: Any, wide: Tensor) -> Any:
-        if not isinstance(result, Tensor) or not result.is_floating_point():
-            return result
-        step = torch.finfo(result.dtype).eps
-        sign = torch.randint(-1, 2, result.shape, generator=self._generator)
-        moved = (result.double() * (1 + step * sign)).to(result.dtype)
-        return torch.where(result.double() == wide, result, moved)
+from rewright.bisect.shaken import shaken as shaken_runs
+from rewright.ir import Graph, TensorType, Value, values_in
 
 
 def shaken(graph: Graph, sizes: Mapping[str, int]) -> Iterator[Run]:
-    wide: dict[str, Any] = {}
-    given = [_wide(x) for x in inputs_for(graph, sizes)]
-    interpret(
-        graph, given, dtype=torch.float64, watch=lambda v, result: wide.update({v.name: result})
-    )
-    with torch.no_grad():
-        for seed in range(RUNS):
-            inputs = inputs_for(graph, sizes)
-            generator = torch.Generator().manual_seed(seed)
-            outputs = _Shaken(graph, inputs, wide, generator).outputs()
-            yield Run([*outputs, *inputs])
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.double() if x.is_floating_point() else x
+    yield from map(Run, shaken_runs(graph, inputs_for(graph, sizes)))
 
 
 def floors(graph: Graph) -> list[float]:
