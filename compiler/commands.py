@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rewright.calibration_samples import graph_samples
 from rewright.command_line import compiled, imported, options_of, progress
 from rewright.driver import Program
 from rewright.ir import Graph, OptionError
@@ -22,6 +23,7 @@ from rewright.sources import MLIR_SUFFIXES, Source, made_by
 from rewright.tables import slowest_table
 
 __all__ = [
+    "bisect",
     "calibrate",
     "diff",
     "doctor",
@@ -159,10 +161,10 @@ def bisect(arguments: argparse.Namespace) -> int:
     """Find what breaks a model; write the least graph that shows it."""
     from rewright.bisect.command import report, searched
 
-    options = _options(arguments)
-    source = _imported(arguments)
+    options = options_of(arguments)
+    source = imported(arguments.model)
     output = None if arguments.output is None else Path(arguments.output)
-    with _progress("optimizing") as say:
+    with progress("optimizing") as say:
         samples = graph_samples(options, source.graph, source.bindings)
         found = searched(arguments, source, options, samples, say)
     return report(found, output, as_json=arguments.json)

@@ -77,9 +77,7 @@ def interpret(
     precision = None if dtype is None else Precision(dtype)
     buffers = _Arena(graph) if arena else None
     with torch.no_grad(), _default_dtype(dtype):
-        return _Run(
-            graph, inputs, precision, instead=instead, watch=watch, arena=buffers
-        ).outputs()
+        return _Run(graph, inputs, precision, instead=instead, watch=watch, arena=buffers).outputs()
 
 
 class _Arena:
