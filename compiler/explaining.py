@@ -11,9 +11,9 @@ from typing import Any, Final
 from rewright.costmodel import show_seconds
 from rewright.ir import CheckError, did_you_mean
 from rewright.looking import is_value, known_value, names_of_passes
-from rewright.passes import Decision
+from rewright.passes import Decision, PlanMemory
 from rewright.record import Record
-from rewright.report import KernelRow, PassRow
+from rewright.report import KernelRow, PassRow, Report
 from rewright.report_json import to_json
 from rewright.tables import bytes_text, seconds_text
 
@@ -82,7 +82,27 @@ def _of_pass(record: Record, name: str) -> Explanation:
     rows = record.report.passes
     runs = [(a, b) for a, b in itertools.pairwise(rows) if b.name == name]
     decisions = tuple(d for d in record.report.decisions if d.pass_ == name)
-    return Explanation(name, tuple(_run(a, b) for a, b in runs), (), decisions)
+    says = [_run(a, b) for a, b in runs]
+    if name == PlanMemory.name and record.report.kernels:
+        says.append(f"  {_peak(record.report)}")
+    return Explanation(name, tuple(says), (), decisions)
+
+
+def _peak(report: Report) -> str:
+    """Where most is held, and what is alive there, the largest first."""
+    memory = report.memory
+    at = [row.name for row in report.kernels].index(memory.peak_at)
+    alive = [b for b in report.buffers if b.first <= at <= b.last]
+    alive.sort(key=lambda b: -b.nbytes)
+    names = _listed([f"%{b.name} ({bytes_text(b.nbytes)})" for b in alive])
+    arena = f", {bytes_text(memory.arena_bytes)} of it the arena" if memory.arena_bytes else ""
+    own = sum(b.nbytes for b in alive if not b.placed)
+    rest = memory.peak_bytes - memory.arena_bytes - own  # within a budget, of the whole step
+    saved = f", and {bytes_text(rest)} that the forward saved or calls work in" if rest else ""
+    return (
+        f"the peak is at %{memory.peak_at}, {bytes_text(memory.peak_bytes)}{arena}; alive are "
+        f"{names or 'no buffers'}{saved}"
+    )
 
 
 def _run(before: PassRow, after: PassRow) -> str:

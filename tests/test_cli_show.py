@@ -342,6 +342,14 @@ def test_why_tells_of_a_pass(run: Run) -> None:
     assert [line.split(":")[0].split()[0] for line in runs[:2]] == ["cse", "cse"]
 
 
+def test_why_tells_where_the_peak_is(run: Run) -> None:
+    """Of the kernel's result in the arena, and what the sort returns, which is not."""
+    assert run("why", "fork.rw", "memory").splitlines()[1] == (
+        "  the peak is at %s, 2.0 KiB, 512 B of it the arena; alive are %order (1.0 KiB), "
+        "%f (512 B), %s (512 B)"
+    )
+
+
 def test_why_tells_what_was_measured(run: Run, trace: str) -> None:
     report = Path(trace) / "report.json"
     data = json.loads(report.read_text())
