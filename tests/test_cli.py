@@ -334,26 +334,6 @@ def test_why_lists_the_decisions_of_a_pass(run: Run) -> None:
     ]
 
 
-# --- doctor -------------------------------------------------------------------------------------
-
-
-def test_doctor_says_what_works(run: Run) -> None:
-    lines = run("doctor").splitlines()
-    assert [line[:4].strip() for line in lines if line[0] != " "][:5] == ["ok"] * 5
-    assert any(line.startswith("ok   kernels        a kernel was built and ran") for line in lines)
-    findings = {f["what"]: f["works"] for f in json.loads(run("doctor", "--json"))}
-    assert findings["C++ compiler"] and findings["cache folder"] and findings["this CPU"]
-
-
-def test_doctor_without_a_compiler(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that Rewright needs is missing: it runs everything as ATen."""
-    monkeypatch.setenv("PATH", "/nonexistent")
-    monkeypatch.delenv("CXX", raising=False)
-    text = run("doctor")
-    assert "-    C++ compiler   no C++ compiler: looked for c++, g++, clang++\n" in text
-    assert "install g++ or clang++, or set CXX; until then everything runs as ATen" in text
-
-
 # --- mistakes -----------------------------------------------------------------------------------
 
 
