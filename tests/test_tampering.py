@@ -4,6 +4,7 @@ file, by Rewright and by the program itself."""
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shutil
 import subprocess
@@ -128,7 +129,8 @@ def test_an_empty_folder_is_refused_too(folder: Path) -> None:
 
 def test_what_python_leaves_behind_is_not(folder: Path) -> None:
     command = [sys.executable, "-c", "import program; program.load()"]
-    subprocess.run(command, cwd=folder, check=True)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run(command, cwd=folder, check=True, env=environment)
     assert (folder / "__pycache__").is_dir()
     load(folder)
 
