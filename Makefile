@@ -9,7 +9,7 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test browser sweep fuzz bench costmodel lint
+.PHONY: help demo test docs browser sweep fuzz bench costmodel lint
 
 VENV ?= .venv
 WORKERS ?= 2
@@ -39,8 +39,13 @@ demo: $(LINKED) ## optimize GPT-2 for this machine: passes, error, first call, s
 test: $(LINKED) ## all tests; those that need a GPU are skipped where there is none
 	$(PY) -m pytest -n $(WORKERS) --durations=10 $(ARGS)
 
-browser: $(LINKED) ## the report page in headless Chromium, which `apt-get install chromium` brings
-	$(PY) -m pytest tests/browser/report_page.py $(ARGS)
+# The variable keeps the theme from telling of other products.
+docs: $(LINKED) ## the documentation as a site, which needs no network, in build/site
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet --clean
+	@echo "open build/site/index.html"
+
+browser: $(LINKED) ## the report page and the documentation in headless Chromium, which `apt-get install chromium` brings
+	$(PY) -m pytest tests/browser/report_page.py tests/browser/docs_site.py $(ARGS)
 
 sweep: $(LINKED) ## every operator of PyTorch's own tables through our backend, in at most two hours
 	PYTHONPATH=tests $(PY) -m sweep $(ARGS)
@@ -63,7 +68,7 @@ lint: $(LINKED) ## formatting, ruff, mypy --strict, and the sizes of the source
 	set -o pipefail; $(PY) -m mypy --strict -p rewright | sed -E \
 	    -e 's#^build/__editable__[^/]*/rewright/(ir|costmodel|passes|codegen)/#\1/#' \
 	    -e 's#^build/__editable__[^/]*/rewright/#compiler/#'
-	$(PY) -m mypy --strict tests examples benchmarks
+	$(PY) -m mypy --strict tests examples benchmarks docs
 	$(PY) tests/test_architecture.py
 
 # torch comes first and by its exact version: a bare `torch` in a list of requirements may pull in

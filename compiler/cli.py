@@ -86,6 +86,11 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     return parser, made
 
 
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """What parses the arguments of a command; the reference is made from it."""
+    return _parser()[1][name]
+
+
 def _compile_options(parser: argparse.ArgumentParser, model: str = MODEL_HELP) -> None:
     """One flag for each option of `rewright.Options`."""
     from rewright.options import option_docs

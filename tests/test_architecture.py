@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "codegen": {"ir", "costmodel", "codegen"},
     "compiler": {"ir", "costmodel", "passes", "codegen", "compiler"},
 }
-FOLDERS = (*LIBRARY, "tests", "examples", "benchmarks")
+FOLDERS = (*LIBRARY, "tests", "examples", "benchmarks", "docs")
 WRITTEN_BY_HAND = {".c", ".css", ".h", ".html", ".js", ".lark", ".py", ".rules"}
 LAZY = (
     *("catboost", "lark", "matplotlib", "networkx", "pyarrow", "rich", "scipy", "sympy"),
