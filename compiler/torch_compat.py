@@ -157,8 +157,7 @@ def parted_step(gm: fx.GraphModule) -> tuple[str, str] | None:
         return "DDP, by buckets of gradients", "torch._dynamo.config.optimize_ddp = False"
     if reason is None or not reason.graph_break:
         return None
-    frame = reason.user_stack[-1] if reason.user_stack else None
-    where = "" if frame is None else f" at {frame.filename}:{frame.lineno}, in {frame.name}"
+    where = f" at {reason.user_stack[-1]}" if reason.user_stack else ""
     return f"a graph break{where}: {reason.reason}", "fullgraph=True finds the others"
 
 

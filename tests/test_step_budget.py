@@ -218,7 +218,7 @@ def test_a_graph_break_is_refused_by_name() -> None:
         torch._dynamo.graph_break()
         return y.square().mean()
 
-    with pytest.raises(Exception, match=r"a graph break at \S*test_step_budget\.py:\d+, in "):
+    with pytest.raises(Exception, match=r"a graph break at .*test_step_budget\.py"):
         torch.compile(parted, backend="rewright", options={"memory_budget": "1GiB"})(x)
     scoped: dict[str, Any] = {"memory_budget": "1GiB", "memory_budget_scope": "graph"}
     torch.compile(parted, backend="rewright", options=scoped)(x).backward()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -106,7 +107,8 @@ def read_rules(text: str, file: str) -> tuple[Rule, ...]:
     from rewright.passes.rules.reader import parse_rules
 
     rules = parse_rules(text, file=file)
-    store.write(name, pickle.dumps(rules))
+    with suppress(OSError):  # a disk that is full: they are read again next time
+        store.write(name, pickle.dumps(rules))
     return rules
 
 
@@ -128,7 +130,8 @@ def _proved(text: str, file: str) -> tuple[Rule, ...]:
                 excerpt=rule.source.excerpt(rule.place, len(rule.name.split("/")[0])),
                 help="see rewright rules check for the graph on which it fails",
             )
-    store.write(name, b"")
+    with suppress(OSError):
+        store.write(name, b"")
     return rules
 
 
