@@ -196,7 +196,7 @@ def test_every_node_of_ours_is_in_the_kernel_that_it_names(gpt: Program) -> None
     for row in inside:
         kernel = kernels[row.kernel]
         # Under the name of an attention, ours may stand for ATen's, where it is quicker.
-        assert row.op in kernel.ops or "attention" in row.op and kernel.op == "rw.attention"
+        assert row.op in kernel.ops or ("attention" in row.op and kernel.op == "rw.attention")
     tanh = next(row for row in ours if row.op == "aten.tanh.default")
     assert (tanh.type, tanh.loc) == ("f32[1, 16, 256]", "activations.py:66")
     assert "torch.tanh(" in gpt.report.sources["activations.py:66"]
