@@ -1,5 +1,6 @@
 """What the site needs beyond the pages as they are: mkdocs calls these functions while it builds.
 
+The navigation is the index, `docs/README.md`, with its sections; passes have one of their own.
 Pages link to files of the repository outside `docs/`, as a repository browser follows them. In the
 site each such file is a page of its own, under `repository/`. The words behind the language of a
 fenced block (see tests/test_docs.py) become its title, or go.
@@ -16,12 +17,28 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-DOCS, REPOSITORY = "docs", "repository"
+DOCS, REPOSITORY, PASSES = "docs", "repository", "passes.md"
 LANGUAGES = {".c": "c", ".h": "cpp", ".py": "python", ".toml": "toml", ".js": "js"}
 
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _FENCE = re.compile(r"^```(\w+) (\S+)$", re.MULTILINE)
+_SECTION = re.compile(r"^(\w.*):\n\n((?:[- ] .*\n?)+)", re.MULTILINE)
+_PAGE = re.compile(r"^(?:- |\| (?:\d+ \| )?)\[.*?\]\(([\w/-]+\.md)\)", re.MULTILINE)
 _LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#\s])")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Navigate as the index does."""
+    docs = Path(config.docs_dir)
+    index, passes = (docs / "README.md").read_text(), (docs / PASSES).read_text()
+    sections: list[dict[str, list[str]]] = []
+    for title, listed in _SECTION.findall(index):
+        pages = _PAGE.findall(listed)
+        sections.append({title: [page for page in pages if page != PASSES]})
+        if PASSES in pages:
+            sections.append({"Passes": [PASSES, *dict.fromkeys(_PAGE.findall(passes))]})
+    config.nav = ["README.md", *sections]
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
