@@ -41,7 +41,7 @@ test: $(LINKED) ## all tests; those that need a GPU are skipped where there is n
 
 # The variable keeps the theme from telling of other products.
 docs: $(LINKED) ## the documentation as a site, which needs no network, in build/site
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet --clean
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --clean
 	@echo "open build/site/index.html"
 
 browser: $(LINKED) ## the report page and the documentation in headless Chromium, which `apt-get install chromium` brings
