@@ -15,8 +15,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from rewright import rules
-    from rewright.api import Compiled, optimize
+    from rewright.api import Compiled, optimize, rewrite
     from rewright.backend import programs
+    from rewright.calibrate.peak import measured_peak
     from rewright.ir import RewrightError
     from rewright.options import Options
     from rewright.rules import rule
@@ -25,12 +26,24 @@ _HOMES = {
     "Compiled": "rewright.api",
     "Options": "rewright.options",
     "RewrightError": "rewright.ir",
+    "measured_peak": "rewright.calibrate.peak",
     "optimize": "rewright.api",
     "programs": "rewright.backend",
+    "rewrite": "rewright.api",
     "rule": "rewright.rules",
 }
 
-__all__ = ["Compiled", "Options", "RewrightError", "optimize", "programs", "rule", "rules"]
+__all__ = [
+    "Compiled",
+    "Options",
+    "RewrightError",
+    "measured_peak",
+    "optimize",
+    "programs",
+    "rewrite",
+    "rule",
+    "rules",
+]
 
 
 def __getattr__(name: str) -> Any:

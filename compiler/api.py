@@ -1,4 +1,5 @@
-"""`rewright.optimize`: a module and example inputs in, a checked, callable program out."""
+"""`rewright.optimize`: a module and example inputs in, a checked, callable program out.
+`rewright.rewrite`: the same, and a graph out."""
 
 from __future__ import annotations
 
@@ -14,8 +15,10 @@ from rewright.options import Options
 
 if TYPE_CHECKING:
     from rewright.driver import Program
+    from rewright.explaining import Explanation
     from rewright.ir.pt2 import Bindings
     from rewright.report import Report
+    from rewright.rewriting import Rewritten
 
 
 class Compiled:
@@ -45,6 +48,11 @@ class Compiled:
     def report(self) -> Report:
         return self.program.report
 
+    def why(self, subject: str | None = None) -> Explanation:
+        """What was decided about a value ("%add"), a kernel or a pass ("fuse"), or about all;
+        `str()` of it is what `rewright why` prints. Raises CheckError for an unknown name."""
+        return self.program.why(subject)
+
     def save(self, folder: str | Path) -> Path:
         """Write an artefact that runs with torch alone. Raises ArtefactError."""
         from rewright.artefact import save
@@ -62,22 +70,56 @@ def optimize(
 ) -> Compiled:
     """Optimize a module for the target and build it.
 
-    `module` is an nn.Module, an exported program or a `.pt2` file; `example_inputs` are its
-    positional arguments (not needed for exported programs), `dynamic_shapes` is torch.export's.
+    `module` is an nn.Module, an exported program, or a `.pt2`, `.mlir`, `.mlirbc` or `.rw` file;
+    `example_inputs` are a module's positional arguments, `dynamic_shapes` is torch.export's.
     `options` are those of `rewright.Options`. The module's parameters are read at every call, so
     that weights changed in place count. Raises RewrightError.
     """
     from rewright.calibration_samples import graph_samples
     from rewright.gpu_artefact import compile_for_target
-    from rewright.ir.pt2 import load
 
     checked = Options.of(options)
-    program: Any = module
-    if isinstance(module, nn.Module):
-        program = export(module, example_inputs, example_kwargs, dynamic_shapes)
-    graph, bindings = load(program)
+    graph, bindings = _loaded(module, example_inputs, example_kwargs, dynamic_shapes)
     samples = graph_samples(checked, graph, bindings)
     return Compiled(compile_for_target(graph, checked, samples), bindings)
+
+
+def rewrite(
+    module: nn.Module | torch.export.ExportedProgram | str | Path,
+    example_inputs: Sequence[Any] = (),
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    **options: Any,
+) -> Rewritten:
+    """The graph of a module after the passes that stay among PyTorch's operators (those before
+    `fuse`), for other tools: `save("model.mlir")` writes it, nothing is built.
+
+    Arguments are those of `optimize`. Raises RewrightError.
+    """
+    from rewright import rewriting
+
+    checked = Options.of(options)
+    graph, bindings = _loaded(module, example_inputs, example_kwargs, dynamic_shapes)
+    return rewriting.rewrite(graph, checked, bindings.state)
+
+
+def _loaded(
+    module: nn.Module | torch.export.ExportedProgram | str | Path,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    dynamic_shapes: Any,
+) -> tuple[Graph, Bindings]:
+    """The graph of whatever a user names, and how it is called."""
+    from rewright.ir.pt2 import load
+    from rewright.sources import MLIR_SUFFIXES, bound_by_order, load_source
+
+    if isinstance(module, nn.Module):
+        return load(export(module, args, kwargs, dynamic_shapes))
+    if isinstance(module, (str, Path)) and str(module).endswith((".rw", *MLIR_SUFFIXES)):
+        source = load_source(str(module))
+        return source.graph, source.bindings or bound_by_order(source.graph, {})
+    return load(module)
 
 
 def export(

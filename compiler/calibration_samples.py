@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rewright.ir import Graph, InputError, OptionError
+from rewright.ir import Graph, InputError, OptionError, TensorType, Value
 from rewright.ir.bind import bind
 from rewright.options import Options
 
@@ -26,13 +26,23 @@ def graph_samples(
     options: Options, graph: Graph, bindings: Bindings | None
 ) -> tuple[list[Any], ...]:
     """Inputs of the graph, parameters and all, of each sample. Raises OptionError, InputError."""
+    state = {} if bindings is None else bindings.state
+    taken = [i.value for i in graph.inputs if i.value.name not in state]
+    found = calibration_samples(options, [v.name for v in taken], _batch(taken))
     return fitting_samples(
         graph,
         [
             list(args) if bindings is None else bindings.flatten(args, kwargs)
-            for args, kwargs in calibration_samples(options)
+            for args, kwargs in found
         ],
     )
+
+
+def _batch(taken: Sequence[Value]) -> int:
+    """How many samples a call takes: the first size of its first tensor, where that is fixed."""
+    shapes = (v.type.shape for v in taken if isinstance(v.type, TensorType))
+    first = next((shape[0] for shape in shapes if shape), 1)
+    return max(first, 1) if isinstance(first, int) else 1
 
 
 def fitting_samples(graph: Graph, samples: Sequence[Sequence[Any]]) -> tuple[list[Any], ...]:
@@ -41,7 +51,10 @@ def fitting_samples(graph: Graph, samples: Sequence[Sequence[Any]]) -> tuple[lis
         try:
             bind(graph, given)
         except InputError as error:
-            raise InputError(f"calibration sample {place} does not fit: {error.message}") from error
+            raise InputError(
+                f"calibration sample {place} does not fit: {error.message}",
+                help="a sample is what one call takes, with the sizes and dtypes of its inputs",
+            ) from error
     return tuple(map(list, samples))
 
 
@@ -74,13 +87,17 @@ def samples_inside(
     return found
 
 
-def calibration_samples(options: Options) -> list[Sample]:
-    """Raises OptionError where an error budget has no samples, InputError for a bad one."""
+def calibration_samples(
+    options: Options, names: Sequence[str] = (), batch: int = 1
+) -> list[Sample]:
+    """The samples that were given. Those of a file hold `batch` of its rows and are inputs by name,
+    or in the order of `names`. Raises OptionError where an error budget has no samples, InputError
+    for a bad one."""
     given = options.calibration
     if isinstance(given, Callable):  # type: ignore[arg-type]
         given = given()
     if isinstance(given, (str, Path)):
-        given = _read(Path(given))
+        given = _read(Path(given), names, batch)
     if not isinstance(given, Iterable) or isinstance(given, (Mapping, Tensor)):
         raise OptionError(
             f"calibration is a list of tuples of inputs, not {type(given).__name__}", who="options"
@@ -110,22 +127,40 @@ def _sample(given: Any, place: int) -> Sample:
     return args, kwargs
 
 
-def _read(path: Path) -> list[Any]:
-    """Samples of a file: its tensors in order, each cut along the first dimension."""
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+def _read(path: Path, names: Sequence[str], batch: int) -> list[Any]:
+    """Samples of a file: its tensors, each cut along the first dimension; what is left over is
+    none. With other names than `names` they are taken in order. Raises OptionError, InputError."""
+    tensors = _tensors(path)
+    counts = {name: len(tensor) if tensor.ndim else 0 for name, tensor in tensors.items()}
+    if len(set(counts.values())) > 1:
+        raise InputError(f"{path} has different numbers of samples: {counts}")
+    whole = min(counts.values(), default=0) // batch * batch
+    if not whole:
+        raise InputError(
+            f"{path} holds no sample of {batch} for a call",
+            help="tensors are cut along their first dimension",
+        )
+    order = names if set(names) == set(tensors) else list(tensors)
+    samples = zip(*(tensors[name][:whole].split(batch) for name in order), strict=True)
+    return [tuple(s) if names else dict(zip(order, s, strict=True)) for s in samples]
 
-        tensors = load_file(path)
-    elif path.suffix == ".npz":
-        import numpy as np
 
-        with np.load(path) as file:
-            tensors = {name: torch.from_numpy(file[name]) for name in file.files}
-    else:
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """What a file holds, by name. Raises OptionError for one that is none."""
+    if path.suffix not in (".safetensors", ".npz"):
         raise OptionError(
             f"calibration is a .safetensors or .npz file, not '{path}'", who="options"
         )
-    counts = {name: len(tensor) for name, tensor in tensors.items()}
-    if len(set(counts.values())) > 1:
-        raise InputError(f"{path} has different numbers of samples: {counts}")
-    return [tuple(parts) for parts in zip(*(t.split(1) for t in tensors.values()), strict=True)]
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        import numpy as np
+
+        with np.load(path) as file:
+            return {name: torch.from_numpy(file[name]) for name in file.files}
+    except FileNotFoundError:
+        raise OptionError(f"there is no file {path}", who="calibration") from None
+    except Exception as error:
+        raise OptionError(f"{path} cannot be read: {error}", who="calibration") from error

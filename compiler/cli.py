@@ -175,6 +175,7 @@ def _why(parser: argparse.ArgumentParser) -> None:
         help="the name of a value, a kernel's function or a pass; all decisions when left out",
     )
     parser.add_argument("--pass", dest="of_pass", metavar="PASS", help="only that pass's decisions")
+    parser.add_argument("--all", action="store_true", help="each of the decisions that are alike")
 
 
 def _diff(parser: argparse.ArgumentParser) -> None:

@@ -88,16 +88,13 @@ def _profiled(source: Source, options: Options) -> Program:
 
 def _rewrite(arguments: argparse.Namespace, options: Options, output: Path) -> int:
     """Run the passes that stay at the aten level; write what they leave."""
-    from rewright.ir.mlir_context import state_path
-    from rewright.ir.mlir_export import save_mlir
     from rewright.rewriting import rewrite
 
     source = imported(arguments.model)
-    with progress("optimizing"):
-        rewritten = rewrite(source.graph, options)
     state = None if source.bindings is None else source.bindings.state
-    save_mlir(rewritten.graph, output, state)
-    written = f"{output} and {state_path(output)}" if state else str(output)
+    with progress("optimizing"):
+        rewritten = rewrite(source.graph, options, state)
+    written = " and ".join(map(str, rewritten.save(output)))
     if arguments.json:
         print(json.dumps(rewritten.as_json(), indent=1))
     else:

@@ -55,6 +55,7 @@ from rewright.step_part import StepPart
 if TYPE_CHECKING:
     from rewright.calibrate.profile import Profile
     from rewright.codegen.cpp import Library
+    from rewright.explaining import Explanation
     from rewright.passes import DecisionLog
 
 
@@ -177,6 +178,14 @@ class Program:
         if self.profile is None:
             return found
         return found.measured(self.profile.whole, self.profile.steps)
+
+    def why(self, subject: str | None = None) -> Explanation:
+        """What was decided about a value, a kernel or a pass, or about all, and what it costs;
+        `str()` of it is what `rewright why` prints. Raises CheckError for an unknown name."""
+        from rewright.explaining import explain
+        from rewright.record import record_of
+
+        return explain(record_of(self), subject)
 
     def errors(self, inputs: Sequence[Any] | None = None) -> Errors:
         """How far this and eager are from float64, on `inputs` of the graph or on random ones."""
@@ -373,7 +382,7 @@ def pipeline_of(options: Options, *, kernels: bool = True) -> Pipeline:
 
     Raises OptionError when they do not lead from ATen to a schedule.
     """
-    chosen = Pipeline(DEFAULT) if options.passes == "default" else Pipeline.parse(options.passes)
+    chosen = Pipeline.parse(options.passes, DEFAULT)
     levels = [chosen.passes[0].takes, chosen.passes[-1].gives] if chosen.passes else []
     if levels != ["aten", "kernel"]:
         raise OptionError(

@@ -4,6 +4,7 @@ sentences."""
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,6 +20,8 @@ from rewright.tables import bytes_text, seconds_text
 
 # Names that a sentence lists.
 LISTED: Final = 12
+# Values that a line names of those that one thing was said of.
+SUBJECTS: Final = 3
 
 _PLACES: Final = {
     "ours": "runs in our kernel of %{kernel}",
@@ -43,16 +46,25 @@ class Explanation:
         assert isinstance(found, dict)
         return found
 
+    def text(self, *, every: bool = False) -> str:
+        """What a pass said of many values alike is one line, unless `every` decision is wanted."""
+        alike: dict[tuple[object, ...], list[Decision]] = {}
+        for place, decision in enumerate(self.decisions):
+            same = decision.pass_, decision.kind, decision.sentence, place if every else None
+            alike.setdefault(same, []).append(decision)
+        lines = [*self.says, *map(_line, alike.values())]
+        return "\n".join(lines if alike else [*lines, _NOTHING])
+
     def __str__(self) -> str:
-        lines = [*self.says, *(_line(d) for d in self.decisions)]
-        return "\n".join(lines if self.decisions else [*lines, _NOTHING])
+        return self.text()
 
 
 _NOTHING: Final = "  no pass had anything to say about it"
 
 
-def _line(decision: Decision) -> str:
-    return f"  {decision.pass_:<14} %{decision.subject}: {decision.sentence}"
+def _line(alike: Sequence[Decision]) -> str:
+    subjects = _listed([f"%{decision.subject}" for decision in alike], SUBJECTS)
+    return f"  {alike[0].pass_:<14} {subjects}: {alike[0].sentence}"
 
 
 def explain(record: Record, subject: str | None, of_pass: str | None = None) -> Explanation:
@@ -62,8 +74,8 @@ def explain(record: Record, subject: str | None, of_pass: str | None = None) -> 
     passes = names_of_passes(record)[1:]
     if subject is None:
         found = Explanation("", (), (), record.report.decisions)
-    elif subject in functions:
-        found = _of_kernel(record, subject)
+    elif (function := function_called(record, subject)) is not None:
+        found = _of_kernel(record, function)
     elif subject in passes:
         found = _of_pass(record, subject)
     elif subject.startswith("%") or is_value(record, subject):
@@ -84,25 +96,33 @@ def _of_pass(record: Record, name: str) -> Explanation:
     decisions = tuple(d for d in record.report.decisions if d.pass_ == name)
     says = [_run(a, b) for a, b in runs]
     if name == PlanMemory.name and record.report.kernels:
-        says.append(f"  {_peak(record.report)}")
+        says += [f"  {line}" for line in _peak(record.report)]
     return Explanation(name, tuple(says), (), decisions)
 
 
-def _peak(report: Report) -> str:
+def _peak(report: Report) -> Iterator[str]:
     """Where most is held, and what is alive there, the largest first."""
     memory = report.memory
     at = [row.name for row in report.kernels].index(memory.peak_at)
     alive = [b for b in report.buffers if b.first <= at <= b.last]
     alive.sort(key=lambda b: -b.nbytes)
-    names = _listed([f"%{b.name} ({bytes_text(b.nbytes)})" for b in alive])
     arena = f", {bytes_text(memory.arena_bytes)} of it the arena" if memory.arena_bytes else ""
+    place = _placed(report, memory.peak_at)
+    yield f"the peak is {bytes_text(memory.peak_bytes)}{arena}, at {place}"
+    yield from (f"  {bytes_text(b.nbytes)}: {_placed(report, b.name)}" for b in alive[:LISTED])
+    left = alive[LISTED:]
+    if left:
+        yield f"  {bytes_text(sum(b.nbytes for b in left))}: {len(left)} more"
     own = sum(b.nbytes for b in alive if not b.placed)
     rest = memory.peak_bytes - memory.arena_bytes - own  # within a budget, of the whole step
-    saved = f", and {bytes_text(rest)} that the forward saved or calls work in" if rest else ""
-    return (
-        f"the peak is at %{memory.peak_at}, {bytes_text(memory.peak_bytes)}{arena}; alive are "
-        f"{names or 'no buffers'}{saved}"
-    )
+    if rest:
+        yield f"  {bytes_text(rest)}: what the forward saved, and what calls work in"
+
+
+def _placed(report: Report, name: str) -> str:
+    """A value with its line of source."""
+    loc = next((row.loc for row in report.nodes if row.name == name), "")
+    return f"%{name} ({loc})" if loc else f"%{name}"
 
 
 def _run(before: PassRow, after: PassRow) -> str:
@@ -127,6 +147,17 @@ def _run(before: PassRow, after: PassRow) -> str:
 
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def function_called(record: Record, name: str) -> str | None:
+    """The kernel of that name, or of that number: `k3` is `k3_mul_add`."""
+    functions = [row.function for row in record.report.kernels if row.function]
+    if name in functions or not _NUMBER.match(name):
+        return name if name in functions else None
+    return next((f for f in functions if f.startswith(f"{name}_")), None)
+
+
+_NUMBER: Final = re.compile(r"k\d+$")
 
 
 # --- a kernel -----------------------------------------------------------------------------------
@@ -178,7 +209,8 @@ def _of_value(record: Record, name: str) -> Explanation:
     if kernel is not None:
         others = [f"%{n}" for n in kernel.nodes if n != name]
         if kernel.function:
-            says.append(f"  {kernel.function} also computes {_listed(others) or 'nothing'}")
+            also = f"also computes {_listed(others)}" if others else "computes nothing else"
+            says.append(f"  {kernel.function} {also}")
         says += [f"  {sentence}" for sentence in _cost([kernel])]
     decisions = tuple(d for d in record.report.decisions if d.subject == name)
     return Explanation(name, tuple(says), () if kernel is None else (kernel,), decisions)
@@ -225,6 +257,6 @@ def _became(record: Record, name: str) -> Iterator[str]:
             )
 
 
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:LISTED])
-    return f"{shown} and {len(names) - LISTED} more" if len(names) > LISTED else shown
+def _listed(names: Sequence[str], most: int = LISTED) -> str:
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

@@ -7,8 +7,11 @@ other.
 from __future__ import annotations
 
 import copy
+import re
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -70,8 +73,8 @@ def with_joint(
 ) -> None:
     """Compile a training step as far as its joint graph, after our passes over it, and call `see`
     with PyTorch's partitioner, that graph, its inputs, and by name what else the partitioner
-    takes. Raises ImportFailure for what has no training step."""
-    from torch._dynamo.exc import BackendCompilerFailed
+    takes. Raises ImportFailure for what has no training step, or not in one graph."""
+    from torch._dynamo.exc import BackendCompilerFailed, Unsupported
 
     from rewright.ir import ImportFailure
     from rewright.ir.decompositions import autograd_table
@@ -95,8 +98,20 @@ def with_joint(
     except BackendCompilerFailed as error:
         if not seen:
             raise ImportFailure(f"there is no training step: {error}") from error
+    except Unsupported as error:
+        raise ImportFailure(
+            f"the step is not one graph: {_graph_break(str(error))}",
+            help="rewrite that line, or leave it out of the step",
+        ) from error
     finally:
         torch._dynamo.reset()
+
+
+def _graph_break(message: str) -> str:
+    """What Dynamo could not trace, and the innermost line of the user's that it names."""
+    reason = message.partition("\n")[0]
+    frames = re.findall(r'File "([^"]+)", line (\d+)', message)
+    return f"{reason}, at {Path(frames[-1][0]).name}:{frames[-1][1]}" if frames else reason
 
 
 def cut_at(
@@ -105,7 +120,10 @@ def cut_at(
     """PyTorch's partition of a copy of the joint graph, keeping a share of the activations."""
     from rewright.torch_compat import draw_once
 
-    joint = copy.deepcopy(joint)
+    with warnings.catch_warnings():
+        # torch copies its own deprecated tree specifications; nothing a caller could change.
+        warnings.simplefilter("ignore", FutureWarning)
+        joint = copy.deepcopy(joint)
     draw_once(joint)
     with torch._functorch.config.patch(activation_memory_budget=share):
         return part(joint, inputs, **given)  # type: ignore[no-any-return]

@@ -123,10 +123,11 @@ def _kernels(record: Record, arguments: argparse.Namespace) -> _Shown:
 def _function(record: Record, name: str) -> str:
     """The kernel of that name, or that computes the value of that name. Raises OptionError for one
     that is in no kernel."""
-    from rewright.explaining import kernel_of
+    from rewright.explaining import function_called, kernel_of
 
-    if any(row.function == name for row in record.report.kernels):
-        return name
+    called = function_called(record, name)
+    if called is not None:
+        return called
     last = len(record.stages) - 1
     row = kernel_of(record, name_after(record, name, last))
     if row is None or not row.function:
@@ -167,7 +168,8 @@ def why(arguments: argparse.Namespace) -> int:
     if arguments.of_pass is not None:
         known_pass(record, arguments.of_pass)
     found = explain(record, arguments.subject, arguments.of_pass)
-    print(json.dumps(found.as_json(), indent=1) if arguments.json else found)
+    text = found.text(every=arguments.all)
+    print(json.dumps(found.as_json(), indent=1) if arguments.json else text)
     return 0
 
 

@@ -41,7 +41,10 @@ class Options:
     )
     passes: str = field(
         default="default",
-        metadata={"doc": "the pipeline, as canonicalize,cse,dce,fuse{max-ops=8},memory"},
+        metadata={
+            "doc": "the pipeline, as canonicalize,cse,dce,fuse{max-ops=8},memory; default stands "
+            "for the default passes, as in my-pass,default"
+        },
     )
     rules: tuple[str, ...] = field(
         default=(),
@@ -95,7 +98,8 @@ class Options:
         compare=False,
         metadata={
             "doc": "samples that errors are measured on, with an error budget: a list of tuples of "
-            "inputs, a function that gives one, or a .safetensors or .npz file"
+            "inputs, a function that gives one, or a .safetensors or .npz file, whose tensors are "
+            "called as the inputs"
         },
     )
     objective: str = field(

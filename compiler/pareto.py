@@ -142,8 +142,15 @@ def _parts(module: nn.Module, inputs: Sequence[Any], options: Options) -> list[_
                 for share in SHARES
             )
 
+    _call_once(module, inputs)
     with_joint(_loss(module), inputs, options, see)
     return found
+
+
+def _call_once(module: nn.Module, inputs: Sequence[Any]) -> None:
+    """As it is: many libraries set modules up in their first call, which Dynamo does not trace."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        module(*inputs)
 
 
 def _check_differentiable(module: nn.Module, inputs: Sequence[Any]) -> None:

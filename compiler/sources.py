@@ -79,21 +79,24 @@ def from_text(path: Path) -> Source:
 
 def from_mlir(path: Path) -> Source:
     """The function of an MLIR file in the `torch` dialect, with the parameters beside it."""
-    from torch.utils import _pytree as pytree
-
     from rewright.ir.mlir_import import load_mlir, load_state
-    from rewright.ir.pt2 import Bindings
 
     graph = load_mlir(path)
     _check(graph)
     state = load_state(path, graph)
-    if not state:
-        return Source(graph)
+    return Source(graph, bound_by_order(graph, state) if state else None)
+
+
+def bound_by_order(graph: Graph, state: Mapping[str, torch.Tensor]) -> Bindings:
+    """A call takes the inputs that are no `state` in order, and gives a tuple."""
+    from torch.utils import _pytree as pytree
+
+    from rewright.ir.pt2 import Bindings
+
     names = tuple(input.value.name for input in graph.inputs)
     taken = tuple(name for name in names if name not in state)
     in_spec = pytree.tree_structure((taken, {}))
-    out_spec = pytree.tree_structure(tuple(graph.outputs))
-    return Source(graph, Bindings(names, state, in_spec, out_spec))
+    return Bindings(names, state, in_spec, pytree.tree_structure(tuple(graph.outputs)))
 
 
 def _check(graph: Graph) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 from torch import fx
 
 from rewright.ir import Op
+
+# What Dynamo calls what is left of a function behind a graph break.
+_RESUMED: Final = "torch_dynamo_resume_in_"
 
 
 def aot_backend(**compilers: Any) -> Callable[..., Any]:
@@ -155,10 +159,16 @@ def parted_step(gm: fx.GraphModule) -> tuple[str, str] | None:
     reason = getattr(gm, "compile_subgraph_reason", None)
     if (reason is None or reason.graph_break) and _splits_by_buckets():
         return "DDP, by buckets of gradients", "torch._dynamo.config.optimize_ddp = False"
-    if reason is None or not reason.graph_break:
+    if reason is None:
         return None
-    where = f" at {reason.user_stack[-1]}" if reason.user_stack else ""
-    return f"a graph break{where}: {reason.reason}", "fullgraph=True finds the others"
+    stack = reason.user_stack
+    if reason.graph_break:
+        where = f" at {Path(stack[-1].filename).name}:{stack[-1].lineno}" if stack else ""
+        return f"a graph break{where}: {reason.reason}", "fullgraph=True finds the others"
+    if stack and stack[0].name.startswith(_RESUMED):  # after one that left nothing to compile
+        where = f"{Path(stack[0].filename).name}:{stack[0].name.rpartition('_')[2]}"
+        return f"a graph break at {where}", "fullgraph=True says what it is"
+    return None
 
 
 def _splits_by_buckets() -> bool:

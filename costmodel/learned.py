@@ -229,7 +229,7 @@ class Learned:
         )
 
     def _by_roofline(self, estimate: Estimate, calls: str) -> Estimate:
-        why = f"unlike the {calls} that the model was trained on, so by the roofline"
+        why = f"unlike the {calls} that the cost model knows, so by the roofline"
         return replace(estimate, because=(*estimate.because, why))
 
     def program(self, found: Walk, alone: Sequence[Estimate]) -> Estimate:

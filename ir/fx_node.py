@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import reduce
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -23,6 +24,8 @@ _PHASES: Final = {
 }
 _FRAME: Final = 'File "'
 _LINE: Final = '", line '
+# Of this machine, and of others that exported a program.
+_TORCH: Final = (f"{Path(torch.__file__).parent.as_posix()}/", "site-packages/torch/")
 
 
 def attribute(gm: fx.GraphModule, target: str) -> Any:
@@ -72,18 +75,26 @@ def phase_of(meta: Mapping[str, Any]) -> str:
 
 
 def loc_of(stack: str | None) -> Loc | None:
-    """The innermost frame of a stack trace as torch formats it; None for generated code."""
-    if not stack:
-        return None
-    start = stack.rfind(_FRAME)
-    end = stack.find(_LINE, start)
-    path = stack[start + len(_FRAME) : end]
-    rest, _, code = stack[end + len(_LINE) :].partition("\n")
-    number = rest.split(",", 1)[0]
-    if start < 0 or end < 0 or path.startswith("<") or not number.isdigit():
-        return None
-    code = code.split("\n", 1)[0].strip()
-    return Loc(path.replace("\\", "/").rpartition("/")[2], int(number), code)
+    """The innermost frame of a stack trace as torch formats it that is not torch's own, else the
+    innermost; None for generated code."""
+    end, innermost = len(stack or ""), None
+    while stack and (start := stack.rfind(_FRAME, 0, end)) >= 0:
+        path, loc = _frame(stack[start + len(_FRAME) : end])
+        if loc is not None and not any(of in path for of in _TORCH):
+            return loc
+        innermost, end = innermost or loc, start
+    return innermost
+
+
+def _frame(text: str) -> tuple[str, Loc | None]:
+    """The path of a frame's file, and the place; none in generated code."""
+    path, _, rest = text.partition(_LINE)
+    head, _, code = rest.partition("\n")
+    number = head.split(",", 1)[0]
+    if path.startswith("<") or not number.isdigit():
+        return path, None
+    name = path.replace("\\", "/").rpartition("/")[2]
+    return path, Loc(name, int(number), code.split("\n", 1)[0].strip())
 
 
 def trace(node: fx.Node) -> Any:

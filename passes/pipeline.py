@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from rewright.ir import CheckError, Graph, OptionError, Step
 from rewright.passes.base import Env, Pass, from_spec
 from rewright.passes.log import Decision
-from rewright.passes.specs import parse_specs
+from rewright.passes.specs import Spec, parse_specs
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,13 @@ class Pipeline:
                 )
 
     @staticmethod
-    def parse(text: str) -> Pipeline:
-        """Read `canonicalize,cse,fuse{max-ops=8}`."""
-        return Pipeline(tuple(from_spec(spec) for spec in parse_specs(text)))
+    def parse(text: str, default: tuple[Pass, ...] = ()) -> Pipeline:
+        """Read `canonicalize,cse,fuse{max-ops=8}`; where there are passes by `default`, that word
+        stands for them."""
+        steps: list[Pass] = []
+        for spec in parse_specs(text):
+            steps += default if default and spec == Spec("default", ()) else [from_spec(spec)]
+        return Pipeline(tuple(steps))
 
     def __str__(self) -> str:
         return ",".join(str(p) for p in self.passes)

@@ -327,7 +327,11 @@ def test_why_tells_of_a_kernel(run: Run) -> None:
         "k0_add_exp_sin_mul computes %a, %b, %c, %d, %f (fork.py:2, fork.py:3, fork.py:4)",
         "  it runs once: %f",
     ]
-    assert [line.split()[1] for line in lines[3:]] == ["%b:", "%c:", "%d:", "%f:"]
+    assert [line.partition(": ")[0].split()[1:] for line in lines[3:]] == [
+        ["%b,", "%c"],
+        ["%d"],
+        ["%f"],
+    ]
     found = json.loads(run("why", "fork.rw", "k0_add_exp_sin_mul", "--json"))
     assert [row["name"] for row in found["kernels"]] == ["f"]
     assert found["subject"] == "k0_add_exp_sin_mul" and len(found["decisions"]) == 4
@@ -344,10 +348,43 @@ def test_why_tells_of_a_pass(run: Run) -> None:
 
 def test_why_tells_where_the_peak_is(run: Run) -> None:
     """Of the kernel's result in the arena, and what the sort returns, which is not."""
-    assert run("why", "fork.rw", "memory").splitlines()[1] == (
-        "  the peak is at %s, 2.0 KiB, 512 B of it the arena; alive are %order (1.0 KiB), "
-        "%f (512 B), %s (512 B)"
-    )
+    assert run("why", "fork.rw", "memory").splitlines()[1:5] == [
+        "  the peak is 2.0 KiB, 512 B of it the arena, at %s (elsewhere.py:9)",
+        "    1.0 KiB: %order",
+        "    512 B: %f (fork.py:4)",
+        "    512 B: %s (elsewhere.py:9)",
+    ]
+
+
+MANY = """\
+rewright 1
+graph many(%x: f32[8, 8], %w: f32[8, 8]) {
+  %a = aten.mm.default(%x, %w) : f32[8, 8]
+  %b = aten.mm.default(%a, %w) : f32[8, 8]
+  %c = aten.mm.default(%b, %w) : f32[8, 8]
+  %d = aten.mm.default(%c, %w) : f32[8, 8]
+  %e = aten.relu.default(%d) : f32[8, 8]
+  return %e
+}
+"""
+
+
+def test_why_says_once_what_holds_for_many(run: Run) -> None:
+    Path("many.rw").write_text(MANY)
+    said = "aten.mm.default runs as a library call"
+    lines = run("why", "many.rw", "--pass", "fuse").splitlines()
+    assert lines == [f"  fuse           %a, %b, %c and 1 more: {said}"]
+    lines = run("why", "many.rw", "--pass", "fuse", "--all").splitlines()
+    assert lines == [f"  fuse           %{name}: {said}" for name in "abcd"]
+    assert len(json.loads(run("why", "many.rw", "--pass", "fuse", "--json"))["decisions"]) == 4
+
+
+def test_a_kernel_is_found_by_its_number(run: Run) -> None:
+    assert run("why", "fork.rw", "k0") == run("why", "fork.rw", "k0_add_exp_sin_mul")
+    shown = run("show", "fork.rw", "--kernels", "--node", "k0")
+    assert " k0_add_exp_sin_mul(" in shown
+    Path("many.rw").write_text(MANY)
+    assert "  k0_relu computes nothing else\n" in run("why", "many.rw", "e")
 
 
 def test_why_tells_what_was_measured(run: Run, trace: str) -> None:
@@ -363,6 +400,7 @@ def test_why_of_what_is_not_there(fail: Run) -> None:
     assert fail("why", "fork.rw", "fuze") == (
         "error: 'fuze' is no value, kernel or pass of fork; did you mean 'fuse'?\n"
     )
+    assert "'k1' is no value, kernel or pass of fork" in fail("why", "fork.rw", "k1")
     assert fail("why", "fork.rw", "%ordr") == (
         "error: no value '%ordr' in graph fork; did you mean '%order'?\n"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rewright.cli import main
+from rewright.ir import ImportFailure
 from rewright.options import Options
 from rewright.pareto import Study, study
 
@@ -86,6 +88,32 @@ def test_the_command_prints_and_draws(tmp_path: Path, capsys: pytest.CaptureFixt
     told = json.loads(capsys.readouterr().out)
     assert told["torch"][0]["name"] == "torch 1.0"
     assert curves.read_text().startswith("<?xml") and steps.read_bytes().startswith(b"\x89PNG")
+
+
+LOCK = threading.Lock()
+
+
+class Broken(Classes):
+    """With a lock, which Dynamo does not trace; in `setup` only in the first call."""
+
+    def __init__(self, *, once: bool) -> None:
+        super().__init__()
+        self.once, self.known = once, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.known:
+            with LOCK:
+                self.known = self.once
+        return super().forward(x)
+
+
+def test_what_is_set_up_in_the_first_call_breaks_no_graph() -> None:
+    assert study(Broken(once=True), (torch.randn(64, 16),), Options()).ours
+
+
+def test_a_graph_break_is_named() -> None:
+    with pytest.raises(ImportFailure, match=r"the step is not one graph: .+, at test_pareto.py:"):
+        study(Broken(once=False), (torch.randn(64, 16),), Options())
 
 
 def test_a_module_without_gradients_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -12,9 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import rewright
-from rewright.artefact import load
+from rewright.api import export
+from rewright.artefact import load as artefact_in
+from rewright.calibration_samples import graph_samples
 from rewright.ir import InputError, OptionError
 from rewright.ir.interpret import interpret
+from rewright.ir.pt2 import load
+from rewright.options import Options
 from rewright.passes import Quantize
 
 WIDTH = 96
@@ -200,6 +205,54 @@ def test_samples_from_files(tmp_path: Path) -> None:
         assert quantized(compiled)
 
 
+class Pair(nn.Module):
+    """Two inputs, of which only the second is multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, shift: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
+        return shift + self.layer(data)
+
+
+def test_files_are_cut_for_a_call_and_read_by_name(tmp_path: Path) -> None:
+    """Four samples of eight rows, where a call takes two; the file has its tensors in another
+    order than the call."""
+    from safetensors.torch import save_file
+
+    path = tmp_path / "pairs.safetensors"
+    save_file({"data": torch.randn(9, 5, WIDTH), "shift": torch.ones(9, 1, 1)}, path)
+    graph, bindings = load(export(Pair(), (torch.zeros(2, 1, 1), torch.zeros(2, 5, WIDTH))))
+    options = Options.of({"error_budget": 0.1, "calibration": str(path)})
+    found = graph_samples(options, graph, bindings)
+    shapes = [[tuple(x.shape) for x in sample[-2:]] for sample in found]
+    assert shapes == [[(2, 1, 1), (2, 5, WIDTH)]] * 4
+    assert bool((found[0][-2] == 1).all())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.safetensors", "there is no file"),
+        ("none.npz", "there is no file"),
+        ("text.safetensors", "text.safetensors cannot be read"),
+        ("few.npz", "few.npz holds no sample of 24 for a call"),
+        ("wide.npz", "does not fit: .* on a sample is what one call takes"),
+    ],
+)
+def test_bad_files_of_samples_are_named(tmp_path: Path, name: str, message: str) -> None:
+    import numpy as np
+
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    np.savez(tmp_path / "few.npz", x=np.zeros((3, WIDTH), np.float32))
+    np.savez(tmp_path / "wide.npz", x=np.zeros((24, WIDTH + 1), np.float32))
+    with pytest.raises((InputError, OptionError)) as caught:
+        optimized(mlp(), 0.01, calibration=str(tmp_path / name))
+    said = str(caught.value).replace("\n  = help:", " on")
+    assert re.search(message, said), said
+
+
 def test_a_function_may_give_the_samples() -> None:
     assert quantized(optimized(mlp(), 0.05, calibration=lambda: samples(4)))
 
@@ -220,7 +273,7 @@ def test_an_artefact_holds_it(tmp_path: Path) -> None:
     model = mlp()
     compiled = optimized(model, 0.05)
     folder = compiled.save(tmp_path / "artefact")
-    artefact = load(folder)
+    artefact = artefact_in(folder)
     (x,) = samples(1, seed=3)[0]
     names = [i.value.name for i in artefact.graph.inputs]
     args = [artefact.state.get(name, x) for name in names]

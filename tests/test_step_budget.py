@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -220,6 +221,19 @@ def test_a_graph_break_is_refused_by_name() -> None:
 
     with pytest.raises(Exception, match=r"a graph break at .*test_step_budget\.py"):
         torch.compile(parted, backend="rewright", options={"memory_budget": "1GiB"})(x)
+
+    lock = threading.Lock()
+
+    def inner(x: Tensor) -> Tensor:
+        with lock:
+            y: Tensor = module(x)
+        return y
+
+    def later(x: Tensor) -> Tensor:  # nothing is compiled before the break
+        return inner(x).square().mean()
+
+    with pytest.raises(Exception, match=r"parted by a graph break at test_step_budget\.py:\d+"):
+        torch.compile(later, backend="rewright", options={"memory_budget": "1GiB"})(x)
     scoped: dict[str, Any] = {"memory_budget": "1GiB", "memory_budget_scope": "graph"}
     torch.compile(parted, backend="rewright", options=scoped)(x).backward()
 

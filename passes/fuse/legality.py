@@ -51,6 +51,12 @@ class Domain:
         same = equal(self.elements, other.elements) and equal(self.rows, other.rows)
         return self if same and self.order == other.order else None
 
+    def difference(self, other: Domain) -> str:
+        """Why there is no space of both, as a sentence says it."""
+        if str(self) == str(other):
+            return "they add up in different orders, as what they read lies in memory"
+        return f"their spaces differ ({self}, {other})"
+
     def __str__(self) -> str:
         if self.rows is None:
             return f"{self.elements} elements"

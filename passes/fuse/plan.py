@@ -86,8 +86,8 @@ class FusionPlan:
         subject, log = self.units.nodes[second].name, self.env.log
         domain = self.domains[a].join(self.domains[b])
         if domain is None:
-            spaces = f"their spaces differ ({self.domains[a]}, {self.domains[b]})"
-            log.refuse("fuse", subject, f"stays apart from %{value.name}: {spaces}")
+            differ = self.domains[a].difference(self.domains[b])
+            log.refuse("fuse", subject, f"stays apart from %{value.name}: {differ}")
         elif (why := self._obstacle(a, b)) is not None:
             log.refuse("fuse", subject, f"stays apart from %{value.name}: {why}")
         elif self._saved(a, b, joined := self._joined(a, b)) <= 0:

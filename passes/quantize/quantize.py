@@ -263,5 +263,6 @@ def _counted(settled: Settled) -> str:
 def _sentence(bid: Bid, settled: Settled) -> str:
     blocked = dict(settled.blocking).get(bid.site)
     why = f", since a cheaper format would take {blocked:.0%} of the budget" if blocked else ""
+    share = bid.error / max(sum(b.error for b in settled.plan.values()), 1e-300)
     cost = f"{show_seconds(bid.seconds)}, {show_bytes(bid.nbytes)}"
-    return f"{bid.choice}, {cost}, error {bid.error:.2g}{why}"
+    return f"{bid.choice}, {cost}, {share:.1%} of the error{why}"
