@@ -16,7 +16,7 @@ from rewright.passes import Decision, PlanMemory
 from rewright.record import Record
 from rewright.report import KernelRow, PassRow, Report
 from rewright.report_json import to_json
-from rewright.tables import bytes_text, seconds_text
+from rewright.tables import bytes_text, seconds_text, spec_text
 
 # Names that a sentence lists.
 LISTED: Final = 12
@@ -126,7 +126,7 @@ def _placed(report: Report, name: str) -> str:
 
 
 def _run(before: PassRow, after: PassRow) -> str:
-    took = f"{after.spec} took {seconds_text(after.seconds)}"
+    took = f"{spec_text(after.spec)} took {seconds_text(after.seconds)}"
     changes = [
         f"{a} -> {b} {what}"
         for what, a, b in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -40,11 +41,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line(row) for row in (header, *rows))
 
 
+def spec_text(spec: str) -> str:
+    """A pass as a line shows it: rules that are given as text by their names."""
+    return _TEXTS.sub(lambda found: f'"{", ".join(_RULES.findall(found[0]))}"', spec)
+
+
+_TEXTS: Final = re.compile(r'"(?:[^"\\]|\\.)*\\n(?:[^"\\]|\\.)*"')
+_RULES: Final = re.compile(r"\brule ([\w./-]+)")
+
+
 def pass_table(rows: Sequence[PassRow]) -> str:
     """The pass table: what each pass left."""
     cells = [
         (
-            row.spec,
+            spec_text(row.spec),
             str(row.nodes),
             str(row.calls),
             bytes_text(row.peak_bytes),

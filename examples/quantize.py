@@ -8,6 +8,8 @@ the certificate. The images at the end took part in neither.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 import rewright
@@ -17,10 +19,11 @@ BUDGET = 0.05
 
 
 def main() -> None:
-    """A small ViT in 3.4 MB of weights, and in as few bytes as an error of 5% allows."""
-    small = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4}
-    model, _ = vit(4, 64, **small, num_attention_heads=4)
-    samples = [(torch.randn(4, 3, 64, 64),) for _ in range(6)]
+    """A small ViT in as few bytes of weights as an error of 5% allows."""
+    small: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 512}
+    model, _ = vit(2, 64, **small, num_hidden_layers=2, num_attention_heads=4)
+    torch.manual_seed(0)
+    samples = [(torch.randn(2, 3, 64, 64),) for _ in range(3)]
     program = rewright.optimize(
         model,
         samples[0],
@@ -30,7 +33,7 @@ def main() -> None:
     )
     print(program.why("quantize"))
     with torch.no_grad():
-        unseen = torch.randn(32, 3, 64, 64).split(4)
+        unseen = torch.randn(32, 3, 64, 64).split(2)
         exact = torch.cat([model(x) for x in unseen])
         found = torch.cat([program(x) for x in unseen])
     error = float((found - exact).norm() / exact.norm())

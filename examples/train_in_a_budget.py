@@ -2,13 +2,14 @@
 
     python -m examples.train_in_a_budget
 
-The step without a budget comes first. With one, values are computed again, or later, so that no
-more bytes than that are alive at any time; gradients keep every bit.
+With a budget values are computed again, or later, so that no more bytes than that are alive at any
+time; gradients keep every bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ def main() -> None:
         found: Tensor = model(x).square().mean()
         return found
 
-    def compiled(**options: object) -> Callable[[], None]:
+    def compiled(**options: Any) -> Callable[[], None]:
         step = torch.compile(loss, backend="rewright", options=options, fullgraph=True)
 
         def run() -> None:
@@ -46,13 +47,11 @@ def main() -> None:
     budget = most // 2
     within = compiled(memory_budget=budget)
     print(rewright.programs()[-1].fitted)
-    peak = rewright.measured_peak(within)
-    print(f"peak   {most / 2**20:.2f} MiB -> {peak / 2**20:.2f} MiB, budget {budget / 2**20:.2f}")
-    print(
-        f"kept to {peak <= budget}, same bits {all(map(torch.equal, expected, gradients(within)))}"
-    )
+    peak, found = rewright.measured_peak(within), gradients(within)
+    print(f"measured: {most:,} bytes -> {peak:,} bytes, at most {budget:,}: {peak <= budget}")
+    print("gradients are the same, bit for bit:", all(map(torch.equal, expected, found)))
     times = [Timer("run()", globals={"run": r}).timeit(20).median for r in (plain, within)]
-    print(f"time   {times[0] * 1e3:.1f} ms -> {times[1] * 1e3:.1f} ms a step")
+    print(f"a step takes {times[0] * 1e3:.1f} ms -> {times[1] * 1e3:.1f} ms")
 
 
 if __name__ == "__main__":

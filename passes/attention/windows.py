@@ -87,6 +87,7 @@ class Window(Pass, name="window", takes="aten", gives="aten"):
                 self.name, call.result.name, f"{kept:.0%} of its scores are left, as asked for"
             )
         if not made:
+            env.log.refuse(self.name, graph.name, "there is no attention to narrow")
             return graph
         nodes = [made.get(node.name, node) for node in graph.nodes]
         return self.gave(graph.with_nodes(nodes), {name: (name,) for name in made})

@@ -80,6 +80,7 @@ class Quantize(Pass, name="quantize", takes="aten", gives="aten"):
         if self.windows == "yes" and self.objective == "time":
             heads = heads_sites(graph)
         if not found and not heads:
+            env.log.refuse(self.name, graph.name, f"nothing to spend {env.error} on: {NOTHING}")
             return graph
         search = _Search(graph, found, heads, formats, env.error, self.objective, env)
         settled = search.settled()
@@ -99,6 +100,12 @@ class Quantize(Pass, name="quantize", takes="aten", gives="aten"):
             known = ", ".join((*FORMAT_OF, "none"))
             raise OptionError(f"no format '{unknown[0]}'; there are {known}", who="quantize")
         return tuple(FORMAT_OF[name] for name in names)
+
+
+NOTHING: Final = (
+    "there is no linear layer or embedding whose weight is a parameter, and no attention over long "
+    "sequences"
+)
 
 
 class _Search:
