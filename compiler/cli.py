@@ -93,13 +93,16 @@ def command_parser(name: str) -> argparse.ArgumentParser:
 
 def _compile_options(parser: argparse.ArgumentParser, model: str = MODEL_HELP) -> None:
     """One flag for each option of `rewright.Options`."""
-    from rewright.options import option_docs
+    from rewright.options import Options, option_docs
 
     parser.add_argument("model", help=model)
+    group = parser.add_argument_group("options of a compile")  # below those of the command
     for name, default, doc in option_docs():
         flag = f"--{name.replace('_', '-')}"
         shown = f" (default: {default})" if default else ""
-        parser.add_argument(flag, dest=name, metavar="VALUE", help=f"{doc}{shown}")
+        choices = Options.__dataclass_fields__[name].metadata.get("choices", ())
+        metavar = "|".join(choices) or "VALUE"
+        group.add_argument(flag, dest=name, metavar=metavar, help=f"{doc}{shown}")
 
 
 def _optimize(parser: argparse.ArgumentParser) -> None:

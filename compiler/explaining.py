@@ -194,7 +194,8 @@ def _cost(rows: Sequence[KernelRow]) -> Iterator[str]:
     if len(measured) == len(rows):
         took = sum(measured)
         over = f", {took / predicted:.2f} times as predicted" if predicted else ""
-        yield f"measured {show_seconds(took)}{over}"
+        above = f", {took / floor:.1f} times the least" if floor else ""
+        yield f"measured {show_seconds(took)}{over}{above}"
 
 
 # --- a value ------------------------------------------------------------------------------------

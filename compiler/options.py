@@ -71,8 +71,8 @@ class Options:
     memory_budget: str = field(
         default="",
         metadata={
-            "doc": "the most bytes that a training step may allocate, as 6GiB or a plain number, "
-            "or min for as few as can be reached; parameters, inputs and what existed before do "
+            "doc": "the most bytes that a training step, or a call in inference, may allocate, as "
+            "6GiB or a plain number, or min for as few as can be reached; parameters, inputs and what existed before do "
             "not count"
         },
     )

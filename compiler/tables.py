@@ -43,11 +43,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def spec_text(spec: str) -> str:
     """A pass as a line shows it: rules that are given as text by their names."""
-    return _TEXTS.sub(lambda found: f'"{", ".join(_RULES.findall(found[0]))}"', spec)
+    return _TEXTS.sub(lambda text: f'"{", ".join(_RULES.findall(_lines(text[0])))}"', spec)
+
+
+def _lines(text: str) -> str:
+    return text.replace("\\n", "\n")
 
 
 _TEXTS: Final = re.compile(r'"(?:[^"\\]|\\.)*\\n(?:[^"\\]|\\.)*"')
-_RULES: Final = re.compile(r"\brule ([\w./-]+)")
+_RULES: Final = re.compile(r"\brule ([\w./-]+) (?:exact|reassociating|approximate)")
 
 
 def pass_table(rows: Sequence[PassRow]) -> str:
@@ -71,18 +75,27 @@ def slowest_table(rows: Sequence[KernelRow]) -> str:
     for row in rows:
         kind = row.function or row.op, row.flops, row.read_bytes, row.written_bytes
         kinds.setdefault(kind, []).append(row)
-    slowest = sorted(kinds.values(), key=_measured, reverse=True)[:SLOWEST]
-    cells = [
-        (
-            f"{same[0].function or same[0].op} (%{same[0].name})",
-            str(len(same)),
-            seconds_text(_measured(same)),
-            seconds_text(sum(row.predicted_seconds for row in same)),
-            f"{_measured(same) / max(_measured(rows), 1e-9):.0%}",
-        )
-        for same in slowest
-    ]
+    slowest = sorted(kinds.values(), key=_measured, reverse=True)
+    cells = [_cells(_called(same[0]), same, rows) for same in slowest[:SLOWEST]]
+    left = [row for same in slowest[SLOWEST:] for row in same]
+    if left:
+        cells.append(_cells("all others", left, rows))
     return table(("slowest", "calls", "measured", "predicted", "share"), cells)
+
+
+def _called(row: KernelRow) -> str:
+    """What is called, what it makes, and the line of source of that."""
+    return f"{row.function or row.op} ({', '.join([f'%{row.name}', *row.locs[-1:]])})"
+
+
+def _cells(name: str, same: Sequence[KernelRow], rows: Sequence[KernelRow]) -> tuple[str, ...]:
+    return (
+        name,
+        str(len(same)),
+        seconds_text(_measured(same)),
+        seconds_text(sum(row.predicted_seconds for row in same)),
+        f"{_measured(same) / max(_measured(rows), 1e-9):.0%}",
+    )
 
 
 def _measured(rows: Sequence[KernelRow]) -> float:

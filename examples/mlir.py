@@ -24,7 +24,7 @@ def main() -> None:
         program = rewright.optimize(Path(folder) / "mlp.mlir")
         with torch.no_grad():
             (found,) = program(x)
-            print("read back, it differs by", float((found - model(x)).abs().max()))
+            print(f"read back, it differs by {float((found - model(x)).abs().max()):.0e}")
 
         elsewhere = Path(folder) / "elsewhere.mlir"
         elsewhere.write_text(ELSEWHERE)

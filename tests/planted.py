@@ -27,18 +27,22 @@ from rewright.sources import random_inputs, torch_kept_quiet
 Patch = pytest.MonkeyPatch
 Model = tuple[Graph, list[Any]]
 
+ADD = "aten.add.Tensor"
+
 
 @dataclass(frozen=True)
 class Planted:
     """A fault, the model that it breaks, and what to say of it: the place to blame, the operator
-    or rule."""
+    or rule, the first node that is wrong."""
 
     name: str
     plant: Callable[[Patch], None]
     model: Callable[[], Model]
     place: str
     what: str
+    node: str = ""
     rules: str = ""
+    freeze: bool = False
 
 
 # --- models, of some hundred nodes --------------------------------------------------------------
@@ -71,6 +75,36 @@ def resnet_model() -> Model:
     """In training mode: the statistics of every norm are updated."""
     module, inputs = resnet50(2, 32, depths=(2, 2, 2, 2), width=8, classes=10)
     return _exported("resnet", (module.train(), inputs))
+
+
+@cache
+def still_resnet_model() -> Model:
+    """In inference: norms can be taken into weights."""
+    return _exported("resnet", resnet50(2, 32, depths=(2, 2, 2, 2), width=8, classes=10))
+
+
+class Windows(torch.nn.Module):
+    """Attention that looks at the 32 tokens before each, layer after layer."""
+
+    def __init__(self, layers: int = 6, heads: int = 2, width: int = 16) -> None:
+        super().__init__()
+        self.heads, sizes = heads, (heads * width, 3 * heads * width)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(*sizes) for _ in range(layers))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        place = torch.arange(x.shape[1])
+        seen = (place <= place[:, None]) & (place[:, None] - place < 32)
+        for layer in self.layers:
+            parts = layer(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            made = torch.nn.functional.scaled_dot_product_attention(*parts, attn_mask=seen)
+            x = x + made.transpose(1, 2).flatten(-2)
+        return x
+
+
+@cache
+def windows_model() -> Model:
+    torch.manual_seed(0)
+    return _exported("windows", (Windows().eval(), (torch.randn(1, 256, 32),)))
 
 
 @cache
@@ -221,6 +255,22 @@ def attention_scale(patch: Patch) -> None:
     patch.setattr("rewright.passes.attention.lower.scale_and_bias", wrong)
 
 
+def added_scales(patch: Patch) -> None:
+    """freeze adds to weights what it has to multiply them by."""
+    from rewright.passes.libraries.freeze import take_in as honest
+
+    def wrong(graph: Graph, frozen: Any) -> Graph:
+        done = honest(graph, frozen)
+        known = {node.name for node in graph.nodes}
+
+        def added(node: Node) -> Node:
+            return node if node.name in known else dataclasses.replace(node, op=op(ADD))
+
+        return _each(done, "aten.mul.Tensor", added)
+
+    patch.setattr("rewright.passes.libraries.freeze.take_in", wrong)
+
+
 def raising_pass(patch: Patch) -> None:
     """libraries stumbles over a hyperbolic tangent."""
     honest = Libraries.run
@@ -349,6 +399,48 @@ def wild_pointer(patch: Patch) -> None:
     _emitting(patch, lambda text: re.sub(r"\berf\((\w+)\)", r"erf(load((const f32*)8, n))", text))
 
 
+def later_mask(patch: Patch) -> None:
+    """Attention takes a token itself for one that it must not see."""
+    _emitting(patch, lambda text: re.sub(r"(const mask t\d+ = )le\(", r"\1lt(", text))
+
+
+def raising_emitter(patch: Patch) -> None:
+    """No C++ is made of a kernel with a hyperbolic tangent."""
+
+    def changed(text: str) -> str:
+        if re.search(r"\btanh\(", text):
+            raise AssertionError("a scalar was spilled twice")
+        return text
+
+    _emitting(patch, changed)
+
+
+def slow_tanh(patch: Patch) -> None:
+    """Before the hyperbolic tangent of a vector a hundred thousand steps are counted."""
+    slow = """using namespace rw;
+template <class T> inline T slow_tanh(T x) {
+  for (volatile int i = 0; i < 100000; i = i + 1) {}
+  return tanh(x);
+}
+"""
+    _emitting(
+        patch,
+        lambda text: re.sub(r"\btanh\(", "slow_tanh(", text).replace("using namespace rw;\n", slow),
+    )
+
+
+def short_arena(patch: Patch) -> None:
+    """The runtime places buffers in the first bytes of the arena, however large it is."""
+    from rewright.codegen.runtime import Frame
+
+    honest = Frame.place
+
+    def wrong(self: Frame, offset: int, *of: Any) -> torch.Tensor:
+        return honest(self, offset % 4096, *of)
+
+    patch.setattr(Frame, "place", wrong)
+
+
 def _emitting(patch: Patch, change: Callable[[str], str]) -> None:
     honest = rewright.codegen.cpp.emit
 
@@ -372,14 +464,40 @@ def doubled_products(patch: Patch) -> None:
 
 
 FAULTS = (
-    Planted("merged projections", merged_projections, bert_model, "pass cse", "aten.addmm.default"),
-    Planted("rounded constants", rounded_constants, gpt2_model, "pass fold", "aten.mul.Tensor"),
-    Planted("forgotten update", forgotten_update, resnet_model, "pass dce", "aten.add.Tensor"),
     Planted(
-        "square permutes", square_permutes, bert_model, "pass canonicalize", "aten.permute.default"
+        "merged projections",
+        merged_projections,
+        bert_model,
+        "pass cse",
+        "aten.addmm.default",
+        "addmm_1",
     ),
     Planted(
-        "scaled products", scaled_products, composite_model, "pass decompose", "aten.linear.default"
+        "rounded constants", rounded_constants, gpt2_model, "pass fold", "aten.mul.Tensor", "mul_1"
+    ),
+    Planted(
+        "forgotten update",
+        forgotten_update,
+        resnet_model,
+        "pass dce",
+        "aten._native_batch_norm_legit_functional.default",
+        "_native_batch_norm_legit_functional.3",
+    ),
+    Planted(
+        "square permutes",
+        square_permutes,
+        bert_model,
+        "pass canonicalize",
+        "aten.permute.default",
+        "permute",
+    ),
+    Planted(
+        "scaled products",
+        scaled_products,
+        composite_model,
+        "pass decompose",
+        "aten.linear.default",
+        "h0",
     ),
     Planted(
         "swapped operands",
@@ -387,13 +505,25 @@ FAULTS = (
         gpt2_model,
         "pass fuse",
         "aten.native_layer_norm.default",
+        "native_layer_norm",
     ),
-    Planted("shared slots", shared_slots, gpt2_model, "pass memory", ""),
+    Planted("shared slots", shared_slots, gpt2_model, "pass memory", "", "add_1"),
     Planted(
-        "attention scale", attention_scale, spelled_model, "pass lower-attention", "rw.attention"
+        "attention scale",
+        attention_scale,
+        spelled_model,
+        "pass lower-attention",
+        "rw.attention",
+        "bmm_1_6",
     ),
     Planted(
-        "wrong rule", believed_rules, bert_model, "pass rules", "gelu-is-a-gate", RIGHT + WRONG
+        "wrong rule",
+        believed_rules,
+        bert_model,
+        "pass rules",
+        "gelu-is-a-gate",
+        "gelu",
+        rules=RIGHT + WRONG,
     ),
     Planted(
         "another wrong rule",
@@ -401,20 +531,60 @@ FAULTS = (
         gpt2_model,
         "pass rules",
         "tanh-is-sigmoid",
-        RIGHT + WRONG_TOO,
+        "tanh",
+        rules=RIGHT + WRONG_TOO,
     ),
-    Planted("raising pass", raising_pass, gpt2_model, "pass libraries", "aten.tanh.default"),
+    Planted(
+        "raising pass", raising_pass, gpt2_model, "pass libraries", "aten.tanh.default", "tanh"
+    ),
+    Planted(
+        "added scales",
+        added_scales,
+        still_resnet_model,
+        "pass freeze",
+        "aten.mul.Tensor",
+        "mul_2",
+        freeze=True,
+    ),
 )
 KERNELS = (
-    Planted("wrong erf", wrong_erf, bert_model, "gelu", "aten.gelu.default"),
-    Planted("short tail", short_tail, gpt2_model, "k0", ""),
+    Planted("wrong erf", wrong_erf, bert_model, "gelu", "aten.gelu.default", "gelu"),
+    Planted("short tail", short_tail, gpt2_model, "k0", "", "native_layer_norm"),
     Planted(
-        "sums from one", sums_from_one, bert_model, "layer_norm", "aten.native_layer_norm.default"
+        "sums from one",
+        sums_from_one,
+        bert_model,
+        "layer_norm",
+        "aten.native_layer_norm.default",
+        "native_layer_norm",
     ),
-    Planted("no compiler takes it", no_compiler_takes_it, gpt2_model, "tanh", "aten.tanh.default"),
-    Planted("wild pointer", wild_pointer, bert_model, "gelu", "aten.gelu.default"),
     Planted(
-        "doubled products", doubled_products, bert_model, "the call sequence", "aten.addmm.default"
+        "no compiler takes it",
+        no_compiler_takes_it,
+        gpt2_model,
+        "tanh",
+        "aten.tanh.default",
+        "tanh",
     ),
+    Planted("wild pointer", wild_pointer, bert_model, "gelu", "aten.gelu.default", "gelu"),
+    Planted(
+        "doubled products",
+        doubled_products,
+        bert_model,
+        "the call sequence",
+        "aten.addmm.default",
+        "addmm",
+    ),
+    Planted(
+        "later mask",
+        later_mask,
+        windows_model,
+        "kernel k0_attention",
+        "",
+        "_scaled_dot_product_flash_attention_for_cpu",
+    ),
+    Planted("raising emitter", raising_emitter, gpt2_model, "tanh", "aten.tanh.default", "tanh"),
+    Planted("short arena", short_arena, gpt2_model, "the call sequence", ""),
 )
-SLOW = Planted("slow pass", slow_pass, gpt2_model, "pass libraries", "aten.tanh.default")
+SLOW_KERNEL = Planted("slow tanh", slow_tanh, gpt2_model, "tanh", "aten.tanh.default", "tanh")
+SLOW = Planted("slow pass", slow_pass, gpt2_model, "pass libraries", "aten.tanh.default", "tanh")

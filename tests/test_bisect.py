@@ -30,7 +30,7 @@ def as_users_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def found_in(planted: Planted, seconds: float = 60, **how: str) -> tuple[Finding, Case]:
     graph, inputs = planted.model()
     assert len(graph.nodes) > 100
-    options = Options.of({"rules": planted.rules})
+    options = Options.of({"rules": planted.rules, "freeze": planted.freeze})
     found = bisect(graph, options, inputs, seconds=seconds, **how)  # type: ignore[arg-type]
     assert isinstance(found, Finding), str(found)
     assert found.case is not None
@@ -46,6 +46,7 @@ def test_a_fault_is_named_and_made_small(
         found, case = found_in(planted)
         assert found.place == planted.place
         assert planted.what in (found.rewrite.rule if found.rewrite else found.what)
+        assert planted.node in ("", found.node)
         assert len(case.graph.nodes) <= MOST_NODES
         write(found, case, tmp_path)
         assert fails(tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from planted import KERNELS, SLOW, Planted
+from planted import KERNELS, SLOW, SLOW_KERNEL, Planted
 from rewright.bisect import Finding, Healthy, bisect, write
 from rewright.options import Options
 from test_bisect import MOST_NODES, as_users_have_it, fails, found_in, status
@@ -28,6 +28,7 @@ def test_a_fault_in_a_kernel_is_named_and_made_small(
         found, case = found_in(planted, SECONDS)
         assert planted.place in found.place
         assert planted.what in found.what
+        assert planted.node in ("", found.node)
         assert len(case.graph.nodes) <= MOST_NODES
         write(found, case, tmp_path)
         assert status(tmp_path / "repro.py") == 1
@@ -45,6 +46,15 @@ def test_a_pass_that_slows_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         write(found, case, tmp_path)
         assert fails(tmp_path)
     assert not fails(tmp_path)
+
+
+def test_a_kernel_that_is_slow_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes milliseconds where ATen takes microseconds, in every stage."""
+    SLOW_KERNEL.plant(monkeypatch)
+    found, case = found_in(SLOW_KERNEL, SECONDS, how="slow")
+    assert found.place.startswith("kernel k") and SLOW_KERNEL.place in found.place
+    assert (found.node, found.fault.kind) == (SLOW_KERNEL.node, "slow")
+    assert SLOW_KERNEL.what in found.what and len(case.graph.nodes) <= MOST_NODES
 
 
 def test_no_pass_slows_a_model_as_it_is() -> None:

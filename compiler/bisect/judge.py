@@ -40,12 +40,14 @@ Results = Sequence[Any]
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far results are from float64, how far they may be, and which of them is meant. `moved`:
-    how far is what rounding alone can do to this graph."""
+    """How far results are from float64, how far they may be, and which of them is meant; without
+    one it is all together, and `worst` the one that is farthest off. `moved`: how far is what
+    rounding alone can do to this graph."""
 
     error: float
     allowed: float
     which: str = ""
+    worst: str = ""
     moved: bool = False
 
     @property
@@ -109,7 +111,8 @@ class Reference:
         impossible = [verdict for verdict in broken if math.isinf(verdict.error)]
         if impossible or (broken and whole.holds):
             return max(impossible or broken, key=lambda verdict: verdict.excess)
-        return whole
+        worst = max(broken, key=lambda verdict: verdict.excess, default=whole)
+        return dataclasses.replace(whole, worst=worst.which)
 
     def _within_budget(self, found: Results) -> bool:
         """As an error budget is measured: beside ATen."""

@@ -195,7 +195,8 @@ def _named_in(fault: Fault) -> list[tuple[str, ...]]:
 
 def _made_of(graph: Graph, fault: Fault) -> list[tuple[str, ...]]:
     """What an input holds in the end that is not updated as it should be."""
-    which = "" if fault.verdict is None else fault.verdict.which.removeprefix("%")
+    verdict = fault.verdict
+    which = "" if verdict is None else (verdict.which or verdict.worst).removeprefix("%")
     return [(value.name,) for target, value in graph.updates if target.name == which]
 
 

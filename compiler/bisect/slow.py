@@ -247,8 +247,11 @@ class _Slow:
             return None
         begun = start(body, subject, self.judge, (), lambda: held.values)
         case = None if begun is None else smallest(begun, self.judge, self.seconds)
-        name = kernel_name(self.replay, region)
-        return Finding(fault, f"kernel {name}", None, region.name, "", "", case)
+        place = f"kernel {kernel_name(self.replay, region)}"
+        if case is None:
+            return Finding(fault, place, None, region.name)
+        node = case.graph.nodes[-1]
+        return Finding(fault, place, None, node.name, spelled(node), "", case)
 
 
 def _dearest(setting: Setting, before: Graph, after: Graph) -> list[tuple[str, ...]]:

@@ -142,7 +142,7 @@ def _renamed(change: Change) -> Mapping[str, str]:
         if step in change.before.history:
             continue
         for old, new in step.renamed:
-            names[old] = new[0] if len(new) == 1 else ""
+            names[old] = new[0] if len(new) == 1 else old if old in new else ""
     return names
 
 
