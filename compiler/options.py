@@ -72,8 +72,8 @@ class Options:
         default="",
         metadata={
             "doc": "the most bytes that a training step, or a call in inference, may allocate, as "
-            "6GiB or a plain number, or min for as few as can be reached; parameters, inputs and what existed before do "
-            "not count"
+            "6GiB or a plain number, or min for as few as can be reached; parameters, inputs and "
+            "what existed before do not count"
         },
     )
     memory_budget_scope: str = field(

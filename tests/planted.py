@@ -95,8 +95,8 @@ class Windows(torch.nn.Module):
         place = torch.arange(x.shape[1])
         seen = (place <= place[:, None]) & (place[:, None] - place < 32)
         for layer in self.layers:
-            parts = layer(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-            made = torch.nn.functional.scaled_dot_product_attention(*parts, attn_mask=seen)
+            q, k, v = layer(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            made = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
             x = x + made.transpose(1, 2).flatten(-2)
         return x
 
@@ -257,7 +257,7 @@ def attention_scale(patch: Patch) -> None:
 
 def added_scales(patch: Patch) -> None:
     """freeze adds to weights what it has to multiply them by."""
-    from rewright.passes.libraries.freeze import take_in as honest
+    from rewright.passes.libraries.scales import take_in as honest
 
     def wrong(graph: Graph, frozen: Any) -> Graph:
         done = honest(graph, frozen)

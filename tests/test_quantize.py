@@ -213,7 +213,8 @@ class Pair(nn.Module):
         self.layer = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, shift: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
-        return shift + self.layer(data)
+        shifted: torch.Tensor = shift + self.layer(data)
+        return shifted
 
 
 def test_files_are_cut_for_a_call_and_read_by_name(tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def obstacle(node: Node, target: Target) -> str | None:
         return f"{node.op} has an effect ({effect_of(node).value})"
     if node.op.kind is Kind.CONTRACTION:
         return f"{node.op} runs as a library call"
+    if node.op.kind is Kind.REGION:
+        return f"{node.op} is a kernel by itself"
     if node.op.kind is not Kind.POINTWISE and node.op.name not in OPERATORS:
         return f"{node.op} has no kernel of ours"
     for value in (*node.operands, *node.results):

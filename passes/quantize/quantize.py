@@ -23,6 +23,7 @@ from rewright.passes.quantize.formats import FORMAT_OF, FORMATS, Format
 from rewright.passes.quantize.heads import Heads, HeadsSite, heads_sites, is_head
 from rewright.passes.quantize.sensitivity import Probed, Sensitivity, floats_of, sensitivity
 from rewright.passes.quantize.sites import (
+    LEAST_WEIGHTS,
     EmbeddingSite,
     LinearSite,
     Site,
@@ -30,6 +31,7 @@ from rewright.passes.quantize.sites import (
     names_beside,
     shares,
     sites,
+    small_layers,
 )
 from rewright.passes.quantize.weights import Weights
 
@@ -77,6 +79,8 @@ class Quantize(Pass, name="quantize", takes="aten", gives="aten"):
             return graph
         formats, heads = self._formats(), list[HeadsSite]()
         found = sites(graph) if formats else []
+        for name in small_layers(graph) if formats else ():
+            env.log.refuse(self.name, name, f"stays float: it has under {LEAST_WEIGHTS} weights")
         if self.windows == "yes" and self.objective == "time":
             heads = heads_sites(graph)
         if not found and not heads:

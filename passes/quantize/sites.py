@@ -135,7 +135,7 @@ def sites(graph: Graph) -> list[Site]:
     lasting = frozen_values(graph)
     found: list[Site] = []
     for node in graph.nodes:
-        if node.op.name in PLACES and _is_linear(node, lasting):
+        if _is_layer(node, lasting) and _is_large(_value(factors(node)[1]).tensor):
             weight = _value(factors(node)[1])
             rows = _before_a_turn(weight, graph, lasting)
             found.append(LinearSite(node, rows, rows is not weight))
@@ -151,14 +151,25 @@ def _before_a_turn(weight: Value, graph: Graph, lasting: set[Value]) -> Value:
     return made.operands[0] if made.operands[0] in lasting else weight
 
 
-def _is_linear(node: Node, lasting: set[Value]) -> bool:
+def small_layers(graph: Graph) -> list[str]:
+    """Linear layers that have too few weights for a format to gain anything."""
+    lasting = frozen_values(graph)
+    layers = (node for node in graph.nodes if _is_layer(node, lasting))
+    weights = ((node.name, _value(factors(node)[1]).tensor) for node in layers)
+    return [name for name, weight in weights if hint(weight.numel) < LEAST_WEIGHTS]
+
+
+def _is_layer(node: Node, lasting: set[Value]) -> bool:
+    """Whether a node multiplies by parameters, or by what is computed of them."""
+    if node.op.name not in PLACES:
+        return False
     left, right, bias = factors(node)
     if node.kwargs or not isinstance(left, Value) or not isinstance(right, Value):
         return False
     if isinstance(bias, Value) and bias.tensor.rank != 1:
         return False
     same = left.tensor.dtype == right.tensor.dtype and left.tensor.is_contiguous
-    return same and left not in lasting and right in lasting and _is_large(right.tensor)
+    return same and left not in lasting and right in lasting
 
 
 def _is_embedding(node: Node, lasting: set[Value]) -> bool:
