@@ -15,16 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.load import percent, warning
+from benchmarks.load import percent
 from benchmarks.options import add_turns, parser
-from benchmarks.report import print_table, track, warn, write_json
-from benchmarks.timing import Comparison, compare
+from benchmarks.report import print_table
+from benchmarks.timing import Comparison
 
 Function: TypeAlias = Callable[..., Any]
-Prepared: TypeAlias = tuple[Function, tuple[Tensor, ...]]
-"""A function or module, and the inputs to call it with."""
-
-Cases: TypeAlias = Mapping[str, Callable[[], Prepared]]
 
 
 class WrongAnswer(Exception):
@@ -38,27 +34,9 @@ def options(name: str, description: str) -> argparse.ArgumentParser:
     return asked
 
 
-def run(name: str, cases: Cases, asked: argparse.Namespace) -> None:
-    """Check and time every case, print the table, write the file."""
-    torch.set_num_threads(asked.threads)
-    backends = list(dict.fromkeys(asked.backends))
-    results: dict[str, Comparison] = {}
-    with torch.no_grad():
-        for case in track(list(cases), str):
-            function, inputs = cases[case]()
-            contestants = compiled(function, inputs, backends)
-            check(case, contestants, function, inputs)
-            results[case] = compare(contestants, asked.rounds, asked.milliseconds / 1000)
-    show(name, results, backends)
-    warn(warning([comparison.other_load for comparison in results.values()]))
-    settings = {key: getattr(asked, key) for key in ("rounds", "milliseconds", "threads")}
-    rows = [{"case": case, **found.as_json(backends[:1])} for case, found in results.items()]
-    write_json(asked.json, name, settings, rows)
-
-
 def compiled(
     function: Function, inputs: tuple[Tensor, ...], backends: Sequence[str]
-) -> dict[str, Callable[[], Any]]:
+) -> dict[str, partial[Any]]:
     # A second shape of the same code would otherwise be compiled with dynamic sizes.
     torch.compiler.reset()
     calls = {
