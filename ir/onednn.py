@@ -36,6 +36,18 @@ def is_available() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(mkldnn, "_linear_pointwise")
 
 
+@cache
+def multiplies(dtype: torch.dtype) -> bool:
+    """True for the types whose products oneDNN computes, with instructions of this CPU's."""
+    if not is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype == torch.float32
+
+
 _UNARY: Final[Mapping[str, Callable[..., Tensor]]] = {
     "relu": torch.relu,
     "sigmoid": torch.sigmoid,

@@ -18,9 +18,11 @@ from rewright.artefact import load as artefact_in
 from rewright.calibration_samples import graph_samples
 from rewright.ir import InputError, OptionError
 from rewright.ir.interpret import interpret
+from rewright.ir.onednn import multiplies
 from rewright.ir.pt2 import load
 from rewright.options import Options
 from rewright.passes import Quantize
+from rewright.passes.quantize.formats import FORMAT_OF
 
 WIDTH = 96
 
@@ -362,6 +364,37 @@ def test_kernels_compute_what_their_bodies_say(format: str, rows: int) -> None:
     assert source is not None
     (expected,) = interpret(source, compiled.bindings.flatten((x,), {}))
     torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["bf16", "fp16"])
+def test_half_types_are_formats(format: str) -> None:
+    """Where the CPU multiplies them."""
+    dtype = FORMAT_OF[format].dtype
+    assert dtype is not None
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 50), nn.ReLU(), nn.Linear(50, 1040, bias=False)).eval()
+    x = torch.randn(24, 256)
+    passes = f"canonicalize,quantize{{formats={format},objective=bytes}},dce,libraries,fuse,memory"
+    compiled = optimized(model, 0.01, passes=passes, calibration=[(x,)], example=[(x,)])
+    with torch.no_grad():
+        error = relative(compiled(x), model(x))
+    held = [
+        v.tensor.dtype for n in compiled.graph.nodes for v in n.results if "frozen" in str(n.op)
+    ]
+    if not multiplies(dtype):
+        assert error < 1e-6 and dtype not in held
+        return
+    assert held.count(dtype) == 2
+    assert 1e-5 < error < {"bf16": 8e-3, "fp16": 1e-3}[format]
+
+
+def test_half_models_do_not_become_halves() -> None:
+    """Nothing is gained."""
+    model = copy.deepcopy(mlp()).to(torch.bfloat16)
+    given = [(x.to(torch.bfloat16),) for (x,) in samples(3)]
+    passes = "canonicalize,quantize{formats=fp16,objective=bytes},dce,fuse,memory"
+    compiled = optimized(model, 0.5, passes=passes, calibration=given, example=given[:1])
+    assert not [n for n in compiled.graph.nodes if n.op.name == "rw.frozen"]
 
 
 def test_inside_torch_compile() -> None:

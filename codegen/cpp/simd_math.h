@@ -77,19 +77,19 @@ RW_INLINE reduced exp_reduced(F x) {
     F r = fma(n, all(-0x1.62e4p-1f), x);
     return {fma(n, all(-0x1.7f7d1cp-20f), r), t};
 }
+// A product that is rounded to zero takes a hundred times as long as one of zero (masked scores).
 RW_INLINE F exp(F x) {
-    x = greatest(all(-104.0f), least(all(89.0f), x));  // in this order NaN stays
-    reduced a = exp_reduced(x);
+    F within = greatest(all(-104.0f), least(all(89.0f), x));  // in this order NaN stays
+    reduced a = exp_reduced(within);
     F p = polynomial(a.r, 1, 1, 0.49999994f, 0.166665211f, 0.0416682884f, 0.00836870354f,
                      0.00138189388f);
-    return times_power(p, a.t);
+    return times_power(x < -103.98f ? all(0.0f) : p, a.t);
 }
 RW_INLINE F exp2(F x) {
-    x = greatest(all(-151.0f), least(all(129.0f), x));
-    F t = x + ROUND;
-    F p = polynomial(x - (t - ROUND), 1, 0.693147182f, 0.240226477f, 0.0555035956f, 0.0096185049f,
-                     0.00133910251f, 0.000153271962f);
-    return times_power(p, t);
+    F within = greatest(all(-151.0f), least(all(129.0f), x)), t = within + ROUND;
+    F p = polynomial(within - (t - ROUND), 1, 0.693147182f, 0.240226477f, 0.0555035956f,
+                     0.0096185049f, 0.00133910251f, 0.000153271962f);
+    return times_power(x < -150.0f ? all(0.0f) : p, t);
 }
 RW_INLINE F expm1(F x) {
     reduced a = exp_reduced(greatest(all(-18.0f), least(all(89.0f), x)));

@@ -50,7 +50,7 @@ class Libraries(Pass, name="libraries", takes="aten", gives="aten"):
           return %y
         }
 
-    Refuses: other types than f32, other devices than the CPU; where nothing can be measured, as for
+    Refuses: types that the CPU has no products of, other devices; where nothing can be measured, as for
     another machine or in a process that has others it must decide like.
     """
 

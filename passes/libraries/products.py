@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import torch
@@ -13,7 +14,7 @@ from rewright.costmodel import Tools
 from rewright.ir import Arg, Graph, Node, Op, TensorType, Value, fresh_names, hint, op
 from rewright.ir.alone import alone
 from rewright.ir.infer_args import tensor_at
-from rewright.ir.onednn import LINEAR, PLAIN, is_available
+from rewright.ir.onednn import LINEAR, PLAIN, is_available, multiplies
 from rewright.passes.emitter import Emitter
 
 # Where a product's bias and its factors stand among the arguments.
@@ -38,6 +39,7 @@ class Product:
     left_transposed: bool
     right_transposed: bool
     bias: bool
+    dtype: torch.dtype = torch.float32
 
     @property
     def work(self) -> int:
@@ -58,7 +60,8 @@ def product_of(node: Node) -> Product | None:
     if node.op.name not in PLACES or node.kwargs:
         return None
     types = [v.tensor for v in (*node.operands, *node.results)]
-    if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in types):
+    dtype = types[0].dtype
+    if any(t.dtype != dtype or t.device.type != "cpu" for t in types) or not multiplies(dtype):
         return None
     bias_at, left_at, right_at = PLACES[node.op.name]
     left, right = tensor_at(node, left_at), tensor_at(node, right_at)
@@ -67,7 +70,8 @@ def product_of(node: Node) -> Product | None:
     if not (_is_plain(left) and _is_plain(right)):
         return None
     m, k, n = hint(left.shape[0]), hint(left.shape[1]), hint(right.shape[1])
-    return Product(m, k, n, not left.is_contiguous, not right.is_contiguous, bias_at is not None)
+    turned = not left.is_contiguous, not right.is_contiguous
+    return Product(m, k, n, *turned, bias_at is not None, dtype)
 
 
 def factors(node: Node) -> tuple[Arg, Arg, Arg]:
@@ -107,14 +111,15 @@ def race(product: Product, tools: Tools) -> list[float] | None:
 def contestants(product: Product) -> tuple[Graph, Graph]:
     """Torch's own call and oneDNN's, each alone."""
     m, k, n = product.m, product.k, product.n
-    left, right = TensorType(torch.float32, (m, k)), TensorType(torch.float32, (k, n))
+    typed = partial(TensorType, product.dtype)
+    left, right = typed((m, k)), typed((k, n))
     if product.left_transposed:
-        left = TensorType(torch.float32, (m, k), (1, m))
+        left = typed((m, k), (1, m))
     if product.right_transposed:
-        right = TensorType(torch.float32, (k, n), (1, k))
+        right = typed((k, n), (1, k))
     a, b, w = Value("a", left), Value("b", right), Value("w", transposed(right))
-    bias = Value("bias", TensorType(torch.float32, (n,))) if product.bias else None
-    result = Value("y", TensorType(torch.float32, (m, n)))
+    bias = Value("bias", typed((n,))) if product.bias else None
+    result = Value("y", typed((m, n)))
     usual = Node(*torchs_call(a, b, bias), (), (result,))
     emit = Emitter(fresh_names(()), usual)
     emit(LINEAR, a, w, bias, *PLAIN)

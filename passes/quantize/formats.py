@@ -1,7 +1,8 @@
 """Formats of weights, and what a linear layer in one computes, as ATen nodes.
 
 Weights are quantized symmetrically, a row of outputs at a time: the largest magnitude becomes 127.
-Activations are either left as they are or quantized alike, a row at a time, as they come.
+Activations are either left as they are or quantized alike, a row at a time, as they come. In a half
+type the product is ATen's, of both rounded to it.
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ _LARGEST: Final = 127.0
 @dataclass(frozen=True)
 class Format:
     """How a linear layer is computed. `bits` are those of a weight, without its scale, of which
-    there is one for each output, or for each `group` of its weights."""
+    there is one for each output, or for each `group` of its weights, or none for a half `dtype`."""
 
     name: str
     bits: int
     quantizes_activations: bool
     group: int = 0
+    dtype: torch.dtype | None = None
 
     def nbytes(self, rows: int, columns: int) -> int:
         """What a weight [rows, columns] takes, scales and all."""
+        if self.dtype is not None:
+            return rows * columns * self.bits // 8
         padded = _blocks(rows, ROWS) * ROWS
         if self.group:
             return padded * columns * self.bits // 8 + 4 * padded * columns // self.group
@@ -44,13 +48,17 @@ FORMATS: Final = (
     Format("int8-weight", 8, quantizes_activations=False),
     Format("int4-g64", 4, quantizes_activations=True, group=64),
     Format("int4-g128", 4, quantizes_activations=True, group=128),
+    Format("bf16", 16, quantizes_activations=True, dtype=torch.bfloat16),
+    Format("fp16", 16, quantizes_activations=True, dtype=torch.float16),
 )
 FORMAT_OF: Final = {format.name: format for format in FORMATS}
 
 
 def quantized_weight(format: Format, weight: Value, emit: Emitter) -> tuple[Value, ...]:
-    """Of a weight [N, K], what kernels read: it, packed; scales; and for int8 the sums of each
-    row's integers i32[N]."""
+    """Of a weight [N, K], what is read: it in a half type; or it, packed; scales; and for int8 the
+    sums of each row's integers i32[N]."""
+    if format.dtype is not None:
+        return (_as(weight, format.dtype, emit),)
     return _nibbles(format, weight, emit) if format.group else _bytes(weight, emit)
 
 
@@ -107,18 +115,33 @@ def quantized_linear(
     bias: Value | None,
     emit: Emitter,
 ) -> Value:
-    """The node that computes x [M, K] times a quantized weight [N, K] of N `rows`, and a bias [N]
-    added."""
+    """The nodes that compute x [M, K] times a quantized weight [N, K] of N `rows`, and a bias
+    f32[N] added."""
+    if format.dtype is not None:
+        return _in_halves(x, weight[0], bias, emit)
     operands = (x, *weight, *(() if bias is None else (bias,)))
     body = _body(format, operands, rows, emit.inside())
     (result,) = emit.region(LINEAR, operands, body, format=format.name)
     return result
 
 
+def _in_halves(x: Value, weight: Value, bias: Value | None, emit: Emitter) -> Value:
+    left = _as(x, weight.tensor.dtype, emit)
+    made = emit("aten.mm.default", left, emit("aten.permute.default", weight, (1, 0)))
+    made = in_single(made, emit)
+    if bias is not None:
+        made = emit("aten.add.Tensor", made, bias)
+    return _as(made, x.tensor.dtype, emit)
+
+
 def quantized_rows(
-    weight: tuple[Value, ...], numbers: Value, like: TensorType, emit: Emitter
+    format: Format, weight: tuple[Value, ...], numbers: Value, like: TensorType, emit: Emitter
 ) -> Value:
-    """Rows of an int8 weight by their numbers, [..., K], as `like` has them."""
+    """Rows of an int8 or half weight by their numbers, [..., K], as `like` has them."""
+    if format.dtype is not None:
+        taken = TensorType(format.dtype, (*numbers.tensor.shape, like.shape[-1]))
+        found = _made("aten.embedding.default", taken, emit, weight[0], numbers)
+        return _as(found, like.dtype, emit)
     packed, scales = weight[:2]
     block = emit("aten.div.Scalar_mode", numbers, ROWS, rounding_mode="floor")
     place = emit("aten.sub.Tensor", numbers, emit("aten.mul.Scalar", block, ROWS))

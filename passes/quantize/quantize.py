@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from rewright.passes.base import Env, Pass
 from rewright.passes.budget import FLOAT, Bid, ErrorBudget, Plan, Settled, settle
 from rewright.passes.emitter import Emitter
 from rewright.passes.libraries.freeze import split_frozen
-from rewright.passes.libraries.products import contestants, product_of
-from rewright.passes.quantize.formats import FORMAT_OF, FORMATS, Format
+from rewright.passes.libraries.products import PLACES, contestants, product_of
+from rewright.passes.quantize.formats import FORMAT_OF, FORMATS, LINEAR, Format
 from rewright.passes.quantize.heads import Heads, HeadsSite, heads_sites, is_head
 from rewright.passes.quantize.sensitivity import Probed, Sensitivity, floats_of, sensitivity
 from rewright.passes.quantize.sites import (
@@ -205,18 +206,28 @@ class _Search:
         return self._seconds[key]
 
     def _timed(self, site: Site) -> Mapping[str, float]:
-        formats, floats = self._formats_of(site), _floats(site.node)
-        calls = []
+        graphs, beside = [_contestants(site.node)], [0.0]
+        formats = self._formats_of(site)
         for format in formats:
             emit = Emitter(names_beside(self._graph), site.node)
-            calls.append(site.on(site.packed(format, emit), format, emit)[-1])
-        graphs = [*floats, *(alone(at_hints(call)) for call in calls)]
+            nodes = site.on(site.packed(format, emit), format, emit)
+            product = next(n for n in reversed(nodes) if n.op.name in (LINEAR, *PLACES))
+            graphs.append(_contestants(product))
+            beside.append(self._seconds_after(nodes[nodes.index(product) + 1 :]))
+        flat = [graph for each in graphs for graph in each]
         tools = self._env.tools
-        found = None if tools is None else tools.race(graphs)
+        found = None if tools is None else tools.race(flat)
         if found is None:
-            found = [e.seconds for e in self._env.cost.estimate([g.nodes[0] for g in graphs])]
-        plain, rest = min(found[: len(floats)]), found[len(floats) :]
-        return {FLOAT: plain, **{f.name: x for f, x in zip(formats, rest, strict=True)}}
+            found = [e.seconds for e in self._env.cost.estimate([g.nodes[0] for g in flat])]
+        rest = iter(found)
+        least = [min(itertools.islice(rest, len(each))) for each in graphs]
+        names = (FLOAT, *(format.name for format in formats))
+        return {n: a + b for n, a, b in zip(names, least, beside, strict=True)}
+
+    def _seconds_after(self, nodes: Sequence[Node]) -> float:
+        """Of what is done to a product: conversions, a bias."""
+        calls = [alone(at_hints(node)).nodes[0] for node in nodes]
+        return sum(e.seconds for e in self._env.cost.estimate(calls)) if calls else 0.0
 
     # --- measuring ------------------------------------------------------------------------------
 
@@ -228,8 +239,8 @@ class _Search:
         return max(errors)
 
 
-def _floats(node: Node) -> list[Graph]:
-    """The calls that a layer in float may become: torch's, and oneDNN's."""
+def _contestants(node: Node) -> list[Graph]:
+    """The calls that a layer may become: torch's, and oneDNN's."""
     product = product_of(node)
     if product is None or product.cut() != product or not is_available():
         return [alone(at_hints(node))]

@@ -10,6 +10,7 @@ from typing import Final
 import torch
 
 from rewright.ir import Graph, Node, TensorType, Value, fresh_names, hint
+from rewright.ir.onednn import multiplies
 from rewright.passes.budget import FLOAT, Plan
 from rewright.passes.emitter import Emitter
 from rewright.passes.libraries.freeze import frozen_values
@@ -83,9 +84,9 @@ class Site(abc.ABC):
         rows = self.rows if self.is_turned else emit(_TURN, self.rows, (1, 0))
         return quantized_weight(format, rows, emit)
 
-    def key(self, format: Format) -> tuple[str, bool, int]:
+    def key(self, format: Format) -> tuple[object, ...]:
         """What a packed weight depends on: sites may share one."""
-        return self.rows.name, self.is_turned, format.group
+        return self.rows.name, self.is_turned, format.group, format.dtype
 
 
 class LinearSite(Site):
@@ -105,6 +106,8 @@ class LinearSite(Site):
         return bias if isinstance(bias, Value) else None
 
     def admits(self, format: Format) -> bool:
+        if format.dtype is not None:
+            return self.rows.tensor.dtype == torch.float32 and multiplies(format.dtype)
         return not format.group or self.shape[1] % format.group == 0
 
     def made(self, read: Value, weight: tuple[Value, ...], format: Format, emit: Emitter) -> Value:
@@ -124,10 +127,12 @@ class EmbeddingSite(Site):
         return _value(self.node.args[0])
 
     def admits(self, format: Format) -> bool:
+        if format.dtype is not None:
+            return self.rows.tensor.dtype == torch.float32
         return not format.group and not format.quantizes_activations
 
     def made(self, read: Value, weight: tuple[Value, ...], format: Format, emit: Emitter) -> Value:
-        return quantized_rows(weight, read, self.node.result.tensor, emit)
+        return quantized_rows(format, weight, read, self.node.result.tensor, emit)
 
 
 def sites(graph: Graph) -> list[Site]:
