@@ -6,13 +6,11 @@ order is the graph's, node for node.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import torch
-
+from rewright.codegen.callees import callee, fills_large, function_names, operator_names
 from rewright.codegen.input_sizes import input_sizes
 from rewright.codegen.python_text import python_arg, python_names, python_tuple
 from rewright.codegen.runtime import Frame
@@ -34,10 +32,8 @@ from rewright.ir import (
     Size,
     TensorType,
     Value,
-    fresh_names,
     leaves,
     op_of_target,
-    out_variant,
     shares_input_storage,
     storage_roots,
     symbols_of,
@@ -83,8 +79,8 @@ class _Writer:
     def __init__(self, graph: Graph, kernels: Mapping[str, str], traced: bool) -> None:
         self.graph, self.kernels, self.traced = graph, kernels, traced
         self.sizes = input_sizes(graph)
-        self.operators = _operator_names(graph)
-        self.functions = _function_names(graph)
+        self.operators = operator_names(graph)
+        self.functions = function_names(graph)
         self.names = self._names()
         self.roots = storage_roots(graph)
         self.windows = windows_of(self.roots)
@@ -224,9 +220,15 @@ class _Writer:
         if isinstance(out, tuple) and isinstance(out[0], Value):
             self.in_frame.add(node.result)
             arguments = f"{self.args(node)}, out={self.arg(out[0])}"
-            self.run.append(f"{self.operators[_callee(node)]}({arguments.removeprefix(', ')})")
+            self.run.append(f"{self.operators[callee(node)]}({arguments.removeprefix(', ')})")
             return
         self.local.update(node.results)
+        if fills_large(node):
+            name = self.name(node.result)
+            self.run.append(f"{name} = {_new(node.result.tensor)}")
+            arguments = f"{self.args(node)}, out={name}"
+            self.run.append(f"{self.operators[callee(node)]}({arguments.removeprefix(', ')})")
+            return
         self.run += self.assignment(node)
         self._bind_sizes(node)
         if not shares_input_storage(node):
@@ -407,50 +409,6 @@ class _Writer:
 
 class _Text(str):
     """An expression, among arguments that are still objects."""
-
-
-def _operator_names(graph: Graph) -> dict[str, str]:
-    """What each operator that is called is called in the source."""
-    fresh = fresh_names(())
-    called = sorted(set(_called(graph)))
-    stems = (re.sub(r"\W", "_", name.removesuffix(".default")) for name in called)
-    return {name: fresh(stem) for name, stem in zip(called, stems, strict=True)}
-
-
-def _function_names(graph: Graph) -> dict[tuple[int, str], str]:
-    """Functions that run nested graphs which are no kernels, by node and graph."""
-    fresh = fresh_names(())
-    return {
-        (id(node), name): fresh(re.sub(r"\W", "_", f"run_{name}"))
-        for node in graph.nodes
-        if node.op.namespace == "hop" or node.op.name == "rw.frozen"
-        for name, _ in node.graphs
-    }
-
-
-def _callee(node: Node) -> str:
-    """The operator that runs a node: its own, or the one that writes into a buffer."""
-    overload = out_variant(node.op) if node.kwarg("out") is not None else None
-    return node.op.name if overload is None else op_of_target(overload).name
-
-
-def _called(graph: Graph) -> Iterator[str]:
-    """Every operator that the source names."""
-    for node in graph.nodes:
-        if node.op.namespace == "rw":
-            continue
-        yield _callee(node)
-        if node.op.namespace == "hop":
-            args, kwargs = decode(node, lambda _: None, {name: None for name, _ in node.graphs})
-            yield from (op_of_target(a).name for a in _operators_in((args, *kwargs.values())))
-
-
-def _operators_in(arg: object) -> Iterator[object]:
-    if isinstance(arg, (tuple, dict)):
-        for item in arg.values() if isinstance(arg, dict) else arg:
-            yield from _operators_in(item)
-    elif isinstance(arg, torch._ops.OperatorBase):
-        yield arg
 
 
 def _leaves(node: Node) -> Iterator[object]:

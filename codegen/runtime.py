@@ -132,7 +132,7 @@ def keep_freed_memory() -> None:
 
 
 def on_huge_pages(storage: torch.UntypedStorage) -> None:
-    """Ask Linux for large pages where memory of the CPU's is so large that malloc maps it anew: each
+    """Ask Linux for large pages where memory of the CPU is so large that malloc maps it anew: each
     page is cleared when it is first touched, and 512 small ones take three times as long as one of
     2 MiB.
 
