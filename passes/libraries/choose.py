@@ -50,8 +50,8 @@ class Libraries(Pass, name="libraries", takes="aten", gives="aten"):
           return %y
         }
 
-    Refuses: types that the CPU has no products of, other devices; where nothing can be measured, as for
-    another machine or in a process that has others it must decide like.
+    Refuses: types that the CPU has no products of, other devices; where nothing can be measured, as
+    for another machine or in a process that has others it must decide like.
     """
 
     def run(self, graph: Graph, env: Env) -> Graph:

@@ -85,12 +85,13 @@ class Freeze(Pass, name="freeze", takes="aten", gives="aten"):
 
 
 def frozen_values(graph: Graph) -> set[Value]:
-    """Parameters that stay, and what is computed of them alone."""
+    """Parameters that stay, and what is computed of them, and constants, alone."""
     updated = {target for target, _ in graph.updates}
     found = {i.value for i in graph.inputs if i.role in _LASTING and i.value not in updated}
+    constants = {v for n in graph.nodes if n.op.name == "rw.constant" for v in n.results}
     for node in graph.nodes:
-        operands = node.operands
-        if operands and all(v in found for v in operands) and _may_freeze(node):
+        rest = [v for v in node.operands if v not in constants]
+        if rest and all(v in found for v in rest) and _may_freeze(node):
             found |= set(node.results)
     return found
 
@@ -197,7 +198,10 @@ def split_frozen(graph: Graph) -> Graph:
     if not hoisted:
         return graph
     results = tuple(v for n in hoisted for v in n.results)
-    needed = _needed(results, inside)
+    there = {n.name for n in inside}
+    needed = _needed(
+        results, [n for n in graph.nodes if n.name in there or n.op.name == "rw.constant"]
+    )
     made = {v for n in needed for v in n.results}
     read = {v for n in needed for v in n.operands} - made
     operands = tuple(i.value for i in graph.inputs if i.value in read)

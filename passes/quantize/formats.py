@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
 from rewright.ir import Arg, Graph, Input, Size, TensorType, Value, op
 from rewright.passes.emitter import Emitter
@@ -20,6 +22,7 @@ LINEAR: Final = "rw.quantized_linear"
 ROWS: Final = 16
 COLUMNS: Final = 4
 _LARGEST: Final = 127.0
+FOUR_BITS: Final = 7.0
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,15 @@ FORMATS: Final = (
 FORMAT_OF: Final = {format.name: format for format in FORMATS}
 
 
-def quantized_weight(format: Format, weight: Value, emit: Emitter) -> tuple[Value, ...]:
+def quantized_weight(
+    format: Format, weight: Value, emit: Emitter, moved: Tensor | None = None
+) -> tuple[Value, ...]:
     """Of a weight [N, K], what is read: it in a half type; or it, packed; scales; and for int8 the
-    sums of each row's integers i32[N]."""
+    sums of each row's integers i32[N]. `moved` i8[N, K] are steps beyond the nearest integers, for
+    formats with groups."""
     if format.dtype is not None:
         return (_as(weight, format.dtype, emit),)
-    return _nibbles(format, weight, emit) if format.group else _bytes(weight, emit)
+    return _nibbles(format, weight, emit, moved) if format.group else _bytes(weight, emit)
 
 
 def _bytes(weight: Value, emit: Emitter) -> tuple[Value, Value, Value]:
@@ -83,7 +89,9 @@ def _bytes(weight: Value, emit: Emitter) -> tuple[Value, Value, Value]:
     return packed, scales, sums
 
 
-def _nibbles(format: Format, weight: Value, emit: Emitter) -> tuple[Value, Value]:
+def _nibbles(
+    format: Format, weight: Value, emit: Emitter, moved: Tensor | None
+) -> tuple[Value, Value]:
     """u8 [N / 16, K / 8, 16, 4], each w + 8 for k and, above, for k + 4; scales f32[N / 16,
     K / group, 16]."""
     rows, columns = weight.tensor.shape
@@ -94,7 +102,12 @@ def _nibbles(format: Format, weight: Value, emit: Emitter) -> tuple[Value, Value
         padding = (0, 0, 0, high * ROWS - rows)
         exact = _made("aten.constant_pad_nd.default", whole, emit, exact, padding, 0.0)
     parts = emit("aten.view.default", exact, (high * ROWS * groups, format.group))
-    quantized, scales = _quantized(parts, emit, largest=7.0)
+    quantized, scales = _quantized(parts, emit, largest=FOUR_BITS)
+    if moved is not None:
+        steps = pad(moved, (0, 0, 0, high * ROWS - len(moved))).reshape(-1, format.group)
+        beyond = in_single(emit.constant(steps), emit)
+        quantized = emit("aten.add.Tensor", quantized, beyond)
+        quantized = emit("aten.clamp.default", quantized, -FOUR_BITS, FOUR_BITS)
     scales = emit("aten.view.default", scales, (high, ROWS, groups))
     scales = emit("aten.permute.default", scales, (0, 2, 1))
     scales = emit("aten.clone.default", scales, memory_format=torch.contiguous_format)

@@ -132,7 +132,7 @@ class _Search:
         self._formats, self._budget, self._objective = formats, budget, objective
         self._seen, self._held = parted(env.samples)
         self._shares = shares(self._sites)
-        self._weights = Weights(graph, self._sites, env.samples[0])
+        self._weights = Weights(graph, self._sites, self._seen)
         self._exact: list[list[Tensor]] = []
         self._seconds: dict[tuple[object, ...], Mapping[str, float]] = {}
 
@@ -145,9 +145,10 @@ class _Search:
         made: dict[object, tuple[Value, ...]] = {}
 
         def packed(site: Site, format: Format, emit: Emitter) -> tuple[Value, ...]:
-            if site.key(format) not in made:
-                made[site.key(format)] = site.packed(format, emit)
-            return made[site.key(format)]
+            key = site.key(format)
+            if key not in made:
+                made[key] = site.packed(format, emit, self._weights.moved(site, format))
+            return made[key]
 
         fresh = names_beside(self._graph)
         nodes = in_formats(self._graph, self._sites, plan, fresh, packed)

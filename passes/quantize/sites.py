@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from rewright.ir import Graph, Node, TensorType, Value, fresh_names, hint
 from rewright.ir.onednn import multiplies
@@ -79,10 +80,12 @@ class Site(abc.ABC):
         sizes = [hint(s) for s in self.rows.tensor.shape]
         return (sizes[0], sizes[1]) if self.is_turned else (sizes[1], sizes[0])
 
-    def packed(self, format: Format, emit: Emitter) -> tuple[Value, ...]:
-        """The weight in a format."""
+    def packed(
+        self, format: Format, emit: Emitter, moved: Tensor | None = None
+    ) -> tuple[Value, ...]:
+        """The weight in a format, some of its integers `moved` steps from the nearest."""
         rows = self.rows if self.is_turned else emit(_TURN, self.rows, (1, 0))
-        return quantized_weight(format, rows, emit)
+        return quantized_weight(format, rows, emit, moved)
 
     def key(self, format: Format) -> tuple[object, ...]:
         """What a packed weight depends on: sites may share one."""

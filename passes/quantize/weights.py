@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -12,19 +12,32 @@ from rewright.ir import Arg, Graph, Input, Node, TensorType, Value
 from rewright.ir.interpret import Reference, interpret
 from rewright.passes.budget import Plan
 from rewright.passes.emitter import Emitter
-from rewright.passes.quantize.formats import Format
+from rewright.passes.quantize.formats import FORMAT_OF, FOUR_BITS, Format
+from rewright.passes.quantize.rounding import Curvature, moved_steps
 from rewright.passes.quantize.sites import Site, in_formats, names_beside
+
+# Samples that weights of few bits are rounded for, together.
+MOST_ROUNDED_FOR: Final = 4
 
 
 class Weights:
-    """Of one graph's sites, whose parameters are those of `sample`."""
+    """Of one graph's sites; `seen` are samples of its inputs, with parameters."""
 
-    def __init__(self, graph: Graph, found: Mapping[str, Site], sample: Sequence[Any]) -> None:
+    def __init__(
+        self, graph: Graph, found: Mapping[str, Site], seen: Sequence[Sequence[Any]]
+    ) -> None:
         self._graph, self._sites = graph, found
-        inputs = dict(zip((i.value for i in graph.inputs), sample, strict=True))
-        self._values = _computed(graph, found, inputs)
+        self._seen = seen[:MOST_ROUNDED_FOR]
+        operands = {v for site in found.values() for v in site.node.operands if v is not site.read}
+        rows = {site.rows for site in found.values()}
+        self._values = _inputs(graph, seen[0]) | _computed(graph, operands | rows, seen[0])
         self._fresh = names_beside(graph)
         self._made: dict[object, tuple[tuple[Value, ...], list[Tensor]]] = {}
+        self._moved: dict[object, Tensor] = {}
+
+    def moved(self, site: Site, format: Format) -> Tensor | None:
+        """The steps beyond the nearest that a weight is rounded by, once `measured` with it."""
+        return self._moved.get(site.key(format))
 
     def change(self, site: Site, format: Format, read: Tensor) -> Tensor:
         """What a format changes in a site's result, on some rows of what it read."""
@@ -42,7 +55,8 @@ class Weights:
         self, plan: Plan, samples: Sequence[Sequence[Any]], instead: Mapping[str, Reference]
     ) -> list[list[Any]]:
         """What the graph gives for samples with the formats of a plan, and with some nodes computed
-        otherwise."""
+        otherwise. Weights of few bits are rounded for the samples seen."""
+        self._round(plan)
         given: dict[Value, Tensor] = {}
 
         def known(site: Site, format: Format, emit: Emitter) -> tuple[Value, ...]:
@@ -55,11 +69,36 @@ class Weights:
         graph = dataclasses.replace(self._graph, inputs=inputs, nodes=tuple(nodes), updates=())
         return [interpret(graph, [*s, *given.values()], instead=instead) for s in samples]
 
+    def _round(self, plan: Plan) -> None:
+        """Find the steps of those weights that do not have any yet."""
+        chosen = [
+            (self._sites[n], FORMAT_OF.get(bid.choice))
+            for n, bid in plan.items()
+            if n in self._sites
+        ]
+        todo = {
+            site.key(format): (site, format)
+            for site, format in chosen
+            if format is not None and format.group and site.key(format) not in self._moved
+        }
+        if not todo:
+            return
+        seen = {site.read: Curvature.of(site.shape[1]) for site, _ in todo.values()}
+        for sample in self._seen:
+            for value, read in _computed(self._graph, seen.keys(), sample).items():
+                seen[value].add(read)
+        for key, (site, format) in todo.items():
+            rows = self._values[site.rows].detach().float()
+            weight = rows if site.is_turned else rows.T
+            of = seen[site.read]
+            self._moved[key] = moved_steps(weight.contiguous(), of, format.group, FOUR_BITS)
+
     def _packed(self, site: Site, format: Format) -> tuple[tuple[Value, ...], list[Tensor]]:
-        key = site.key(format)
+        moved = self.moved(site, format)
+        key = site.key(format), moved is not None
         if key not in self._made:
             emit = Emitter(self._fresh, site.node)
-            values = site.packed(format, emit)
+            values = site.packed(format, emit, moved)
             graph = Graph("weight", (Input(site.rows),), tuple(emit.nodes), values)
             self._made[key] = values, interpret(graph, [self._values[site.rows]])
         return self._made[key]
@@ -83,20 +122,20 @@ def _reading(node: Node, old: Value, new: Value) -> tuple[tuple[Arg, ...], dict[
     return changed.args, dict(changed.kwargs)
 
 
-def _computed(
-    graph: Graph, found: Mapping[str, Site], inputs: Mapping[Value, Any]
-) -> Mapping[Value, Any]:
-    """Inputs, and weights and biases that are computed of parameters."""
-    operands = {v for site in found.values() for v in site.node.operands if v is not site.read}
-    rows = {site.rows for site in found.values()}
-    wanted = tuple((operands | rows) - set(inputs))
-    needed, todo = set[str](), list(wanted)
+def _inputs(graph: Graph, sample: Sequence[Any]) -> dict[Value, Any]:
+    return dict(zip((i.value for i in graph.inputs), sample, strict=True))
+
+
+def _computed(graph: Graph, wanted: Set[Value], sample: Sequence[Any]) -> dict[Value, Any]:
+    """What values are on a sample."""
+    made = tuple(wanted - {i.value for i in graph.inputs})
+    needed, todo = set[str](), list(made)
     while todo:
         node = graph.producers.get(todo.pop())
         if node is not None and node.name not in needed:
             needed.add(node.name)
             todo += node.operands
     nodes = tuple(n for n in graph.nodes if n.name in needed)
-    part = dataclasses.replace(graph, nodes=nodes, outputs=wanted, updates=())
-    results = interpret(part, [inputs[i.value] for i in graph.inputs])
-    return {**inputs, **dict(zip(wanted, results, strict=True))}
+    part = dataclasses.replace(graph, nodes=nodes, outputs=made, updates=())
+    found = dict(zip(made, interpret(part, list(sample)), strict=True))
+    return found | {v: x for v, x in _inputs(graph, sample).items() if v in wanted}
