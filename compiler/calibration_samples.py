@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rewright.ir import Graph, InputError, OptionError, TensorType, Value
+from rewright.ir import Graph, InputError, OptionError, TensorType
 from rewright.ir.bind import bind
 from rewright.options import Options
 
@@ -28,7 +28,7 @@ def graph_samples(
     """Inputs of the graph, parameters and all, of each sample. Raises OptionError, InputError."""
     state = {} if bindings is None else bindings.state
     taken = [i.value for i in graph.inputs if i.value.name not in state]
-    found = calibration_samples(options, [v.name for v in taken], _batch(taken))
+    found = calibration_samples(options, [v.name for v in taken], _rows(v.type for v in taken))
     return fitting_samples(
         graph,
         [
@@ -38,11 +38,11 @@ def graph_samples(
     )
 
 
-def _batch(taken: Sequence[Value]) -> int:
+def _rows(taken: Iterable[Any]) -> int:
     """How many samples a call takes: the first size of its first tensor, where that is fixed."""
-    shapes = (v.type.shape for v in taken if isinstance(v.type, TensorType))
+    shapes = (x.shape for x in taken if isinstance(x, (Tensor, TensorType)))
     first = next((shape[0] for shape in shapes if shape), 1)
-    return max(first, 1) if isinstance(first, int) else 1
+    return max(first, 1) if type(first) is int else 1
 
 
 def fitting_samples(graph: Graph, samples: Sequence[Sequence[Any]]) -> tuple[list[Any], ...]:
@@ -68,8 +68,10 @@ def samples_inside(
         return []
     names = argument_names(gm)
     own = [name for name in names if name is not None]
+    taken = [x for name, x in zip(names, example_inputs, strict=True) if name is not None]
     found = []
-    for place, (args, kwargs) in enumerate(calibration_samples(options)):
+    given_samples = calibration_samples(options, batch=_rows(taken))
+    for place, (args, kwargs) in enumerate(given_samples):
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         if len(own) == len(given) == 1:
             given = dict.fromkeys(own, next(iter(given.values())))

@@ -475,6 +475,14 @@ def test_the_command_is_installed() -> None:
     assert done.stderr == "error: there is no file none.rw\n"
 
 
+def test_help_begins_with_what_is_the_commands_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["why", "--help"])
+    told = capsys.readouterr().out.partition("\noptions:\n")[2]
+    assert told.index("--pass PASS") < told.index("\noptions of a compile:\n")
+    assert told.index("\noptions of a compile:\n") < told.index("--fallback aten|error")
+
+
 def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
     from rewright.options import option_docs
 

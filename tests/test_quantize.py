@@ -234,6 +234,20 @@ def test_files_are_cut_for_a_call_and_read_by_name(tmp_path: Path) -> None:
     assert bool((found[0][-2] == 1).all())
 
 
+def test_files_are_read_by_name_inside_torch_compile(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "pairs.safetensors"
+    save_file({"data": torch.randn(24, WIDTH), "shift": torch.ones(24, WIDTH)}, path)
+    options = {"error_budget": 0.05, "objective": "bytes", "calibration": str(path)}
+    model = Pair().eval()
+    compiled = torch.compile(model, backend="rewright", options=options, dynamic=False)
+    with torch.no_grad():
+        compiled(torch.zeros(4, WIDTH), torch.randn(4, WIDTH))
+    nodes = rewright.programs()[-1].graph.nodes
+    assert any(n.op.name == "rw.quantized_linear" for n in nodes)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -71,6 +71,7 @@ class Window(Pass, name="window", takes="aten", gives="aten"):
             )
         fresh = fresh_names(v.name for v in graph.values)
         made: dict[str, Node] = {}
+        said = len(env.log)
         for node in graph.nodes:
             call = call_of(node, graph)
             if isinstance(call, str):
@@ -87,7 +88,8 @@ class Window(Pass, name="window", takes="aten", gives="aten"):
                 self.name, call.result.name, f"{kept:.0%} of its scores are left, as asked for"
             )
         if not made:
-            env.log.refuse(self.name, graph.name, "there is no attention to narrow")
+            if len(env.log) == said:
+                env.log.refuse(self.name, graph.name, "there is no attention to narrow")
             return graph
         nodes = [made.get(node.name, node) for node in graph.nodes]
         return self.gave(graph.with_nodes(nodes), {name: (name,) for name in made})
