@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -172,6 +173,7 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
         step_of(deep(), torch.randn(256, 64), memory_budget="100KiB")()
     text = str(refused.value)
     assert "(bound " in text and "alive at %" in text and "give it" in text
+    assert re.search(r": %\S+ \(test_step_budget\.py:\d+\)$", text, re.MULTILINE)
 
 
 def test_two_forwards_may_come_before_their_backwards() -> None:

@@ -86,7 +86,7 @@ def refusal(scheduled: Scheduled, found: Fitted, budget: int) -> BudgetError:
         f"{show_bytes(found.peak)} (bound {show_bytes(found.bound)})\n"
         f"{_live(scheduled, found.schedule.order)}",
         who="memory_budget",
-        help=f"give it {found.peak} bytes, or a smaller batch",
+        help=f"give it {found.peak} bytes ({show_bytes(found.peak)}), or a smaller batch",
     )
 
 
@@ -104,9 +104,11 @@ def _live(scheduled: Scheduled, order: Order) -> str:
     largest = sorted(alive[most], key=lambda v: (-problem.sizes[v], v))
     lines = [f"alive at %{step.name}, {show_bytes(sizes[most])}:"]
     for number in largest[:NAMED]:
-        made = problem.steps[problem.maker[number]].name
-        lines.append(f"  {show_bytes(problem.sizes[number])}  {names.get(number, '')} of %{made}")
+        node = scheduled.nodes[problem.maker[number]]
+        name = names.get(number) or f"%{problem.steps[problem.maker[number]].name}"
+        place = f" ({node.loc})" if node is not None and node.loc is not None else ""
+        lines.append(f"  {show_bytes(problem.sizes[number])}: {name}{place}")
     if len(largest) > NAMED:
         rest = sum(problem.sizes[v] for v in largest[NAMED:])
-        lines.append(f"  {show_bytes(rest)}  in {len(largest) - NAMED} more")
+        lines.append(f"  {show_bytes(rest)}: {len(largest) - NAMED} more")
     return "\n".join(lines)
