@@ -23,7 +23,7 @@ from rewright.ir import (
     divisible,
     values_in,
 )
-from rewright.ir.loops import AnyNest, Buffer, Nest
+from rewright.ir.loops import AnyNest, AttentionNest, Buffer, Nest, QuantizedNest
 from rewright.ir.storage import may_share_input_storage
 
 # Bytes that kernels count on addresses being multiples of, unless they are told otherwise.
@@ -93,8 +93,8 @@ def build_kernels(
     for nest in nests:
         places = unaligned.get(nest.name, ())
         try:
-            if not isinstance(nest, Nest):
-                raise UnsupportedError("kernels of attention and quantized layers are for CPUs")
+            if isinstance(nest, QuantizedNest):
+                raise UnsupportedError("kernels of quantized layers are for CPUs")
             if not has_triton():
                 raise ToolchainError("Triton is not installed")
             built[nest.name] = by_triton(nest, symbols, archs, places)
@@ -119,7 +119,10 @@ def has_triton() -> bool:
 
 
 def by_triton(
-    nest: Nest, symbols: Sequence[str], archs: Sequence[int], unaligned: Collection[int] = ()
+    nest: Nest | AttentionNest,
+    symbols: Sequence[str],
+    archs: Sequence[int],
+    unaligned: Collection[int] = (),
 ) -> GpuKernel:
     """Raises UnsupportedError for what Triton has no form for, ToolchainError when it fails."""
     kernel = triton.emit(nest, symbols)

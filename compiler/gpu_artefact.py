@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rewright.building import Built, Recipe
-from rewright.codegen import Executable, Kernels, input_sizes, main_device
+from rewright.codegen import Executable, Kernels, gpu, input_sizes, main_device
 from rewright.codegen.gpu import (
     Argument,
     GpuKernel,
@@ -55,7 +55,7 @@ FORMAT: Final = "rewright-kernels"
 VERSION: Final = 1
 
 # What chooses among kernels and layouts of CPUs.
-_OF_CPUS: Final = (ChannelsLast, Epilogues, FlashAttention, Freeze, Libraries, Quantize)
+_OF_CPUS: Final = (ChannelsLast, Epilogues, Freeze, Libraries, Quantize)
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,15 @@ def compile_for_gpu(graph: Graph, options: Options) -> GpuProgram:
 
 
 def pipeline_for(graph: Graph, options: Options) -> Pipeline:
-    """What the options ask for, without what is for CPUs; the graph is moved before fusion."""
+    """What the options ask for, without what is for CPUs, and without kernels of attention where
+    there is no Triton to make them; the graph is moved before fusion."""
     target = target_of(options)
     devices = {v.type.device.type for v in graph.values if isinstance(v.type, TensorType)}
     steps: list[Pass] = []
     for step in pipeline_of(options):
-        if isinstance(step, _OF_CPUS):
+        if isinstance(step, _OF_CPUS) or (
+            isinstance(step, FlashAttention) and not gpu.has_triton()
+        ):
             continue
         if isinstance(step, Fuse) and target.device not in devices:
             steps.append(Move(f"{target.device}:0"))

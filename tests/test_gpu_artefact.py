@@ -25,6 +25,7 @@ from rewright.gpu_artefact import GpuProgram, compile_for_gpu
 from rewright.ir import ArtefactError, OptionError, UnsupportedError
 from rewright.ir.parse import parse
 from rewright.options import Options
+from test_flash_programs import Heads
 from zoo import tiny_convnext, tiny_gpt2, tiny_mlp
 
 pytest.importorskip("triton", reason="needs triton")
@@ -67,7 +68,21 @@ def recurrent() -> tuple[Case, Any, list[tuple[Any, ...]]]:
     return (Recurrent(), (torch.randn(8, 8),)), None, [(torch.randn(8, 8),) for _ in range(2)]
 
 
-CASES = {f.__name__: f for f in (gpt2, convnext, recurrent)}
+def windows() -> tuple[Case, Any, list[tuple[Any, ...]]]:
+    """Attention in a kernel of ours, for any length."""
+    torch.manual_seed(0)
+    shapes = {"x": {1: torch.export.Dim("t", max=512)}}
+    lengths = [(torch.randn(2, t, 32),) for t in (300, 1, 77)]
+    return (Heads(in_window), (torch.randn(2, 300, 32),)), shapes, lengths
+
+
+def in_window(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    at = torch.arange(query.shape[2])
+    seen = (at <= at[:, None]) & (at[:, None] - at < 64)
+    return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+
+
+CASES = {f.__name__: f for f in (gpt2, convnext, recurrent, windows)}
 
 
 def written(name: str, folder: Path) -> tuple[GpuProgram, nn.Module, list[tuple[Any, ...]]]:
@@ -176,6 +191,27 @@ def test_what_is_for_cpus_is_refused() -> None:
         rewright.optimize(module, inputs, target=TARGET, freeze="yes")
 
 
+def test_attention_that_leaves_out_tiles_is_a_kernel_of_triton() -> None:
+    (module, inputs), shapes, _ = windows()
+    program = rewright.optimize(module, inputs, dynamic_shapes=shapes, target=TARGET).program
+    (node,) = (n for n in program.graph.nodes if n.op.name == "rw.attention")
+    assert node.kwarg("via") == "triton"
+    assert isinstance(program, GpuProgram)
+    kernels = {kernel.name: kernel for kernel in program.kernels.built}
+    assert "# le" in kernels[program.recipe.kernels[node.name]].source  # the mask is part of it
+    causal = gpt2()[0]
+    plain = rewright.optimize(*causal, target=TARGET).program
+    assert not any(n.op.name == "rw.attention" for n in plain.graph.nodes)
+    assert "ATen's kernel computes as much" in "".join(str(d) for d in plain.plan.log)
+
+
+def test_attention_that_triton_does_not_multiply_runs_as_aten() -> None:
+    (module, (x,)), _, _ = windows()
+    program = rewright.optimize(module.double(), (x.double(),), target=TARGET).program
+    assert not any(n.op.name == "rw.attention" for n in program.graph.nodes)
+    assert "multiply f32, f16 or bf16" in "".join(str(d) for d in program.plan.log)
+
+
 def test_what_is_to_run_here_is_not_moved() -> None:
     graph = parse("graph f(%x: f32[8]) {\n  %y = aten.exp.default(%x) : f32[8]\n  return %y\n}")
     with pytest.raises(UnsupportedError, match="is a cuda device, and graph f is on cpu"):
@@ -203,8 +239,10 @@ def test_launches_pass_what_kernels_take(
     fake = Recorded(program)
     call = on_cpu(tmp_path / "build", monkeypatch, fake)
     symbols = [s.name for s in program.graph.symbols]
+    moving = list((CASES[name]()[1] or {"x": {}})["x"])  # dimensions of the input
     for inputs in calls:
-        fake.sizes, fake.launches = dict(zip(symbols, inputs[0].shape, strict=False)), {}
+        fake.sizes = {s: inputs[0].shape[d] for s, d in zip(symbols, moving, strict=True)}
+        fake.launches = {}
         agree(call, module, inputs)
         launched = list(program.recipe.kernels.values())
         assert fake.launches == {kernel: launched.count(kernel) for kernel in set(launched)}

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from rewright.codegen.triton.kernel import LARGEST_NARROW, Parameter, TritonKernel
 from rewright.codegen.triton.launch import module_of
 from rewright.ir import ToolchainError, divisible, evaluate
+
+# What a block may have of shared memory (CUDA C++ Programming Guide, compute capabilities).
+SHARED_BYTES: Final = {80: 163 << 10, 87: 163 << 10, 90: 227 << 10, 100: 227 << 10, 103: 227 << 10}
+LEAST_SHARED_BYTES: Final = 99 << 10
 
 # Triton loads 128 bits at once only where pointers and row lengths are multiples of it.
 ALIGNMENT = 16
@@ -40,7 +44,8 @@ def compile_for(
 
     `sizes` gives values of the symbols to specialize for, as a launch with them would: which sizes
     are multiples of 16, and whether indices need 64 bits. `unaligned` names pointers that may be
-    no multiples of 16. Raises ToolchainError when Triton interprets, or fails.
+    no multiples of 16. A kernel with several tiles in flight has fewer where the GPU lacks the
+    shared memory. Raises ToolchainError when Triton interprets, or fails.
     """
     import triton
     from triton.compiler import ASTSource
@@ -69,19 +74,30 @@ def compile_for(
 
 
 def _built(kernel: TritonKernel, arch: int, source: Any) -> Any:
+    options = dict(kernel.options)
+    for stages in range(options.get("num_stages", 1), 0, -1):
+        if "num_stages" in options:
+            options["num_stages"] = stages
+        built = _compiled(kernel.name, arch, source, options)
+        if built.metadata.shared <= SHARED_BYTES.get(arch, LEAST_SHARED_BYTES):
+            return built
+    needed = built.metadata.shared
+    raise ToolchainError(f"{kernel.name} takes more shared memory than sm_{arch} has: {needed} B")
+
+
+def _compiled(name: str, arch: int, source: Any, options: Mapping[str, int]) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
 
     try:
         with triton.knobs.compilation.scope():
             triton.knobs.compilation.disable_line_info = True  # it names folders of this machine
-            target = GPUTarget("cuda", arch, 32)
-            built = triton.compile(source, target, options=dict(kernel.options))
+            built = triton.compile(source, GPUTarget("cuda", arch, 32), options=dict(options))
     except (RuntimeError, triton.errors.TritonError) as error:
-        message = f"Triton does not compile {kernel.name} for sm_{arch}: {error}"
+        message = f"Triton does not compile {name} for sm_{arch}: {error}"
         raise ToolchainError(message) from error
     if built.metadata.global_scratch_size:
-        raise ToolchainError(f"{kernel.name} wants scratch memory for sm_{arch}")
+        raise ToolchainError(f"{name} wants scratch memory for sm_{arch}")
     return built
 
 

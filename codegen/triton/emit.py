@@ -14,56 +14,97 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 from rewright.codegen.python_text import python_names
+from rewright.codegen.triton.attention import (
+    AttentionBody,
+    attention_extents,
+    attention_programs,
+    tiles_of,
+)
 from rewright.codegen.triton.blocks import blocks_of, programs_of
 from rewright.codegen.triton.body import Body
-from rewright.codegen.triton.kernel import (
-    ARITHMETIC,
-    LARGEST_NARROW,
-    POINTER,
-    Parameter,
-    TritonKernel,
-)
-from rewright.codegen.triton.module import module_text
+from rewright.codegen.triton.extents import OPEN, far_extents, widening
+from rewright.codegen.triton.indices import Indices
+from rewright.codegen.triton.kernel import ARITHMETIC, POINTER, Parameter, TritonKernel
+from rewright.codegen.triton.module import module_text, shown
 from rewright.codegen.triton.primitives import POINTER_TYPES
 from rewright.ir import DTYPE_NAMES, Size, UnsupportedError, product
-from rewright.ir.dims import bounds
-from rewright.ir.loops import Affine, Buffer, Nest, Position, Store, loads, subterms
+from rewright.ir.loops import AttentionNest, Buffer, Nest, loads
 
 
-def emit(nest: Nest, symbols: Sequence[str]) -> TritonKernel:
+def emit(nest: Nest | AttentionNest, symbols: Sequence[str]) -> TritonKernel:
     """The kernel of a nest; `symbols` names the run-time sizes in the order they are passed.
 
     Raises UnsupportedError for element types that Triton does not round as eager does.
     """
-    blocks, extents = blocks_of(nest), _far_extents(nest)
     pointers = _pointers(nest, symbols)
-    inputs, outputs = pointers[: len(nest.inputs)], pointers[len(nest.inputs) :]
-    body = Body(
-        nest,
-        blocks,
-        {b.name: p.name for b, p in zip(nest.inputs, inputs, strict=True)},
-        {b.name: p.name for b, p in zip(nest.outputs, outputs, strict=True)},
-        _widening(extents),
-    )
+    names = [p.name for p in pointers]
+    inputs = {b.name: name for b, name in zip(nest.inputs, names, strict=False)}
+    outputs = {b.name: n for b, n in zip(nest.outputs, names[len(inputs) :], strict=True)}
+    if isinstance(nest, AttentionNest):
+        return _attention(nest, pointers, inputs, outputs, symbols)
+    blocks, extents = blocks_of(nest), _far_extents(nest)
+    body = Body(nest, blocks, inputs, outputs, widening(extents))
     body.write()
-    sizes = [Parameter(name, size=size) for size, name in body.indices.sizes.items()]
     constants = [("ROWS", blocks.rows), ("COLS", blocks.cols)][: 1 if blocks.style == "line" else 2]
     kernel = TritonKernel(
         name=nest.name,
         source="",
-        parameters=(*pointers, *sizes),
+        parameters=(*pointers, *_sizes(body.indices)),
         constants=tuple(constants),
-        extents=extents if _widening(extents) == OPEN else (),
+        extents=extents if widening(extents) == OPEN else (),
         options=(("num_warps", blocks.warps), *ARITHMETIC),
         programs=programs_of(blocks),
     )
-    return dataclasses.replace(kernel, source=module_text(kernel, blocks, body.lines, symbols))
+    summary = f"rows {shown(blocks.row_axes)}; {blocks.style}"
+    if blocks.col_axes:
+        summary = f"rows {shown(blocks.row_axes)}, columns {shown(blocks.col_axes)}; {blocks.style}"
+    count = product(a.size for a in blocks.row_axes)
+    if blocks.style == "tile":
+        count = count * product(a.size for a in blocks.col_axes)
+    source = module_text(kernel, summary, count, body.lines, symbols)
+    return dataclasses.replace(kernel, source=source)
 
 
-def _pointers(nest: Nest, symbols: Sequence[str]) -> list[Parameter]:
+def _attention(
+    nest: AttentionNest,
+    pointers: Sequence[Parameter],
+    inputs: Mapping[str, str],
+    outputs: Mapping[str, str],
+    symbols: Sequence[str],
+) -> TritonKernel:
+    blocks, extents = tiles_of(nest), attention_extents(nest)
+    body = AttentionBody(nest, blocks, inputs, outputs, widening(extents))
+    body.write()
+    kernel = TritonKernel(
+        name=nest.name,
+        source="",
+        parameters=(*pointers, *_sizes(body.indices)),
+        constants=blocks.constants,
+        extents=extents if widening(extents) == OPEN else (),
+        options=blocks.options,
+        programs=attention_programs(nest, blocks),
+    )
+    heads, rows, keys = shown(nest.batch), shown([nest.row]), shown([nest.key])
+    summary = f"{heads} heads of {rows} queries and {keys} keys; tiles"
+    source = module_text(kernel, summary, kernel.programs, body.lines, symbols)
+    return dataclasses.replace(kernel, source=source)
+
+
+def _sizes(indices: Indices) -> list[Parameter]:
+    return [Parameter(name, size=size) for size, name in indices.sizes.items()]
+
+
+def _far_extents(nest: Nest) -> tuple[Size, ...]:
+    rows, cols = product(a.size for a in nest.rows), product(a.size for a in nest.cols)
+    read = {load.buffer for load in loads(nest.statements())}
+    buffers = (*(b for b in nest.inputs if b.name in read), *nest.outputs)
+    counts = {a.name: a.size for a in nest.axes}
+    return far_extents([rows * cols], buffers, nest.statements(), counts)
+
+
+def _pointers(nest: Nest | AttentionNest, symbols: Sequence[str]) -> list[Parameter]:
     """One for each input and output; an output may be the copy of an input, with its name."""
     buffers = (*nest.inputs, *nest.outputs)
     keys = [b.name for b in nest.inputs]
@@ -82,42 +123,3 @@ def _pointer_type(buffer: Buffer) -> str:
             f"%{buffer.name}: elements of {DTYPE_NAMES.get(dtype, dtype)} have no Triton form"
         )
     return POINTER_TYPES[dtype]
-
-
-# --- the type of indices --------------------------------------------------------------------------
-
-OPEN: Final = ".to(INDEX)"
-
-
-def _widening(extents: Sequence[Size]) -> str:
-    if any(bounds(extent)[0] > LARGEST_NARROW for extent in extents):
-        return ".to(tl.int64)"
-    return OPEN if extents else ""
-
-
-def _far_extents(nest: Nest) -> tuple[Size, ...]:
-    """How far indices of the kernel reach, where that may be too far for 32 bits."""
-    rows, cols = product(a.size for a in nest.rows), product(a.size for a in nest.cols)
-    counts = {a.name: a.size for a in nest.axes}
-    terms = [t for s in nest.statements() if not isinstance(s, Store) for t in subterms(s.term)]
-    read = {load.buffer for load in loads(nest.statements())}
-    buffers = (*(b for b in nest.inputs if b.name in read), *nest.outputs)
-    found = [rows * cols, *(b.type.storage_elements for b in buffers)]
-    found += [_reach(t.at, counts) for t in terms if isinstance(t, Position)]
-    return tuple(e for e in dict.fromkeys(found) if not _is_near(e))
-
-
-def _reach(at: Affine, counts: Mapping[str, Size]) -> Size:
-    total = _magnitude(at.offset)
-    for name, factor in at.terms:
-        total = total + _magnitude(factor) * counts[name]
-    return total
-
-
-def _magnitude(size: Size) -> Size:
-    return abs(size) if isinstance(size, int) else size
-
-
-def _is_near(extent: Size) -> bool:
-    high = bounds(extent)[1]
-    return high is not None and high <= LARGEST_NARROW

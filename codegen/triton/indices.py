@@ -1,6 +1,7 @@
 """Indices of a kernel as Triton expressions: offsets, guards, and masks of blocks.
 
-A block extends along "row", along "col", along both or (a scalar) along neither.
+A block extends along "row", along "col", along both or (a scalar) along neither, as along an axis
+that has no dimension.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Indices:
         return Text(" + ".join(parts).replace("+ -", "- "), self._dims(at))
 
     def _dims(self, at: Affine) -> frozenset[str]:
-        return frozenset(self.dim_of[name] for name, _ in at.terms)
+        return frozenset(self.dim_of[name] for name, _ in at.terms if name in self.dim_of)
 
     def spread(self, index: Text, dims: frozenset[str]) -> Text:
         """The same index as a block that extends along `dims` too."""

@@ -1,7 +1,8 @@
-"""What Triton's interpreter lacks: libdevice, and the rounding of f32 to bf16.
+"""What Triton's interpreter lacks: libdevice, the rounding of f32 to bf16, and products of bf16.
 
-It calls kernels as Python functions, where libdevice's functions are empty, and it cuts bf16 off
-instead of rounding to the nearest. Both are done by torch here.
+It calls kernels as Python functions, where libdevice's functions are empty; it cuts bf16 off
+instead of rounding to the nearest, and multiplies the bits of bf16 as integers. Torch does it all
+here.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def complete_interpreter() -> None:
     libdevice.rint = _elementwise(torch.round)
     libdevice.fmod = lambda x, y: x % y  # torch's is not exact
     InterpreterBuilder.cast_impl = _rounding(InterpreterBuilder.cast_impl)
+    InterpreterBuilder.create_dot = _multiplying(InterpreterBuilder.create_dot)
 
 
 def _elementwise(function: Callable[..., torch.Tensor]) -> Callable[..., Any]:
@@ -53,3 +55,24 @@ def _rounding(cast: Callable[..., Any]) -> Callable[..., Any]:
         return TensorHandle(bits.numpy(), tl.bfloat16)
 
     return rounded
+
+
+def _multiplying(dot: Callable[..., Any]) -> Callable[..., Any]:
+    """Products of halves are exact in f32, where they are added up."""
+
+    def multiplied(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return dot(builder, _single(a), _single(b), *rest)
+
+    return multiplied
+
+
+def _single(block: Any) -> Any:
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    data = torch.from_numpy(block.data.copy())
+    if block.dtype.scalar == tl.bfloat16:
+        data = data.view(torch.bfloat16)
+    elif block.dtype.scalar != tl.float16:
+        return block
+    return TensorHandle(data.float().numpy(), tl.float32)

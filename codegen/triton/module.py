@@ -4,37 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rewright.codegen.triton.blocks import Blocks
 from rewright.codegen.triton.kernel import LARGEST_NARROW, POINTER, TritonKernel
-from rewright.codegen.triton.primitives import device_functions
-from rewright.ir import Size, product
+from rewright.codegen.triton.primitives import DEVICE_FUNCTIONS, device_functions
+from rewright.codegen.triton.ranges import RANGES
+from rewright.codegen.triton.weights import ATTENTION
+from rewright.ir import Size
 from rewright.ir.loops import Axis
 
 LINE = 100
 
 
 def module_text(
-    kernel: TritonKernel, blocks: Blocks, body: Sequence[str], symbols: Sequence[str]
+    kernel: TritonKernel, summary: str, count: Size, body: Sequence[str], symbols: Sequence[str]
 ) -> str:
-    functions = device_functions(body)
+    """`count` elements are computed: nothing is launched for none."""
+    functions = device_functions(body, DEVICE_FUNCTIONS | RANGES | ATTENTION)
     uses_libdevice = any("libdevice." in text for text in (*functions, *body))
     paragraphs = [
-        [f'"""{_summary(kernel, blocks)}"""', "", "import triton", "import triton.language as tl"]
+        [f'"""{kernel.name}: {summary}."""', "", "import triton", "import triton.language as tl"]
         + ["from triton.language.extra import libdevice"] * uses_libdevice,
         *([function.rstrip()] for function in functions),
         ["@triton.jit", *_called(f"def {kernel.name}", _parameters(kernel), ":"), *_indented(body)],
-        _launch(kernel, blocks, symbols),
+        _launch(kernel, count, symbols),
     ]
     return "\n\n\n".join("\n".join(lines) for lines in paragraphs) + "\n"
 
 
-def _summary(kernel: TritonKernel, blocks: Blocks) -> str:
-    parts = [f"rows {_axes(blocks.row_axes)}"]
-    parts += [f"columns {_axes(blocks.col_axes)}"] * bool(blocks.col_axes)
-    return f"{kernel.name}: {', '.join(parts)}; {blocks.style}."
-
-
-def _axes(axes: Sequence[Axis]) -> str:
+def shown(axes: Sequence[Axis]) -> str:
+    """Axes as a summary has them."""
     return " x ".join(str(a.size) for a in axes) or "1"
 
 
@@ -43,12 +40,9 @@ def _parameters(kernel: TritonKernel) -> list[str]:
     return [p.name for p in kernel.parameters] + [f"{name}: tl.constexpr" for name in constants]
 
 
-def _launch(kernel: TritonKernel, blocks: Blocks, symbols: Sequence[str]) -> list[str]:
+def _launch(kernel: TritonKernel, count: Size, symbols: Sequence[str]) -> list[str]:
     tensors = [p.name.removesuffix(POINTER) for p in kernel.parameters if p.size is None]
     head = _called(f"def launch_{kernel.name}", [*tensors, *symbols], ":")
-    count = product(a.size for a in blocks.row_axes)
-    if blocks.style == "tile":
-        count = count * product(a.size for a in blocks.col_axes)
     if count == 0:
         return [*head, "    return"]
     check = [] if isinstance(count, int) else [f"if {count} == 0:", "    return"]

@@ -8,7 +8,7 @@ zero gives is unspecified, as on CUDA in eager, but it does no harm.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import torch
@@ -236,18 +236,26 @@ def integer_power(x, y, BITS: tl.constexpr):
     return tl.where(y < 0, inverse.to(x.dtype), result)
 """
 
-DEVICE_FUNCTIONS: Final = {
-    text.split("(")[0].removeprefix("def "): f"@triton.jit\n{text.rstrip()}\n"
-    for text in re.split(r"\n(?=def )", _DEVICE_FUNCTIONS.strip())
-}
+
+def functions_of(text: str) -> dict[str, str]:
+    """Device functions by name, each with its decorator."""
+    return {
+        function.split("(")[0].removeprefix("def "): f"@triton.jit\n{function.rstrip()}\n"
+        for function in re.split(r"\n(?=def )", text.strip())
+    }
 
 
-def device_functions(lines: Iterable[str]) -> list[str]:
+DEVICE_FUNCTIONS: Final = functions_of(_DEVICE_FUNCTIONS)
+
+
+def device_functions(
+    lines: Iterable[str], table: Mapping[str, str] = DEVICE_FUNCTIONS
+) -> list[str]:
     """Sources of the device functions that the lines call, directly or not, in table order."""
     used: set[str] = set()
     todo = list(lines)
     while todo:
-        found = set(re.findall(r"\w+", todo.pop())) & DEVICE_FUNCTIONS.keys()
-        todo += [DEVICE_FUNCTIONS[name] for name in sorted(found - used)]
+        found = set(re.findall(r"\w+", todo.pop())) & table.keys()
+        todo += [table[name] for name in sorted(found - used)]
         used |= found
-    return [text for name, text in DEVICE_FUNCTIONS.items() if name in used]
+    return [text for name, text in table.items() if name in used]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rewright.ir.dims import Dim, hint
 from rewright.ir.loops.affine import Affine
 from rewright.ir.loops.attention import AttentionNest
-from rewright.ir.loops.nest import Apply, Convert, Number, Position, Ref, Round, Term
+from rewright.ir.loops.nest import Apply, Convert, Number, Position, Ref, Round, Term, reads
 
 # Of a tile of kernels, and what is too little to take any probability (codegen/cpp/ranges.h).
 ROWS: Final = 96
@@ -45,11 +45,29 @@ def may_be_dead(nest: AttentionNest) -> bool:
     return bool(np.any(_Tiles(nest).score().low < DEAD))
 
 
-class _Tiles:
-    """[tiles of rows, tiles of keys]; heads are taken to be alike."""
+def conditions(nest: AttentionNest) -> tuple[str, ...]:
+    """Truths that numbers depend on."""
+    truths = {s.name for s in nest.statements if s.term.dtype is torch.bool}
+    read = {n for s in nest.statements if s.term.dtype is not torch.bool for n in reads(s)}
+    return tuple(s.name for s in nest.statements if s.name in truths & read)
 
-    def __init__(self, nest: AttentionNest) -> None:
-        self._nest = nest
+
+def live_values(nest: AttentionNest) -> dict[str, bool]:
+    """The conditions that leave no score alive where they are one value, each with the other."""
+    found = {}
+    for name in conditions(nest):
+        alive = [v for v in (False, True) if np.any(_Tiles(nest, {name: v}).score().high >= DEAD)]
+        if len(alive) == 1:
+            found[name] = alive[0]
+    return found
+
+
+class _Tiles:
+    """[tiles of rows, tiles of keys]; heads are taken to be alike. Conditions in `known` have one
+    value everywhere."""
+
+    def __init__(self, nest: AttentionNest, known: Mapping[str, bool] | None = None) -> None:
+        self._nest, self._known = nest, known or {}
         self._rows = _spans(hint(nest.row.size), ROWS)
         self._keys = _spans(hint(nest.key.size), KEYS)
         self._shape = len(self._rows[0]), len(self._keys[0])
@@ -58,7 +76,10 @@ class _Tiles:
     def score(self) -> Range:
         with np.errstate(all="ignore"):
             for statement in self._nest.statements:
-                self._ranges[statement.name] = self.term(statement.term)
+                known = self._known.get(statement.name)
+                self._ranges[statement.name] = (
+                    self.term(statement.term) if known is None else self.exactly(known, known)
+                )
         return self._ranges[self._nest.taken.name]
 
     def term(self, term: Term) -> Range:

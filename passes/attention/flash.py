@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+import torch
+
 from rewright.costmodel import show_seconds
 from rewright.ir import CheckError, Graph, Node, UnsupportedError, fresh_names, hint
 from rewright.ir.alone import alone, at_hints
@@ -28,6 +30,9 @@ WORTHWHILE: Final = 0.85
 # What a kernel of ours must save where both compute as much.
 MARGIN: Final = 0.03
 VIA: Final = "cpp"
+# The emitter of such a kernel, by kind of device, and what it multiplies on GPUs.
+EMITTERS: Final = {"cpu": VIA, "cuda": "triton"}
+ON_GPUS: Final = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,8 @@ class FlashAttention(Pass, name="flash-attention", takes="aten", gives="aten"):
     A row that is masked with -inf as a whole comes out 0, as in torch's own attention; scores are
     taken to be numbers, neither NaN nor infinite before they are masked.
 
-    Refuses: attention that drops probabilities; heads wider than 256; what ATen computes as well.
+    Refuses: attention that drops probabilities; heads wider than 256; what ATen computes as well;
+    on GPUs, operands that are not all f32, f16 or bf16.
     """
 
     def run(self, graph: Graph, env: Env) -> Graph:
@@ -120,7 +126,8 @@ class _Choice:
         try:
             attention = as_attention(Call.of(node), Emitter(self._fresh, node)) if is_call else node
             attention, copy, nest = self._lowered(self._absorber.absorbed(attention))
-            ours = dataclasses.replace(attention, kwargs=(*attention.kwargs, ("via", VIA)))
+            via = EMITTERS[self._env.target.device]
+            ours = dataclasses.replace(attention, kwargs=(*attention.kwargs, ("via", via)))
             refusal = obstacle(nest, self._env) or self._not_worth_it(node, ours, nest)
         except (CheckError, UnsupportedError) as error:
             refusal = error.message
@@ -196,8 +203,12 @@ def may_skip(nest: AttentionNest) -> bool:
 
 def obstacle(nest: AttentionNest, env: Env) -> str | None:
     """Why there is no kernel of ours."""
-    if nest.outputs[0].type.device.type != "cpu" or env.target.device != "cpu":
-        return f"kernels of ours are for CPUs, not for {env.target.device}"
+    here, target = nest.outputs[0].type.device.type, env.target.device
+    if here not in ("cpu", target):  # a graph on the CPU is moved to the GPU later
+        return f"it is on {here}, and kernels are made for {target}"
+    types = {place.dtype for place in (nest.queries, nest.keys, nest.values)}
+    if target != "cpu" and (len(types) > 1 or not types <= {*ON_GPUS}):
+        return "kernels of ours for GPUs multiply f32, f16 or bf16, of one kind"
     if max(hint(nest.inner.size), hint(nest.width.size)) > WIDEST:
         return f"its heads are wider than {WIDEST}"
     if 0 in (*nest.outputs[0].type.shape, nest.key.size, nest.inner.size):
@@ -207,4 +218,4 @@ def obstacle(nest: AttentionNest, env: Env) -> str | None:
 
 def is_ours(node: Node) -> bool:
     """True for attention that runs in a kernel of ours."""
-    return node.op.name == "rw.attention" and node.kwarg("via") == VIA
+    return node.op.name == "rw.attention" and node.kwarg("via") in EMITTERS.values()
