@@ -9,7 +9,7 @@ import importlib.util
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from rewright.codegen import cuda, triton
 from rewright.ir import (
@@ -113,6 +113,32 @@ def build_kernels(
 
 def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
+
+
+def missing_compiler() -> str | None:
+    """Why no kernel can be built, where none can."""
+    if has_triton() or cuda.has_compiler():
+        return None
+    return "there is neither Triton, NVRTC nor nvcc to build kernels with"
+
+
+def described(kernel: GpuKernel) -> dict[str, Any]:
+    """What a launch must know of a kernel (`driver_runtime.Launch`), as plain data."""
+    return {
+        "name": kernel.name,
+        "entry": kernel.entry,
+        "blocks": str(kernel.blocks),
+        "threads": list(kernel.threads),
+        "narrow": [str(size) for size in kernel.narrow],
+        "arguments": [_told(argument) for argument in kernel.arguments],
+    }
+
+
+def _told(argument: Argument) -> dict[str, Any]:
+    found: dict[str, Any] = {"kind": argument.kind, "name": argument.name}
+    if argument.kind == "pointer":
+        return found | {"aligned": argument.aligned}
+    return found | ({"type": argument.type, "value": argument.value} if argument.type else {})
 
 
 # --- Triton -------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from rewright.artefact_files import manifest, readme, write_kernels, write_memor
 from rewright.artefact_text import program_text
 from rewright.codegen import loading, runtime
 from rewright.codegen.cuda import driver_runtime
-from rewright.gpu_artefact import GpuProgram, write_gpu_kernels
+from rewright.gpu_artefact import write_gpu_kernels
 from rewright.ir import ArtefactError, Constant, Graph, TextError, fresh_names
 from rewright.ir.parse import parse
 from rewright.settled_weights import settled
@@ -117,8 +117,8 @@ def _write(
     for module in (runtime, loading):
         source = Path(str(module.__file__))
         shutil.copyfile(source, folder / source.name)
-    if isinstance(program, GpuProgram) and program.kernels.built:
-        write_gpu_kernels(program, folder)
+    if program.plan.gpu is not None and program.plan.gpu.built:
+        write_gpu_kernels(program, program.plan.gpu, folder)
         shutil.copyfile(driver_runtime.__file__, folder / "driver.py")
     if program.library is not None:
         write_kernels(program, folder)

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from rewright.calibrate.host import host, isa
-from rewright.codegen import Executable, is_fast
+from rewright.codegen import Executable, input_sizes, is_fast, main_device
 from rewright.codegen.cpp import Library, Toolchain, build, toolchain
 from rewright.codegen.executable import Kernel
+from rewright.codegen.gpu import GpuKernels
+from rewright.codegen.gpu_executable import GpuExecutable, driver_of, launches
 from rewright.ir import Graph, ToolchainError, UnsupportedError
 from rewright.ir.target import Target
 
@@ -25,7 +27,8 @@ class Recipe:
     """What it takes to build a program, as data that can be stored.
 
     `graph` is the schedule, `kernels` the kernel of each region by node name, `source` all kernels
-    as C++ (empty: there are none). `retain` keeps the arena's memory between calls.
+    as C++ (empty: there are none), `gpu` those of a GPU. `retain` keeps the arena's memory between
+    calls.
     """
 
     graph: Graph
@@ -33,6 +36,7 @@ class Recipe:
     source: str
     target: Target
     retain: bool
+    gpu: GpuKernels | None = None
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,20 @@ class Built:
 def build_program(recipe: Recipe, *, trace: list[tuple[str, str]] | None = None) -> Built:
     """`trace` receives a record of every step that runs. Raises ToolchainError."""
     started = time.perf_counter()
+    if recipe.gpu is not None and recipe.kernels:
+        launched = _on_gpu(recipe, recipe.gpu, trace)
+        return Built(launched, None, time.perf_counter() - started)
     kernels, library = _kernels(recipe)
     executable = Executable(
         recipe.graph, kernels, recipe.kernels, retain=recipe.retain, trace=trace
     )
     return Built(executable, library, time.perf_counter() - started)
+
+
+def _on_gpu(recipe: Recipe, kernels: GpuKernels, trace: list[tuple[str, str]] | None) -> Executable:
+    driver = driver_of(main_device(recipe.graph))
+    launched = launches(kernels, tuple(input_sizes(recipe.graph)), driver)
+    return GpuExecutable(recipe.graph, launched, recipe.kernels, driver, trace=trace)
 
 
 def march_of(target: Target) -> str:

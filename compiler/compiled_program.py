@@ -81,6 +81,8 @@ class CompiledProgram(OutputCode):
         """Raises torch's BypassAOTAutogradCache for what may not be stored."""
         if self._plan is not None and self._plan.note is not None:
             raise BypassAOTAutogradCache(self._plan.note)
+        if self.recipe.gpu is not None:
+            raise BypassAOTAutogradCache("kernels of GPUs have a cache of their own")
         if self.options.trace:
             raise BypassAOTAutogradCache("a trace is written whenever the program is compiled")
 

@@ -61,5 +61,5 @@ def model_file(target: Target) -> Path:
 
 
 def is_measured(target: Target) -> bool:
-    """True for a machine that was measured, which is this one; not for those known by name."""
-    return target not in known_targets().values()
+    """True for a CPU that was measured, which is this one's; not for those known by name."""
+    return target.device == "cpu" and target not in known_targets().values()

@@ -8,20 +8,29 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from rewright.building import Built, Recipe, build_program, compiler_for
 from rewright.calibrate.host import host, isa
 from rewright.codegen import Executable, Kernels, input_sizes, kernels_of, write_calls
+from rewright.codegen.gpu import GpuKernels, missing_compiler
 from rewright.comparing import Errors, errors
 from rewright.cost_models import cost_model, is_measured, model_file
 from rewright.costmodel import Tools
+from rewright.gpu_plan import (
+    devices_of,
+    for_gpu,
+    gpu_of,
+    number_of,
+    target_here,
+    why_aten,
+    with_kernels,
+)
 from rewright.ir import (
     Graph,
     OptionError,
-    TensorType,
     ToolchainError,
     UnsupportedError,
     symbols_of,
@@ -32,6 +41,7 @@ from rewright.ir.target import Target
 from rewright.options import Options
 from rewright.passes import (
     DEFAULT,
+    EVERY_STAGE,
     Bytes,
     ChannelsLast,
     Env,
@@ -63,7 +73,8 @@ if TYPE_CHECKING:
 class Plan:
     """A graph after all passes, with the loop nests of its kernels; nothing is built yet.
 
-    `note` says why there are no kernels, when there are none.
+    `note` says why there are no kernels, when there are none; `gpu` has those for GPUs, which are
+    built to see which there can be.
     """
 
     source: Graph
@@ -73,6 +84,7 @@ class Plan:
     env: Env
     note: str | None
     pass_seconds: float
+    gpu: GpuKernels | None = None
 
     @property
     def graph(self) -> Graph:
@@ -103,12 +115,20 @@ class Plan:
     def recipe(self, *, retain: bool) -> Recipe:
         """What it takes to build this."""
         target = self.env.target
-        return Recipe(self.graph, self.kernels.of_node, self.kernel_source, target, retain)
+        source, of_node = self.kernel_source, self.kernels.of_node
+        return Recipe(self.graph, of_node, source, target, retain, self.gpu)
 
     @property
     def calls(self) -> str:
         """The call sequence as Python."""
         return write_calls(self.graph, self.kernels.of_node).source
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What runs as ATen although it should not, and why."""
+        refused = {} if self.gpu is None else self.gpu.refused
+        notes = () if self.note is None else (self.note,)
+        return (*notes, *(f"{name} runs as ATen: {why}" for name, why in refused.items()))
 
     @property
     def compile(self) -> Compile:
@@ -121,7 +141,7 @@ class Plan:
             self.kernels.of_node,
             self.pass_seconds,
             tuple(self.log),
-            () if self.note is None else (self.note,),
+            self.notes,
         )
 
     @cached_property
@@ -214,6 +234,8 @@ def compile_graph(
     under `fallback="error"` that is an error, as is an operator that has no kernel of ours.
     """
     plan = plan_graph(graph, options, passes, samples)
+    if plan.note is None and plan.env.target.device != "cpu":
+        plan = with_kernels(plan, [number_of(plan.env.target.isa)])
     recipe = plan.recipe(retain=retain)
     try:
         built = build_program(recipe, trace=trace)
@@ -253,7 +275,7 @@ def environment(
         error=options.error_budget,
         samples=samples,
     )
-    return env, _device_note(graph) or _compiler_note(target, options)
+    return env, why_aten(graph, options) or _compiler_note(target, options)
 
 
 def _check_sizes(graph: Graph) -> None:
@@ -275,6 +297,8 @@ def planned(
     """The plan that passes make in `env`, without kernels when there is a `note` that says why."""
     started = time.perf_counter()
     chosen = Pipeline.parse(passes) if passes else pipeline_of(options, kernels=note is None)
+    if env.target.device != "cpu" and not passes:
+        chosen = for_gpu(chosen, graph, env.target)
     result = chosen.run(graph, env, snapshots=EVERY_STAGE)
     if options.fallback == "error":
         refuse_fallback(graph, result.graph)
@@ -327,8 +351,10 @@ def _has_other_ranks() -> bool:
 
 def _target_for(graph: Graph, options: Options) -> Target:
     """Raises UnsupportedError when the graph lies on another kind of device."""
-    target = target_of(options)
-    devices = _devices(graph)
+    target, devices = target_of(options), devices_of(graph)
+    device = gpu_of(graph)
+    if options.target == "host" and device is not None and why_aten(graph, options) is None:
+        return target_here(device)
     if options.target != "host" and devices and target.device not in devices:
         raise UnsupportedError(
             f"{target.name} is a {target.device} device, and graph {graph.name} is on "
@@ -339,22 +365,15 @@ def _target_for(graph: Graph, options: Options) -> Target:
     return target
 
 
-def _devices(graph: Graph) -> list[str]:
-    types = (v.type for v in graph.values)
-    return sorted({t.device.type for t in types if isinstance(t, TensorType)})
-
-
 # --- why there may be no kernels ----------------------------------------------------------------
-
-
-def _device_note(graph: Graph) -> str | None:
-    others = [d for d in _devices(graph) if d != "cpu"]
-    return f"kernels run on the CPU; on {', '.join(others)} everything is ATen" if others else None
 
 
 def _compiler_note(target: Target, options: Options) -> str | None:
     try:
-        compiler_for(target)
+        if target.device == "cpu":
+            compiler_for(target)
+        elif (missing := missing_compiler()) is not None:
+            raise ToolchainError(missing, who="cuda")
     except ToolchainError as error:
         return _without_kernels(error, options)
     return None
@@ -472,13 +491,3 @@ def _without_regions(passes: Iterable[Pass]) -> Iterator[Pass]:
 
 def _with_numerics(step: Pass, numerics: str) -> Pass:
     return replace(step, numerics=numerics) if isinstance(step, Fuse) else step
-
-
-class _Every:
-    """Contains every name: a snapshot after each pass is only a reference."""
-
-    def __contains__(self, name: object) -> bool:
-        return True
-
-
-EVERY_STAGE: Final = _Every()

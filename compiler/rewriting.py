@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from rewright.costmodel import Roofline
-from rewright.driver import EVERY_STAGE, target_of
+from rewright.driver import target_of
 from rewright.ir import Graph, OptionError
 from rewright.options import Options
-from rewright.passes import DEFAULT, Env, Pipeline
+from rewright.passes import DEFAULT, EVERY_STAGE, Env, Pipeline
 from rewright.report import PassRow
 from rewright.report_json import to_json
 from rewright.reporting import pass_rows

@@ -17,13 +17,13 @@ from torch import fx
 
 from rewright.calibrate.workspace import workspaces
 from rewright.costmodel import call_seconds, show_bytes
-from rewright.driver import EVERY_STAGE, environment, pipeline_of
+from rewright.driver import environment, pipeline_of
 from rewright.ir import CheckError, Graph, TensorType, UnsupportedError, values_in
 from rewright.ir.effects import may_repeat
 from rewright.ir.fx_import import import_graph
 from rewright.ir.fx_sizes import SizeTable
 from rewright.options import Options
-from rewright.passes import Bytes, DecisionLog, Env, Pipeline
+from rewright.passes import EVERY_STAGE, Bytes, DecisionLog, Env, Pipeline
 from rewright.passes.remat import (
     LEAST,
     SMALL,

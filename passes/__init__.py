@@ -18,7 +18,7 @@ from rewright.passes.libraries import ChannelsLast, Epilogues, Freeze, Libraries
 from rewright.passes.log import Decision, DecisionLog
 from rewright.passes.memory import PlanMemory, held, held_bytes, peak_bytes
 from rewright.passes.move import Move
-from rewright.passes.pipeline import Pipeline, PipelineResult, Stage
+from rewright.passes.pipeline import EVERY_STAGE, Pipeline, PipelineResult, Stage
 from rewright.passes.quantize import Quantize
 from rewright.passes.remat import Remat
 from rewright.passes.rules import Rules
@@ -45,6 +45,7 @@ DEFAULT = (
 
 __all__ = [
     "DEFAULT",
+    "EVERY_STAGE",
     "Attention",
     "Bytes",
     "Canonicalize",

@@ -22,8 +22,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from rewright.building import Recipe
 from rewright.codegen.gpu import GpuKernel
-from rewright.gpu_artefact import GpuProgram
 from rewright.ir import Dim, Graph, Input, ScalarType, TensorType, Value, evaluate
 from rewright.ir.interpret import interpret
 from rewright.ir.parse import parse
@@ -60,12 +60,13 @@ class Recorded:
     """Knows the kernels of a program by their entries. `launches` counts by kernel; `sizes` are
     those of the next call."""
 
-    def __init__(self, program: GpuProgram) -> None:
-        self.kernels = {kernel.entry: kernel for kernel in program.kernels.built}
+    def __init__(self, recipe: Recipe) -> None:
+        assert recipe.gpu is not None
+        self.kernels = {kernel.entry: kernel for kernel in recipe.gpu.built}
         self.bodies = {
             name: on_host(node.graph("body"))
-            for node in program.graph.nodes
-            if (name := program.recipe.kernels.get(node.name, ""))
+            for node in recipe.graph.nodes
+            if (name := recipe.kernels.get(node.name, ""))
         }
         self.sizes: dict[str, int] = {}
         self.launches: dict[str, int] = {}

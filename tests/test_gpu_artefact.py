@@ -20,8 +20,8 @@ from rewright.artefact import load
 from rewright.cli import main
 from rewright.codegen import gpu
 from rewright.codegen.cuda.driver_runtime import Driver, DriverError, Launch, image_for
-from rewright.driver import compile_graph
-from rewright.gpu_artefact import GpuProgram, compile_for_gpu
+from rewright.driver import Program, compile_graph
+from rewright.gpu_artefact import compile_for_gpu
 from rewright.ir import ArtefactError, OptionError, UnsupportedError
 from rewright.ir.parse import parse
 from rewright.options import Options
@@ -85,14 +85,19 @@ def in_window(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 CASES = {f.__name__: f for f in (gpt2, convnext, recurrent, windows)}
 
 
-def written(name: str, folder: Path) -> tuple[GpuProgram, nn.Module, list[tuple[Any, ...]]]:
+def written(name: str, folder: Path) -> tuple[Program, nn.Module, list[tuple[Any, ...]]]:
     (module, example), shapes, calls = CASES[name]()
     given = tuple(x.clone() for x in example)
     compiled = rewright.optimize(module, given, dynamic_shapes=shapes, target=TARGET)
     compiled.save(folder)
     program = compiled.program
-    assert isinstance(program, GpuProgram) and program.kernels.built
+    assert program.plan.gpu is not None and program.plan.gpu.built
     return program, module, calls
+
+
+def kernels_of(program: Program) -> gpu.GpuKernels:
+    assert program.plan.gpu is not None
+    return program.plan.gpu
 
 
 def json_of(path: Path) -> Any:
@@ -174,8 +179,8 @@ def test_what_no_emitter_can_do_runs_as_aten_and_is_named() -> None:
     program = compile_for_gpu(graph, Options.of({"target": TARGET}))
     called = [n.op.name for n in program.graph.nodes if not n.op.name.startswith("rw.")]
     assert called == ["aten._to_copy.default", "aten.exp.default"]
-    assert [kernel.name for kernel in program.kernels.built] == ["k1_mul_sin"]
-    ((name, why),) = program.kernels.refused.items()
+    assert [kernel.name for kernel in kernels_of(program).built] == ["k1_mul_sin"]
+    ((name, why),) = kernels_of(program).refused.items()
     assert name == "k0_to_copy_exp" and "have no Triton form" in why and "no elements of" in why
     assert f"{name} runs as ATen: {why}" in program.report.notes
     with pytest.raises(UnsupportedError, match="k0_to_copy_exp has no kernel"):
@@ -196,8 +201,7 @@ def test_attention_that_leaves_out_tiles_is_a_kernel_of_triton() -> None:
     program = rewright.optimize(module, inputs, dynamic_shapes=shapes, target=TARGET).program
     (node,) = (n for n in program.graph.nodes if n.op.name == "rw.attention")
     assert node.kwarg("via") == "triton"
-    assert isinstance(program, GpuProgram)
-    kernels = {kernel.name: kernel for kernel in program.kernels.built}
+    kernels = {kernel.name: kernel for kernel in kernels_of(program).built}
     assert "# le" in kernels[program.recipe.kernels[node.name]].source  # the mask is part of it
     causal = gpt2()[0]
     plain = rewright.optimize(*causal, target=TARGET).program
@@ -236,7 +240,7 @@ def test_launches_pass_what_kernels_take(
 ) -> None:
     """By Triton, through a driver that computes what each region says from what it is passed."""
     program, module, calls = written(name, tmp_path / "build")
-    fake = Recorded(program)
+    fake = Recorded(program.recipe)
     call = on_cpu(tmp_path / "build", monkeypatch, fake)
     symbols = [s.name for s in program.graph.symbols]
     moving = list((CASES[name]()[1] or {"x": {}})["x"])  # dimensions of the input
@@ -246,7 +250,7 @@ def test_launches_pass_what_kernels_take(
         agree(call, module, inputs)
         launched = list(program.recipe.kernels.values())
         assert fake.launches == {kernel: launched.count(kernel) for kernel in set(launched)}
-    assert {kernel.language for kernel in program.kernels.built} == {"triton"}
+    assert {kernel.language for kernel in kernels_of(program).built} == {"triton"}
 
 
 @needs_nvcc
@@ -257,7 +261,7 @@ def test_kernels_in_cuda_cpp_give_what_eager_gives(
     """Where there is no Triton; through a driver that runs them thread by thread."""
     monkeypatch.setattr(gpu, "has_triton", lambda: False)
     program, module, calls = written(name, tmp_path / "build")
-    assert {kernel.language for kernel in program.kernels.built} == {"cuda"}
+    assert {kernel.language for kernel in kernels_of(program).built} == {"cuda"}
     call = on_cpu(tmp_path / "build", monkeypatch, build_driver(tmp_path / "build", tmp_path))
     for inputs in calls:
         agree(call, module, inputs)

@@ -28,13 +28,20 @@ from rewright.passes.emitter import Emitter
 
 _NAMES: Final = ("q", "k", "v", "bias")
 
+# ATen's fused attention, of every device, and what each calls a bias, where it takes one.
+_FUSED: Final = {
+    FLASH: "attn_mask",
+    "aten._scaled_dot_product_flash_attention.default": None,
+    "aten._scaled_dot_product_efficient_attention.default": "attn_bias",
+    "aten._scaled_dot_product_cudnn_attention.default": "attn_bias",
+}
+
 
 def is_plain_call(node: Node, graph: Graph) -> bool:
     """True for a call of ATen's fused attention of which only the result is read."""
-    if node.op.name != FLASH or node.arg("dropout_p") != 0.0:
+    if node.op.name not in _FUSED or node.arg("dropout_p") != 0.0:
         return False
-    sums = node.results[1]
-    return not graph.readers.get(sums, ()) and sums not in graph.returned
+    return not any(graph.readers.get(v, ()) or v in graph.returned for v in node.results[1:])
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,8 @@ class Call:
     def of(node: Node) -> Call:
         """What a call of ATen's fused attention computes."""
         query, key, value = (v for v in node.args[:3] if isinstance(v, Value))
-        bias, scale = node.arg("attn_mask"), node.arg("scale")
+        name, scale = _FUSED[node.op.name], node.arg("scale")
+        bias = None if name is None else node.arg(name)
         if scale is None:
             scale = 1 / math.sqrt(hint(query.tensor.shape[-1]))
         assert isinstance(scale, float)
