@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from rewright.calibrate.host import host, isa
-from rewright.codegen import Executable, input_sizes, is_fast, main_device
+from rewright.codegen import Executable, input_sizes, is_fast, kernels_of, main_device
 from rewright.codegen.cpp import Library, Toolchain, build, toolchain
 from rewright.codegen.executable import Kernel
-from rewright.codegen.gpu import GpuKernels
+from rewright.codegen.gpu import GpuKernels, build_kernels, unaligned_pointers
 from rewright.codegen.gpu_executable import GpuExecutable, driver_of, launches
+from rewright.gpu_plan import number_of
 from rewright.ir import Graph, ToolchainError, UnsupportedError
 from rewright.ir.target import Target
 
@@ -51,8 +52,8 @@ class Built:
 def build_program(recipe: Recipe, *, trace: list[tuple[str, str]] | None = None) -> Built:
     """`trace` receives a record of every step that runs. Raises ToolchainError."""
     started = time.perf_counter()
-    if recipe.gpu is not None and recipe.kernels:
-        launched = _on_gpu(recipe, recipe.gpu, trace)
+    if recipe.target.device != "cpu" and recipe.kernels:
+        launched = _on_gpu(recipe, recipe.gpu or _kernels_of_gpu(recipe), trace)
         return Built(launched, None, time.perf_counter() - started)
     kernels, library = _kernels(recipe)
     executable = Executable(
@@ -65,6 +66,16 @@ def _on_gpu(recipe: Recipe, kernels: GpuKernels, trace: list[tuple[str, str]] | 
     driver = driver_of(main_device(recipe.graph))
     launched = launches(kernels, tuple(input_sizes(recipe.graph)), driver)
     return GpuExecutable(recipe.graph, launched, recipe.kernels, driver, trace=trace)
+
+
+def _kernels_of_gpu(recipe: Recipe) -> GpuKernels:
+    """Of a graph that was planned without looking which there can be."""
+    nests, symbols = kernels_of(recipe.graph).nests, tuple(input_sizes(recipe.graph))
+    unaligned = unaligned_pointers(recipe.graph, recipe.kernels)
+    found = build_kernels(nests, symbols, [number_of(recipe.target.isa)], unaligned)
+    for name, why in found.refused.items():
+        raise ToolchainError(f"{name} has no kernel: {why}", who="cuda")
+    return found
 
 
 def march_of(target: Target) -> str:
