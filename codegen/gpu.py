@@ -95,12 +95,14 @@ def build_kernels(
         try:
             if isinstance(nest, QuantizedNest):
                 raise UnsupportedError("kernels of quantized layers are for CPUs")
+            if not _is_on_gpu(nest):
+                raise UnsupportedError("it is on the CPU")
             if not has_triton():
                 raise ToolchainError("Triton is not installed")
             built[nest.name] = by_triton(nest, symbols, archs, places)
         except RewrightError as error:
             refused[nest.name] = error.message
-    left = [nest for nest in nests if nest.name in refused and isinstance(nest, Nest)]
+    left = [n for n in nests if n.name in refused and isinstance(n, Nest) and _is_on_gpu(n)]
     by_nvcc, why = _by_cuda(left, symbols, archs, unaligned)
     built |= by_nvcc
     refused = {
@@ -109,6 +111,10 @@ def build_kernels(
         if name not in built
     }
     return GpuKernels(tuple(built[n.name] for n in nests if n.name in built), refused)
+
+
+def _is_on_gpu(nest: Nest | AttentionNest) -> bool:
+    return all(b.type.device.type != "cpu" for b in nest.outputs)
 
 
 def has_triton() -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from rewright.codegen.cuda.driver_runtime import Driver, DriverError, Launch
-from rewright.codegen.executable import Executable, main_device
+from rewright.codegen.executable import Executable
 from rewright.codegen.gpu import ALIGNMENT, GpuKernels, described
 from rewright.ir import Graph, TensorType, ToolchainError
 
@@ -65,17 +65,17 @@ class GpuExecutable(Executable):
         kernels: Mapping[str, Launch],
         of_node: Mapping[str, str],
         driver: Driver,
+        device: torch.device,
         *,
         trace: list[tuple[str, str]] | None = None,
     ) -> None:
         # Calls on other streams may still be at work in an arena that is kept.
         super().__init__(graph, kernels, of_node, retain=False, trace=trace)
         self._driver = driver
-        home = main_device(graph)
         self._places = [
             place
             for place, given in enumerate(graph.inputs)
-            if isinstance(given.value.type, TensorType) and given.value.type.device == home
+            if isinstance(given.value.type, TensorType) and given.value.type.device == device
         ]
         written = {target for target, _ in graph.updates}
         self._written = {p for p, i in enumerate(graph.inputs) if i.value in written}

@@ -14,7 +14,7 @@ from rewright.codegen.cpp import Library, Toolchain, build, toolchain
 from rewright.codegen.executable import Kernel
 from rewright.codegen.gpu import GpuKernels, build_kernels, unaligned_pointers
 from rewright.codegen.gpu_executable import GpuExecutable, driver_of, launches
-from rewright.gpu_plan import number_of
+from rewright.gpu_plan import gpu_of, number_of
 from rewright.ir import Graph, ToolchainError, UnsupportedError
 from rewright.ir.target import Target
 
@@ -63,9 +63,10 @@ def build_program(recipe: Recipe, *, trace: list[tuple[str, str]] | None = None)
 
 
 def _on_gpu(recipe: Recipe, kernels: GpuKernels, trace: list[tuple[str, str]] | None) -> Executable:
-    driver = driver_of(main_device(recipe.graph))
+    device = gpu_of(recipe.graph) or main_device(recipe.graph)
+    driver = driver_of(device)
     launched = launches(kernels, tuple(input_sizes(recipe.graph)), driver)
-    return GpuExecutable(recipe.graph, launched, recipe.kernels, driver, trace=trace)
+    return GpuExecutable(recipe.graph, launched, recipe.kernels, driver, device, trace=trace)
 
 
 def _kernels_of_gpu(recipe: Recipe) -> GpuKernels:

@@ -89,9 +89,9 @@ def devices_of(graph: Graph) -> list[str]:
 
 
 def gpu_of(graph: Graph) -> torch.device | None:
-    """The GPU that all of a graph is on, where torch has one."""
-    types = [v.type for v in graph.values if isinstance(v.type, TensorType)]
-    found = {type.device for type in types}
+    """The one GPU that a graph is on, where torch has it; numbers may lie on the CPU beside it."""
+    types = (v.type for v in graph.values if isinstance(v.type, TensorType))
+    found = {type.device for type in types} - {torch.device("cpu")}
     (device,) = found if len(found) == 1 else (torch.device("cpu"),)
     return device if device.type == "cuda" and torch.cuda.is_available() else None
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import rewright
+from attention_kernels import MASKS, Shape, nest_of, numbers
 from fake_gpu import Recorded, pretend
 from rewright import backend, building, driver, gpu_plan
 from rewright.building import Recipe
@@ -243,9 +244,27 @@ def test_old_gpus_and_several_devices_have_no_kernels(monkeypatch: pytest.Monkey
     (note,) = plan_graph(parse(SMALL), Options()).notes
     assert note == "kernels are for GPUs from sm_80 on; on cuda everything is ATen"
     pretend(monkeypatch, (9, 0))
-    mixed = SMALL.replace("{", ", %y: f32[4]) {", 1).replace(") ,", ",")
+    mixed = SMALL.replace(") {", ", %y: f32[4] on cuda:1) {", 1)
     (note,) = plan_graph(parse(mixed), Options()).notes
     assert note.startswith("kernels run on the CPU, or on the one GPU of a graph")
+
+
+def test_numbers_on_the_cpu_leave_a_graph_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    mixed = SMALL.replace(") {", ", %y: f32[64]) {", 1).replace(
+        "return %b", "%c = aten.exp.default(%y) : f32[64]\n  return %b, %c"
+    )
+    plan = plan_graph(parse(mixed), Options())
+    regions = [n.result.tensor.device for n in plan.fused.nodes if n.op.name == "rw.fused"]
+    assert plan.notes == () and regions == [GPU]
+
+
+def test_attention_on_the_cpu_beside_a_gpu_is_taken_apart() -> None:
+    """A plan for a GPU takes what is on the CPU to be moved; in a process nothing is."""
+    given = numbers(Shape(1, 1, 64, 64, 16, 16))
+    nest = nest_of(MASKS["causal"].score, given)
+    assert gpu.build_kernels([nest], (), [90], {}).refused == {"attention": "it is on the CPU"}
 
 
 @pytest.mark.parametrize(
