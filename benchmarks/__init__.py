@@ -3,3 +3,7 @@
 Run from the repository root: `python -m benchmarks.startup`, `python -m benchmarks.kernels`,
 `python -m benchmarks.inference`; each takes `--help`.
 """
+
+from benchmarks.uninstalled import link
+
+link()

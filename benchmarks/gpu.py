@@ -1,7 +1,7 @@
 """All that is to be measured on a GPU, in one go: `python -m benchmarks.gpu`.
 
-On a machine that has the repository, torch, Triton and nothing else from here, first
-`pip install --no-deps --no-build-isolation -e .` (the `tests` part also wants lark and hypothesis).
+Needs the repository, torch, Triton, rich and transformers; Rewright itself need not be installed.
+The tests also want pytest, hypothesis, lark and safetensors.
 
     tests      the tests that are marked `gpu`
     rows       softmax, norms and cross entropy in bf16, forward and backward, beside a copy

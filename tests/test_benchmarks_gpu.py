@@ -3,7 +3,10 @@ its cases at sizes of no interest. No timing is asserted."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +18,7 @@ import torch
 from benchmarks import gpu
 from benchmarks.device import Device
 from benchmarks.gpu_cases import Case, Setting
+from benchmarks.uninstalled import write_tree
 
 ONE = torch.ones(8)
 
@@ -80,6 +84,28 @@ def test_calls_are_timed_by_events_behind_what_fills_the_caches(
     assert done == ["wait", "event", "call", "event", "wait for all"]
     seconds = device.compare({"a": lambda: None, "b": lambda: None}, rounds=4).seconds
     assert seconds == {"a": [0.005] * 4, "b": [0.005] * 4}
+
+
+def test_rewright_need_not_be_installed(tmp_path: Path) -> None:
+    """Its modules and torch's entry point for it are found in a folder of links."""
+    write_tree(tmp_path)
+    asked = (
+        "import rewright, rewright.ir.loops, rewright.bisect, torch._dynamo\n"
+        "print(rewright.__file__); print(torch._dynamo.list_backends(None))"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", asked],
+        env={**env, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    place, backends = done.stdout.splitlines()
+    assert place == str(tmp_path / "rewright" / "__init__.py") and "'rewright'" in backends
+    distribution = next(iter(importlib.metadata.distributions(path=[str(tmp_path)])))
+    (entry,) = distribution.entry_points
+    assert (entry.group, entry.name) == ("torch_dynamo_backends", "rewright")
 
 
 @pytest.mark.cpu
