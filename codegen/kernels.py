@@ -10,6 +10,7 @@ from rewright.ir.loops import (
     AnyNest,
     lower,
     lower_attention,
+    lower_attention_backward,
     lower_quantized,
 )
 
@@ -47,6 +48,8 @@ def lower_region(region: Node, name: str) -> AnyNest:
     """What the kernel of a region computes. Raises UnsupportedError."""
     if region.op.name == "rw.attention":
         return lower_attention(region.graph("body"), name)
+    if region.op.name == "rw.attention_backward":
+        return lower_attention_backward(region.graph("body"), name)
     if region.op.name == "rw.quantized_linear":
         return lower_quantized(region, name)
     return lower(region.graph("body"), name, fast=is_fast(region))

@@ -23,18 +23,24 @@ template <class T> constexpr int BROAD = 1;
 #endif
 
 // ---- products -----------------------------------------------------------------------------------
+// A factor from the left: its rows, and the elements of a row, at any distance.
+template <class T> struct Left {
+  const T* from;
+  i64 row, column;
+};
+
 // c[m, n] = sum over k of a[m, k] b[k, n], or that added to it; rows lie `step` apart.
 template <int M, int N, class T>
-RW_INLINE void multiply(const T* a, i64 a_step, const T* b, i64 b_step, i64 depth, T* c,
-                        i64 c_step, bool add) {
+RW_INLINE void multiply(Left<T> a, const T* b, i64 b_step, i64 depth, T* c, i64 c_step, bool add) {
   V<T> sum[M][N];
   RW_UNROLL for (int m = 0; m < M; ++m)
     RW_UNROLL for (int n = 0; n < N; ++n) sum[m][n] = add ? load(c + m * c_step + n * W) : V<T>{};
-  for (i64 k = 0; k < depth; ++k) {
+  const T* next = a.from;
+  for (i64 k = 0; k < depth; ++k, next += a.column) {
     V<T> right[N];
     RW_UNROLL for (int n = 0; n < N; ++n) right[n] = load(b + k * b_step + n * W);
     RW_UNROLL for (int m = 0; m < M; ++m) {
-      const V<T> left = splat(a[m * a_step + k]);
+      const V<T> left = splat(next[m * a.row]);
       RW_UNROLL for (int n = 0; n < N; ++n) sum[m][n] = fma(left, right[n], sum[m][n]);
     }
   }
@@ -43,36 +49,34 @@ RW_INLINE void multiply(const T* a, i64 a_step, const T* b, i64 b_step, i64 dept
 }
 
 template <int M, int N, class T>
-inline void multiply_rest(i64 rows, const T* a, i64 a_step, const T* b, i64 b_step, i64 depth,
-                          T* c, i64 c_step, bool add) {
+inline void multiply_rest(i64 rows, Left<T> a, const T* b, i64 b_step, i64 depth, T* c, i64 c_step,
+                          bool add) {
   if constexpr (M > 0) {
-    if (rows == M) return multiply<M, N>(a, a_step, b, b_step, depth, c, c_step, add);
-    multiply_rest<M - 1, N>(rows, a, a_step, b, b_step, depth, c, c_step, add);
+    if (rows == M) return multiply<M, N>(a, b, b_step, depth, c, c_step, add);
+    multiply_rest<M - 1, N>(rows, a, b, b_step, depth, c, c_step, add);
   }
 }
 
 template <int N, class T>
-inline void multiply_panel(i64 rows, const T* a, i64 a_step, const T* b, i64 b_step, i64 depth,
-                           T* c, i64 c_step, bool add) {
+inline void multiply_panel(i64 rows, Left<T> a, const T* b, i64 b_step, i64 depth, T* c, i64 c_step,
+                           bool add) {
   constexpr int M = TALL<T>;
   i64 m = 0;
-  for (; m + M <= rows; m += M)
-    multiply<M, N>(a + m * a_step, a_step, b, b_step, depth, c + m * c_step, c_step, add);
-  multiply_rest<M - 1, N>(rows - m, a + m * a_step, a_step, b, b_step, depth, c + m * c_step,
-                          c_step, add);
+  for (; m + M <= rows; m += M, a.from += M * a.row)
+    multiply<M, N>(a, b, b_step, depth, c + m * c_step, c_step, add);
+  multiply_rest<M - 1, N>(rows - m, a, b, b_step, depth, c + m * c_step, c_step, add);
 }
 
 // `columns` is a multiple of W.
 template <class T>
-__attribute__((noinline)) void matrix_product(i64 rows, i64 columns, i64 depth, const T* a,
-                                              i64 a_step, const T* b, i64 b_step, T* c,
-                                              i64 c_step, bool add) {
+__attribute__((noinline)) void matrix_product(i64 rows, i64 columns, i64 depth, Left<T> a,
+                                              const T* b, i64 b_step, T* c, i64 c_step, bool add) {
   constexpr int N = BROAD<T>;
   i64 n = 0;
   for (; n + N * W <= columns; n += N * W)
-    multiply_panel<N>(rows, a, a_step, b + n, b_step, depth, c + n, c_step, add);
+    multiply_panel<N>(rows, a, b + n, b_step, depth, c + n, c_step, add);
   for (; n < columns; n += W)
-    multiply_panel<1>(rows, a, a_step, b + n, b_step, depth, c + n, c_step, add);
+    multiply_panel<1>(rows, a, b + n, b_step, depth, c + n, c_step, add);
 }
 
 // ---- operands -----------------------------------------------------------------------------------
@@ -98,6 +102,37 @@ inline void take_rows(Matrix<const From> x, i64 first, i64 rows, i64 columns, T*
       } else {
         store(to + r * step + c, load_strided(from + c * x.column, x.column, n));
       }
+    }
+  }
+}
+
+// Rows of numbers, `apart` from each other, and zero up to a multiple of W.
+template <class T> struct Rows {
+  const T* from;
+  i64 apart;
+};
+
+// Some rows of a matrix: where they lie, if they lie so, or taken to `to`.
+template <class T, class From>
+inline Rows<T> rows_of(Matrix<const From> x, i64 first, i64 rows, i64 columns, T* to) {
+  if constexpr (same<T, From>) {
+    if (x.column == 1 && columns % W == 0) return {x.from + first * x.row, x.row};
+  }
+  take_rows(x, first, rows, columns, to);
+  return {to, padded(columns)};
+}
+
+// A row of a matrix from `from`, each number times `factor`.
+template <class T, class Out>
+inline void give_row(const T* from, V<T> factor, Matrix<Out> out, i64 row, i64 columns) {
+  for (i64 c = 0; c < columns; c += W) {
+    const int n = within_lanes(columns - c);
+    const V<T> x = mul(load(from + c), factor);
+    Out* const to = out.from + row * out.row + c * out.column;
+    if (out.column == 1) {
+      store_part(to, x, n);
+    } else {
+      store_strided(to, x, out.column, n);
     }
   }
 }
@@ -209,14 +244,9 @@ template <class T, class U>
 inline void add_values(const Bench<T>& at, i64 count, i64 j, i64 keys, i64 columns,
                        Matrix<const U> value) {
   const i64 width = padded(columns);
-  const T* values = at.values;
-  i64 apart = width;
-  if constexpr (same<T, U>) {
-    if (value.column == 1 && width == columns)
-      values = value.from + j * value.row, apart = value.row;
-  }
-  if (values == at.values) take_rows(value, j, keys, columns, at.values);
-  matrix_product(count, width, keys, at.scores, KEYS, values, apart, at.result, width, true);
+  const Rows<T> values = rows_of(value, j, keys, columns, at.values);
+  matrix_product(count, width, keys, Left<T>{at.scores, KEYS, 1}, values.from, values.apart,
+                 at.result, width, true);
 }
 
 // The block of `count` rows from `first`. Returns false when a row met no live score though keys
@@ -239,8 +269,8 @@ inline bool sum_up(const Bench<T>& at, const Sizes& sizes, i64 first, i64 count,
       continue;
     }
     take_columns(key, j, keys, sizes.depth, at.keys, at.spare);
-    matrix_product(count, KEYS, sizes.depth, at.query, depth, at.keys, KEYS, at.scores, KEYS,
-                   false);
+    matrix_product(count, KEYS, sizes.depth, Left<T>{at.query, depth, 1}, at.keys, KEYS, at.scores,
+                   KEYS, false);
     if (found.known) {
       constexpr int conditions = static_cast<int>(sizeof(found.value)) - 1;
       score_tile(at, first, count, j, keys, score, Decided<conditions>{found.value});
@@ -258,20 +288,20 @@ inline bool sum_up(const Bench<T>& at, const Sizes& sizes, i64 first, i64 count,
 template <class T, class Out>
 inline void give_rows(const Bench<T>& at, const Sizes& sizes, i64 first, i64 count,
                       Matrix<Out> out) {
-  const i64 width = padded(sizes.width);
   for (i64 r = 0; r < count; ++r) {
     const T total = at.total[r];
     const V<T> share = splat(total == T(0) ? T(0) : T(1) / total);  // nothing to attend to gives 0
-    for (i64 c = 0; c < sizes.width; c += W) {
-      const int n = within_lanes(sizes.width - c);
-      const V<T> x = mul(load(at.result + r * width + c), share);
-      Out* const to = out.from + (first + r) * out.row + c * out.column;
-      if (out.column == 1) {
-        store_part(to, x, n);
-      } else {
-        store_strided(to, x, out.column, n);
-      }
-    }
+    give_row(at.result + r * padded(sizes.width), share, out, first + r, sizes.width);
+  }
+}
+
+// The logarithm of each row's sum of exponentials; 0 where there is none, as ATen's kernel has it.
+template <class T>
+inline void give_sums(const Bench<T>& at, i64 first, i64 count, Matrix<T> sums) {
+  for (i64 r = 0; r < count; r += W) {
+    const V<T> total = load(at.total + r), none{};
+    const V<T> x = select(eq(total, none), none, add(load(at.top + r), log(total)));
+    store_strided(sums.from + (first + r) * sums.row, x, sums.row, within_lanes(count - r));
   }
 }
 
@@ -289,26 +319,43 @@ template <class T> struct Block {
     while (!sum_up(at, sizes, first, count, query, key, value, score, judge, skip)) skip = false;
     give_rows(at, sizes, first, count, out);
   }
+  template <class Q, class K, class U, class Out, class Score, class Judge>
+  void operator()(Matrix<const Q> query, Matrix<const K> key, Matrix<const U> value,
+                  Matrix<Out> out, Matrix<T> sums, Score score, Judge judge) const {
+    (*this)(query, key, value, out, score, judge);
+    give_sums(at, first, count, sums);
+  }
 };
 
-// head(r, block) for each of `heads` and for each block of rows, by whichever thread is free.
-template <class T, class Head> void attend(i64 heads, Sizes sizes, Head head) {
-  const i64 blocks = (sizes.rows + ROWS - 1) / ROWS;
+// body(unit, memory) for each of `units`, by whichever thread is free. A thread has memory for
+// `count` numbers; `work` is about how many operations there are.
+template <class T, class Body> void deal_out(i64 units, i64 work, i64 count, Body body) {
   i64 taken = 0;
   i64* const next = &taken;
-  const i64 work = sizes.rows * sizes.keys * (sizes.depth + sizes.width) * heads;
-  const i64 threads = work < (1 << 20) ? 1 : size_min(heads * blocks, omp_get_max_threads());
+  const i64 threads = work < (1 << 20) ? 1 : size_min(units, omp_get_max_threads());
   parallel_units(threads, 1, [=](i64, i64) {
-    const u64 nbytes = static_cast<u64>(Bench<T>::size(sizes.depth, sizes.width)) * sizeof(T);
+    const u64 nbytes = static_cast<u64>(count) * sizeof(T);
     void* const memory = aligned_alloc(64, (nbytes + 63) / 64 * 64);
-    const Bench<T> at(static_cast<T*>(memory), sizes.depth, sizes.width);
     for (;;) {
       const i64 unit = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
-      if (unit >= heads * blocks) break;
-      const i64 first = unit % blocks * ROWS;
-      head(unit / blocks, Block<T>{at, sizes, first, size_min(ROWS, sizes.rows - first)});
+      if (unit >= units) break;
+      body(unit, static_cast<T*>(memory));
     }
     free(memory);
+  });
+}
+
+inline i64 blocks_of(i64 count, i64 each) { return (count + each - 1) / each; }
+
+// head(r, block) for each of `heads` and for each block of rows.
+template <class T, class Head> void attend(i64 heads, Sizes sizes, Head head) {
+  const i64 blocks = blocks_of(sizes.rows, ROWS);
+  const i64 work = sizes.rows * sizes.keys * (sizes.depth + sizes.width) * heads;
+  const i64 size = Bench<T>::size(sizes.depth, sizes.width);
+  deal_out<T>(heads * blocks, work, size, [=](i64 unit, T* memory) {
+    const Bench<T> at(memory, sizes.depth, sizes.width);
+    const i64 first = unit % blocks * ROWS;
+    head(unit / blocks, Block<T>{at, sizes, first, size_min(ROWS, sizes.rows - first)});
   });
 }
 

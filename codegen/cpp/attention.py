@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import torch
 
@@ -23,7 +23,9 @@ from rewright.codegen.cpp.text import (
 from rewright.ir.loops import (
     Affine,
     Apply,
+    AttentionBackwardNest,
     AttentionNest,
+    Axis,
     Convert,
     Let,
     Load,
@@ -35,6 +37,9 @@ from rewright.ir.loops import (
     Term,
     reads,
 )
+
+N = TypeVar("N", AttentionNest, AttentionBackwardNest)
+Lines = list[str]
 
 # What ranges.h knows of intervals; the rest may be anything.
 BOUNDED: Final = frozenset(
@@ -51,58 +56,67 @@ def attention(nest: AttentionNest) -> list[str]:
     return _Writer(nest).lines()
 
 
-@dataclass(frozen=True)
-class _Writer:
-    nest: AttentionNest
+def attention_backward(nest: AttentionBackwardNest) -> list[str]:
+    """The body of the kernel of its gradients."""
+    return _BackwardWriter(nest).lines()
 
-    def lines(self) -> list[str]:
+
+@dataclass(frozen=True)
+class _HeadWriter(Generic[N]):
+    nest: N
+
+    def written(self, call: Callable[[str, str], str], type: str) -> list[str]:
+        """A call with a function that tells `type` of one head where it lies, and its scores."""
         nest, names, numbers = self.nest, self.names, count()
         heads = Block(counter("r", nest.batch), None, numbers)
-        operands = [
-            self.matrix(nest.queries, nest.row.name, nest.inner.name, heads),
-            self.matrix(nest.keys, nest.key.name, nest.inner.name, heads),
-            self.matrix(nest.values, nest.key.name, nest.width.name, heads),
-            self.matrix(nest.results, nest.row.name, nest.width.name, heads),
-        ]
-        scores = [*self.scores(heads, names, numbers), *self.ranges(heads, names)]
+        told = [*(f"{m}," for m in self.matrices(heads)), *self.told(heads, numbers)]
         head = heads.counter
         assert head is not None
         sizes = (nest.row, nest.key, nest.inner, nest.width)
         described = f"Sizes{{{', '.join(size_text(a.size) for a in sizes)}}}"
-        type = STORAGE[nest.dtype]
         return [
             *pointers(nest, names),
-            f"attend<{type}>({size_text(count_of(nest.batch))}, {described}, "
-            f"[=](i64 {head.name}, Block<{type}> block) {{",
+            call(described, f"[=](i64 {head.name}, {type} block) {{"),
             *indented(heads.text()),
-            *indented(["block(", *indented([*(f"{o}," for o in operands), *scores])]),
+            *indented(["block(", *indented(told)]),
             "});",
         ]
+
+    def matrices(self, heads: Block) -> list[str]:
+        """What is read and written."""
+        raise NotImplementedError
+
+    def told(self, heads: Block, numbers: count[int]) -> list[str]:
+        """Functions that make scores, and what tiles of them can be."""
+        raise NotImplementedError
 
     @property
     def names(self) -> Mapping[str, str]:
         return identifiers(b.name for b in (*self.nest.inputs, *self.nest.outputs))
 
-    def matrix(self, place: Place, row: str, column: str, heads: Block) -> str:
-        steps = ", ".join(size_text(place.at.coefficient(axis)) for axis in (row, column))
-        head = _without(place.at, (row, column))
+    def matrix(self, place: Place, row: Axis, heads: Block, column: Axis | None = None) -> str:
+        axes = (row,) if column is None else (row, column)
+        at = [size_text(place.at.coefficient(axis.name)) for axis in axes]
+        head = _without(place.at, tuple(axis.name for axis in axes))
         start = f"{self.names[place.buffer]} + {heads.index(head)}"
-        return f"matrix({start.removesuffix(' + 0')}, {steps})"
+        return f"matrix({start.removesuffix(' + 0')}, {', '.join([*at, '0'][:2])})"
 
     # --- a score in lanes -----------------------------------------------------------------------
 
-    def scores(self, heads: Block, names: Mapping[str, str], numbers: count[int]) -> list[str]:
+    def scalar(self, heads: Block, given: Sequence[str], wanted: Ref, numbers: count[int]) -> Lines:
+        """A function of `given` vectors that makes what is wanted."""
         nest = self.nest
         rows = Block(Counter(nest.row.name, (nest.row,)), heads, numbers)
         lanes = Block(Counter(nest.key.name, (nest.key,)), rows, numbers)
-        printer = Printer(Spot(lanes, lanes.counter), names, str)
-        for statement in nest.statements:
+        printer = Printer(Spot(lanes, lanes.counter), self.names, str)
+        for statement in _needed(nest.statements, wanted):
             lanes.lines.append(self.let(statement, printer))
         vector = VECTOR[nest.dtype]
-        loops = f"i64 {nest.row.name}, i64 {nest.key.name}"
+        taken = ", ".join(f"{vector} {name}" for name in given)
+        loops = f"i64 {nest.row.name}, i64 {nest.key.name}, {taken}, auto n, auto known"
         return [
-            f"[=]({loops}, {vector} {nest.given}, auto n, auto known) -> {vector} {{",
-            *indented([*rows.text(), *lanes.text(), f"return {self.taken};"]),
+            f"[=]({loops}) -> {vector} {{",
+            *indented([*rows.text(), *lanes.text(), f"return {_cast(wanted, nest.dtype)};"]),
             "},",
         ]
 
@@ -126,18 +140,18 @@ class _Writer:
         }
         return tuple(s.name for s in self.nest.statements if s.name in truths & read)
 
-    @property
-    def taken(self) -> str:
-        return _cast(self.nest.taken, self.nest.dtype)
-
     # --- what scores a tile can have ------------------------------------------------------------
 
-    def ranges(self, heads: Block, names: Mapping[str, str]) -> list[str]:
+    def ranges(self, heads: Block) -> list[str]:
         nest = self.nest
-        printer = _Ranges(heads, names, nest.row.name, nest.key.name)
-        lines = [f"const Range {s.name} = {printer.term(s.term)};" for s in nest.statements]
-        read = set(self.conditions) | {n for s in nest.statements for n in reads(s)}
-        given = [f"const Range {nest.given} = any_score();"] if self._reads_given(read) else []
+        printer = _Ranges(heads, self.names, nest.row.name, nest.key.name)
+        conditions = (Ref(name, torch.bool) for name in self.conditions)
+        statements = _needed(nest.statements, nest.taken, *conditions)
+        lines = [f"const Range {s.name} = {printer.term(s.term)};" for s in statements]
+        read = {nest.taken.name, *(n for s in statements for n in reads(s))}
+        given = [f"const Range {nest.given} = any_score();"] if nest.given in read else []
+        if isinstance(nest, AttentionBackwardNest) and nest.grad in read:
+            given.append(f"const Range {nest.grad} = anything();")
         found = ", ".join((nest.taken.name, *self.conditions))
         return [
             f"[=](Span {nest.row.name}, Span {nest.key.name}) {{",
@@ -145,8 +159,58 @@ class _Writer:
             "});",
         ]
 
-    def _reads_given(self, read: Iterable[str]) -> bool:
-        return self.nest.given in read or self.nest.taken.name == self.nest.given
+
+class _Writer(_HeadWriter[AttentionNest]):
+    def lines(self) -> Lines:
+        heads, type = size_text(count_of(self.nest.batch)), STORAGE[self.nest.dtype]
+        return self.written(
+            lambda sizes, head: f"attend<{type}>({heads}, {sizes}, {head}", f"Block<{type}>"
+        )
+
+    def matrices(self, heads: Block) -> Lines:
+        nest = self.nest
+        sums = [] if nest.sums is None else [self.matrix(nest.sums, nest.row, heads)]
+        return [
+            self.matrix(nest.queries, nest.row, heads, nest.inner),
+            self.matrix(nest.keys, nest.key, heads, nest.inner),
+            self.matrix(nest.values, nest.key, heads, nest.width),
+            self.matrix(nest.results, nest.row, heads, nest.width),
+            *sums,
+        ]
+
+    def told(self, heads: Block, numbers: count[int]) -> Lines:
+        nest = self.nest
+        return [*self.scalar(heads, [nest.given], nest.taken, numbers), *self.ranges(heads)]
+
+
+class _BackwardWriter(_HeadWriter[AttentionBackwardNest]):
+    def lines(self) -> Lines:
+        nest, type = self.nest, STORAGE[self.nest.dtype]
+        heads, group = size_text(count_of(nest.batch)), size_text(count_of(nest.group))
+        call = f"attend_backward<{type}>({heads}, {group}"
+        return self.written(lambda sizes, head: f"{call}, {sizes}, {head}", "const auto&")
+
+    def matrices(self, heads: Block) -> Lines:
+        nest = self.nest
+        return [
+            self.matrix(nest.queries, nest.row, heads, nest.inner),
+            self.matrix(nest.keys, nest.key, heads, nest.inner),
+            self.matrix(nest.values, nest.key, heads, nest.width),
+            self.matrix(nest.outer, nest.row, heads, nest.width),
+            self.matrix(nest.results, nest.row, heads, nest.width),
+            self.matrix(nest.sums, nest.row, heads),
+            self.matrix(nest.to_queries, nest.row, heads, nest.inner),
+            self.matrix(nest.to_keys, nest.key, heads, nest.inner),
+            self.matrix(nest.to_values, nest.key, heads, nest.width),
+        ]
+
+    def told(self, heads: Block, numbers: count[int]) -> Lines:
+        nest = self.nest
+        return [
+            *self.scalar(heads, [nest.given], nest.taken, numbers),
+            *self.scalar(heads, [nest.given, nest.grad], nest.slope, numbers),
+            *self.ranges(heads),
+        ]
 
 
 @dataclass(frozen=True)
@@ -199,3 +263,13 @@ def _without(at: Affine, axes: tuple[str, ...]) -> Affine:
 
 def _cast(ref: Ref, dtype: torch.dtype) -> str:
     return ref.name if ref.dtype == dtype else f"cast<{STORAGE[dtype]}>({ref.name})"
+
+
+def _needed(statements: Sequence[Let], *wanted: Ref) -> list[Let]:
+    """Those that lead to what is wanted, in order."""
+    names, found = {ref.name for ref in wanted}, []
+    for statement in reversed(statements):
+        if statement.name in names:
+            names.update(reads(statement))
+            found.append(statement)
+    return found[::-1]

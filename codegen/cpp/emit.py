@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from rewright.codegen.cpp.attention import attention
+from rewright.codegen.cpp.attention import attention, attention_backward
 from rewright.codegen.cpp.columns import columns
 from rewright.codegen.cpp.elements import elements
 from rewright.codegen.cpp.kernel import Kernel
 from rewright.codegen.cpp.lanes import lanes
 from rewright.codegen.cpp.quantized import quantized
-from rewright.ir.loops import AnyNest, AttentionNest, Axis, QuantizedNest
+from rewright.ir.loops import (
+    AnyNest,
+    AttentionBackwardNest,
+    AttentionNest,
+    Axis,
+    QuantizedNest,
+)
 from rewright.ir.loops.schedule import schedule
 
 LINE: Final = 100
@@ -38,7 +44,11 @@ def emit(nests: Sequence[AnyNest], symbols: Sequence[str] = (), *, graph: str = 
 
 
 def _headers(nests: Sequence[AnyNest]) -> list[str]:
-    special = {AttentionNest: "attention.h", QuantizedNest: "quantized.h"}
+    special = {
+        AttentionNest: "attention.h",
+        AttentionBackwardNest: "attention_backward.h",
+        QuantizedNest: "quantized.h",
+    }
     found = {special[type(nest)] for nest in nests if type(nest) in special}
     return sorted(found) or ["loops.h"]
 
@@ -61,6 +71,8 @@ def split(unit: str, parts: int) -> list[str]:
 def _kernel(nest: AnyNest, symbols: Sequence[str]) -> str:
     if isinstance(nest, AttentionNest):
         body = attention(nest)
+    elif isinstance(nest, AttentionBackwardNest):
+        body = attention_backward(nest)
     elif isinstance(nest, QuantizedNest):
         body = quantized(nest)
     else:
@@ -85,7 +97,7 @@ def _sizes(symbols: Sequence[str], body: Iterable[str]) -> list[str]:
 def _heading(nest: AnyNest) -> list[str]:
     """What the kernel computes: its nodes and the space it runs over."""
     names = _wrapped(", ".join(nest.origins()) or "a copy")
-    if isinstance(nest, AttentionNest):
+    if isinstance(nest, (AttentionNest, AttentionBackwardNest)):
         axes = (nest.row, nest.key, nest.inner, nest.width)
         return [*names, f"// attention, heads [{_extent(nest.batch)}], [{_extent(axes)}]"]
     if isinstance(nest, QuantizedNest):

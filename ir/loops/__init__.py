@@ -2,6 +2,7 @@
 
 from rewright.ir.loops.affine import Affine, Axis
 from rewright.ir.loops.attention import AttentionNest, Place, lower_attention
+from rewright.ir.loops.attention_backward import AttentionBackwardNest, lower_attention_backward
 from rewright.ir.loops.lower import lower, needed_nodes
 from rewright.ir.loops.nest import (
     Apply,
@@ -36,7 +37,7 @@ from rewright.ir.loops.rough import is_costly, rough_nanoseconds
 from rewright.ir.loops.views import VIEWS, is_view, view_roots
 
 # What a kernel is made from.
-AnyNest = Nest | AttentionNest | QuantizedNest
+AnyNest = Nest | AttentionNest | AttentionBackwardNest | QuantizedNest
 
 __all__ = [
     "OPERATORS",
@@ -44,6 +45,7 @@ __all__ = [
     "Affine",
     "AnyNest",
     "Apply",
+    "AttentionBackwardNest",
     "AttentionNest",
     "Axis",
     "Buffer",
@@ -72,6 +74,7 @@ __all__ = [
     "loads",
     "lower",
     "lower_attention",
+    "lower_attention_backward",
     "lower_quantized",
     "needed",
     "needed_nodes",

@@ -8,22 +8,28 @@ what is read from memory; what repeats or turns operands is part of the places w
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
-from rewright.ir.dims import equal
+from rewright.ir.dims import Size, equal
 from rewright.ir.errors import UnsupportedError
-from rewright.ir.graph import Graph, Node, Value, fresh_names
+from rewright.ir.graph import Arg, Graph, Node, Value, fresh_names
 from rewright.ir.loops.affine import Affine, Axis, NeedSplit, axis_index, delinearize, linear
 from rewright.ir.loops.lower import MAX_CUTS, cut, offset_of
 from rewright.ir.loops.nest import Buffer, Convert, Let, Load, Ref, Round, Term, subterms
 from rewright.ir.loops.scope import Scope
+from rewright.ir.loops.views import Index
 from rewright.ir.pointwise import compute_dtype
 
 SOFTMAX = "aten._softmax.default"
 PRODUCT = "aten.bmm.default"
+SUMS = "aten.logsumexp.default"
+
+Lowered = TypeVar("Lowered")
+Statements = tuple[tuple[Let, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,8 @@ class Place:
 class AttentionNest:
     """One kernel of attention. `batch` are the axes of heads; a row is a query, and `inner` and
     `width` are the axes that queries and keys, and values, have. The statements compute `taken`,
-    what the softmax is taken of, from `given`, a product of a query and a key."""
+    what the softmax is taken of, from `given`, a product of a query and a key. `sums` is where the
+    logarithms of sums of exponentials go, when they are wanted."""
 
     name: str
     batch: tuple[Axis, ...]
@@ -52,6 +59,7 @@ class AttentionNest:
     keys: Place
     values: Place
     results: Place
+    sums: Place | None
     given: str
     taken: Ref
     statements: tuple[Let, ...]
@@ -71,20 +79,24 @@ class AttentionNest:
 
 @dataclass(frozen=True)
 class Parts:
-    """The two products of a body, and the softmax between them."""
+    """The two products of a body, the softmax between them, and what sums its exponentials."""
 
     scores: Node
     softmax: Node
     values: Node
+    sums: Node | None
 
 
 def parts_of(body: Graph) -> Parts:
     """Raises UnsupportedError for a body that is not a product, a softmax and a product."""
     softmaxes = [n for n in body.nodes if n.op.name == SOFTMAX]
     products = [n for n in body.nodes if n.op.name == PRODUCT]
-    if len(softmaxes) != 1 or len(products) != 2:
+    sums = [n for n in body.nodes if n.op.name == SUMS]
+    if len(softmaxes) != 1 or len(products) != 2 or len(sums) != len(body.outputs) - 1:
         raise UnsupportedError("its body is not two products and a softmax between them")
-    return Parts(products[0], softmaxes[0], products[1])
+    if sums and sums[0].operands[0] != softmaxes[0].operands[0]:
+        raise UnsupportedError("it sums up other scores than its softmax does")
+    return Parts(products[0], softmaxes[0], products[1], sums[0] if sums else None)
 
 
 def lower_attention(body: Graph, name: str) -> AttentionNest:
@@ -94,70 +106,66 @@ def lower_attention(body: Graph, name: str) -> AttentionNest:
     """
     parts = parts_of(body)
     shape = parts.softmax.result.tensor.shape
-    batch = [Axis(f"a{d}", size) for d, size in enumerate(shape[:-2])]
+    return cut_until_affine(shape[:-2], name, lambda batch: _Forward(body, parts, batch).nest(name))
+
+
+def cut_until_affine(
+    shape: Sequence[Size], name: str, lower: Callable[[Sequence[Axis]], Lowered]
+) -> Lowered:
+    """What `lower` makes of the axes of a batch, which are cut as its views need."""
+    batch = [Axis(f"a{d}", size) for d, size in enumerate(shape)]
     for _ in range(MAX_CUTS):
         try:
-            return _Lowering(body, parts, batch).nest(name)
+            return lower(batch)
         except NeedSplit as needed:
             batch = [a for a, _ in cut([(a, False) for a in batch], needed)]
     raise UnsupportedError(f"the views of {name} cut its axes without end")
 
 
-class _Lowering:
-    """One try, over given axes of the batch."""
+class HeadLowering:
+    """One try to lower attention, over given axes of the batch. What lies between its products and
+    softmaxes is evaluated as if these were there: `anchors` are all that are not looked into.
+    `widths` are those of queries and keys, and of values."""
 
-    def __init__(self, body: Graph, parts: Parts, batch: Sequence[Axis]) -> None:
-        self.body, self.parts = body, parts
-        rows, keys = parts.scores.result.tensor.shape[-2:]
-        inner = parts.scores.operands[0].tensor.shape[-1]
-        width = parts.values.result.tensor.shape[-1]
-        last = parts.softmax.result.tensor.rank
-        sizes = zip(range(last - 2, last + 2), (rows, keys, inner, width), strict=True)
+    def __init__(
+        self,
+        body: Graph,
+        batch: Sequence[Axis],
+        softmax: Node,
+        widths: tuple[Size, Size],
+        anchors: Sequence[Node],
+    ) -> None:
+        self.body = body
+        shape = softmax.result.tensor.shape
+        sizes = enumerate((*shape[-2:], *widths), len(shape) - 2)
         self.row, self.key, self.inner, self.width = (Axis(f"a{d}", size) for d, size in sizes)
         self.batch = tuple(batch)
-        # What lies between the two products is evaluated as if the products were there.
-        ours = (parts.scores, parts.softmax, parts.values)
-        self.between = replace(body, nodes=tuple(n for n in body.nodes if n not in ours))
+        self.between = replace(body, nodes=tuple(n for n in body.nodes if n not in anchors))
         axes = (*batch, self.row, self.key, self.inner, self.width)
         self.scope = Scope(self.between, axes, frozenset(), None)
 
-    def nest(self, name: str) -> AttentionNest:
-        scores, softmax, values = self.parts.scores, self.parts.softmax, self.parts.values
-        query, key = scores.operands
-        weights, value = values.operands
-        self._only_carries(weights, softmax.result)
-        taken = self._score(softmax.operands[0])
-        places = (
-            self._place(query, (self.row, self.inner)),
-            self._place(key, (self.inner, self.key)),
-            self._place(value, (self.key, self.width)),
-        )
-        statements, given = self._statements(taken, scores.result)
-        result = self._result(values.result)
-        inputs = tuple(Buffer(i.value.name, i.value.tensor) for i in self.body.inputs)
-        outputs = (Buffer(result.buffer, self._output().tensor),)
-        nodes = tuple(n.name for n in self.body.nodes)
-        axes = (self.batch, self.row, self.key, self.inner, self.width)
-        return AttentionNest(
-            name, *axes, *places, result, given, taken, statements, inputs, outputs, nodes
-        )
+    def index(self, value: Value, *axes: Axis) -> Index:
+        """Where an element of one head is, by the axes that the value has in a head."""
+        index = (*map(axis_index, self.batch), *map(axis_index, axes))
+        position = linear(index, [a.size for a in (*self.batch, *axes)])
+        return delinearize(position, value.tensor.shape, self.scope.sizes)
+
+    def at_head(self, value: Value, *axes: Axis) -> Ref:
+        """What that element is."""
+        return self.scope.at(value, self.index(value, *axes))
 
     # --- operands -------------------------------------------------------------------------------
 
-    def _head(self) -> Affine:
-        """The number of a head."""
-        return linear([axis_index(a) for a in self.batch], [a.size for a in self.batch])
-
-    def _place(self, matrix: Value, axes: tuple[Axis, Axis]) -> Place:
+    def place(self, matrix: Value, *axes: Axis) -> Place:
         """Where a factor of a product is read from."""
-        found = self.scope.at(matrix, (self._head(), *map(axis_index, axes)))
+        found = self.at_head(matrix, *axes)
         for given in self.body.inputs:
-            term = self._read(found, given.value.tensor.dtype)
+            term = self.read(found, given.value.tensor.dtype)
             if term is not None and term.buffer == given.value.name and not term.guards:
                 return Place(term.buffer, given.value.tensor.dtype, term.at)
         raise UnsupportedError(f"%{matrix.name} is computed, and not only looked at otherwise")
 
-    def _read(self, ref: Ref, dtype: torch.dtype) -> Load | None:
+    def read(self, ref: Ref, dtype: torch.dtype) -> Load | None:
         """The read that a value is, as a tensor of `dtype` holds it."""
         term: Term = ref
         while not isinstance(term, Load):
@@ -169,31 +177,23 @@ class _Lowering:
                 return None
         return term
 
-    def _only_carries(self, weights: Value, probabilities: Value) -> None:
-        """Raises UnsupportedError where something is done to the probabilities but rounding."""
-        index = (self._head(), axis_index(self.row), axis_index(self.key))
+    def only_carries(self, value: Value, source: Value, *axes: Axis) -> None:
+        """Raises UnsupportedError where something is done to a source but rounding."""
         scope = Scope(self.between, self.scope.axes, frozenset(), None, fast=True)
-        scope.at(weights, index)
+        scope.at(value, self.index(value, *axes))
         for made in scope.defined.values():
             for term in subterms(made.statement.term):
-                if isinstance(term, Load) and term.buffer != probabilities.name:
-                    raise UnsupportedError("something is done to its probabilities")
+                if isinstance(term, Load) and term.buffer != source.name:
+                    raise UnsupportedError(f"something is done to %{source.name}")
         if not all(_carries(made.statement.term) for made in scope.defined.values()):
-            raise UnsupportedError("something is done to its probabilities")
+            raise UnsupportedError(f"something is done to %{source.name}")
 
     # --- scores ---------------------------------------------------------------------------------
 
-    def _score(self, scores: Value) -> Ref:
-        """What the softmax is taken of, where a row meets a key."""
-        index = (*map(axis_index, self.batch), axis_index(self.row), axis_index(self.key))
-        sizes = [a.size for a in (*self.batch, self.row, self.key)]
-        return self.scope.at(
-            scores, delinearize(linear(index, sizes), scores.tensor.shape, self.scope.sizes)
-        )
-
-    def _statements(self, taken: Ref, scores: Value) -> tuple[tuple[Let, ...], str]:
-        """What `taken` needs, in order, but for the statement that reads the product."""
-        needed, todo = set[str](), [taken.name]
+    def statements(self, wanted: Sequence[Ref], given: Sequence[Value]) -> Statements:
+        """What the wanted scalars need, in order, and which scalars elements of `given` are, of
+        which no other may be read."""
+        needed, todo = set[str](), [ref.name for ref in wanted]
         while todo:
             name = todo.pop()
             if name not in needed:
@@ -201,42 +201,91 @@ class _Lowering:
                 terms = subterms(self.scope.defined[name].statement.term)
                 todo += [t.name for t in terms if isinstance(t, Ref)]
         made = [d.statement for n, d in self.scope.defined.items() if n in needed]
-        given = [s for s in made if isinstance(s.term, Load) and s.term.buffer == scores.name]
-        if len(given) != 1:
+        names = {value.name for value in given}
+        reads = [s for s in made if isinstance(s.term, Load) and s.term.buffer in names]
+        of = {s.term.buffer: s.name for s in reads if isinstance(s.term, Load)}
+        if len(reads) != len(of) or len(of) != len(given):
             raise UnsupportedError("its scores depend on other scores too")
-        rest = tuple(s for s in made if s is not given[0])
+        rest = tuple(s for s in made if s not in reads)
         assert all(isinstance(s, Let) for s in rest)
-        return rest, given[0].name  # type: ignore[return-value]
+        return rest, tuple(of[value.name] for value in given)  # type: ignore[return-value]
 
     # --- results --------------------------------------------------------------------------------
 
-    def _output(self) -> Value:
-        (output,) = self.body.outputs
+    def result(self, output: Arg, made: Value, *axes: Axis) -> Place:
+        """Where a result goes, of which `made` has [heads, *axes]: the order of axes is found in
+        which the output reads it row by row."""
         if not isinstance(output, Value):
             raise UnsupportedError("it gives no tensor")
-        return output
-
-    def _result(self, product_: Value) -> Place:
-        """Where a result goes: the order of axes is found in which the output reads the product
-        row by row."""
-        output = self._output()
-        if not equal(output.tensor.numel, product_.tensor.numel):
+        if not equal(output.tensor.numel, made.tensor.numel):
             raise UnsupportedError("its result is not all of the product, once")
-        wanted = linear(
-            (self._head(), axis_index(self.row), axis_index(self.width)), product_.tensor.shape
-        )
-        for axes in itertools.permutations((*self.batch, self.row, self.width)):
+        every = (*self.batch, *axes)
+        wanted = linear([axis_index(a) for a in every], [a.size for a in every])
+        return self.place_read(output, made, wanted, every)
+
+    def place_read(
+        self, output: Value, made: Value, wanted: Affine, every: Sequence[Axis]
+    ) -> Place:
+        """Where the element of an output is that reads `made` at the place `wanted`."""
+        for axes in itertools.permutations(every):
             position = linear([axis_index(a) for a in axes], [a.size for a in axes])
             try:
                 index = delinearize(position, output.tensor.shape, self.scope.sizes)
-                term = self._read(self.scope.at(output, index), output.tensor.dtype)
+                term = self.read(self.scope.at(output, index), output.tensor.dtype)
             except (NeedSplit, UnsupportedError):
                 continue
-            if term is not None and term.buffer == product_.name and term.at == wanted:
+            if term is not None and term.buffer == made.name and term.at == wanted:
                 at = offset_of(output.tensor, index)
-                fresh = fresh_names(i.value.name for i in self.body.inputs)
-                return Place(fresh(output.name), output.tensor.dtype, at)
+                return Place(self.buffer(output), output.tensor.dtype, at)
         raise UnsupportedError("its result is not the product in another order")
+
+    def buffer(self, output: Value) -> str:
+        """The name of the buffer of a result, which is none of an input's."""
+        fresh = fresh_names(i.value.name for i in self.body.inputs)
+        names = {v: fresh(v.name) for v in self.body.outputs if isinstance(v, Value)}
+        return names[output]
+
+    def inputs(self) -> tuple[Buffer, ...]:
+        return tuple(Buffer(i.value.name, i.value.tensor) for i in self.body.inputs)
+
+    def outputs(self) -> tuple[Buffer, ...]:
+        outputs = (v for v in self.body.outputs if isinstance(v, Value))
+        return tuple(Buffer(self.buffer(v), v.tensor) for v in outputs)
+
+
+class _Forward(HeadLowering):
+    """Attention, and the logarithms of its sums."""
+
+    def __init__(self, body: Graph, parts: Parts, batch: Sequence[Axis]) -> None:
+        anchors = [parts.scores, parts.softmax, parts.values]
+        anchors += [] if parts.sums is None else [parts.sums]
+        ends = parts.scores.operands[0], parts.values.result
+        widths = ends[0].tensor.shape[-1], ends[1].tensor.shape[-1]
+        super().__init__(body, batch, parts.softmax, widths, anchors)
+        self.parts = parts
+
+    def nest(self, name: str) -> AttentionNest:
+        scores, softmax, values = self.parts.scores, self.parts.softmax, self.parts.values
+        query, key = scores.operands
+        weights, value = values.operands
+        self.only_carries(weights, softmax.result, self.row, self.key)
+        taken = self.at_head(softmax.operands[0], self.row, self.key)
+        places = (
+            self.place(query, self.row, self.inner),
+            self.place(key, self.inner, self.key),
+            self.place(value, self.key, self.width),
+        )
+        statements, (given,) = self.statements([taken], [scores.result])
+        results = self.result(self.body.outputs[0], values.result, self.row, self.width)
+        sums = None
+        if self.parts.sums is not None:
+            sums = self.result(self.body.outputs[1], self.parts.sums.result, self.row)
+            if sums.dtype != compute_dtype(places[0].dtype):
+                raise UnsupportedError("its sums are of another type than it is computed in")
+        nodes = tuple(n.name for n in self.body.nodes)
+        axes = (self.batch, self.row, self.key, self.inner, self.width)
+        given_and_taken = (given, taken, statements, self.inputs(), self.outputs(), nodes)
+        return AttentionNest(name, *axes, *places, results, sums, *given_and_taken)
 
 
 def _carries(term: Term) -> bool:

@@ -3,10 +3,11 @@ it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rewright.ir.loops.affine import Affine, Axis
 from rewright.ir.loops.attention import AttentionNest, Place
+from rewright.ir.loops.attention_backward import AttentionBackwardNest
 from rewright.ir.loops.nest import (
     Apply,
     Buffer,
@@ -31,12 +32,14 @@ from rewright.ir.show import show_type
 from rewright.ir.types import DTYPE_NAMES
 
 
-def show_nest(nest: Nest | AttentionNest | QuantizedNest) -> str:
+def show_nest(nest: Nest | AttentionNest | AttentionBackwardNest | QuantizedNest) -> str:
     """One nest, without a line break at its end."""
     head = f"kernel {nest.name}({_buffers(nest.inputs)}) -> ({_buffers(nest.outputs)}) {{"
     match nest:
         case AttentionNest():
             lines = _attention(nest)
+        case AttentionBackwardNest():
+            lines = _attention_backward(nest)
         case QuantizedNest():
             lines = iter((f"{nest.format}: [{nest.rows}, {nest.depth}] x [{nest.columns}, ...]",))
         case Nest():
@@ -67,17 +70,36 @@ def _stage(stage: Stage) -> Iterator[str]:
 
 
 def _attention(nest: AttentionNest) -> Iterator[str]:
+    places = {"results": nest.results} | ({} if nest.sums is None else {"sums": nest.sums})
+    yield from _heads(nest, places)
+    yield f"softmax of {nest.taken.name}"
+
+
+def _attention_backward(nest: AttentionBackwardNest) -> Iterator[str]:
+    yield f"keys are shared by {_axes(nest.group)}"
+    places = {
+        **{"gradients of results": nest.outer, "results": nest.results, "sums": nest.sums},
+        **{"gradients of queries": nest.to_queries, "of keys": nest.to_keys},
+        "of values": nest.to_values,
+    }
+    yield from _heads(nest, places)
+    yield f"softmax of {nest.taken.name}, whose gradient is {nest.grad}"
+    yield f"gradient of {nest.given} is {nest.slope.name}"
+
+
+def _heads(
+    nest: AttentionNest | AttentionBackwardNest, others: Mapping[str, Place]
+) -> Iterator[str]:
     yield f"heads {_axes(nest.batch)}"
     named = (nest.row, nest.key, nest.inner, nest.width)
     yield f"queries, keys, features, width {_axes(named)}"
-    places = (nest.queries, nest.keys, nest.values, nest.results)
-    for name, place in zip(("queries", "keys", "values", "results"), places, strict=True):
+    places = {"queries": nest.queries, "keys": nest.keys, "values": nest.values, **others}
+    for name, place in places.items():
         yield f"{name} = {_place(place)}"
     yield f"each product {nest.given} of a query and a key {{"
     for statement in nest.statements:
         yield f"  {_statement(statement)}"
     yield "}"
-    yield f"softmax of {nest.taken.name}"
 
 
 def _place(place: Place) -> str:

@@ -1,0 +1,297 @@
+"""From an `rw.attention_backward` to what a kernel of it computes.
+
+Beside what attention.py says of a head, these are the gradient of a product of a query and a key as
+a scalar expression of that of what the softmax is taken of, and which heads of queries share keys:
+gradients of keys and values are sums over these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rewright.ir.dims import Size, equal, product
+from rewright.ir.errors import UnsupportedError
+from rewright.ir.graph import Arg, Graph, Node, Value
+from rewright.ir.loops.affine import Affine, Axis, axis_index, delinearize, linear
+from rewright.ir.loops.attention import (
+    PRODUCT,
+    SOFTMAX,
+    HeadLowering,
+    Place,
+    cut_until_affine,
+)
+from rewright.ir.loops.nest import Buffer, Let, Load, Ref
+from rewright.ir.loops.views import VIEWS
+from rewright.ir.pointwise import compute_dtype
+
+SOFTMAX_BACKWARD = "aten._softmax_backward_data.default"
+SUM = "aten.sum.dim_IntList"
+_CARRIERS = frozenset({"aten.clone.default", "aten._to_copy.default"})
+
+Axes = tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class AttentionBackwardNest:
+    """One kernel of the gradients of attention. `batch` are the axes of heads, the last of them
+    those in `group`, over which gradients of keys and values are added up. `outer` is the gradient
+    of `results`, and `sums` are the logarithms that the forward gave. The statements compute
+    `taken`, what the softmax is taken of, from `given`, a product of a query and a key, and
+    `slope`, the gradient of that product, from `grad`, that of `taken`."""
+
+    name: str
+    batch: tuple[Axis, ...]
+    group: tuple[Axis, ...]
+    row: Axis
+    key: Axis
+    inner: Axis
+    width: Axis
+    queries: Place
+    keys: Place
+    values: Place
+    outer: Place
+    results: Place
+    sums: Place
+    to_queries: Place
+    to_keys: Place
+    to_values: Place
+    given: str
+    taken: Ref
+    grad: str
+    slope: Ref
+    statements: tuple[Let, ...]
+    inputs: tuple[Buffer, ...]
+    outputs: tuple[Buffer, ...]
+    nodes: tuple[str, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it is computed in."""
+        return compute_dtype(self.queries.dtype)
+
+    def origins(self) -> tuple[str, ...]:
+        """The IR nodes that it computes, in order."""
+        return self.nodes
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A gradient that leaves: the product that makes it, and the sum over heads on its way."""
+
+    output: Value
+    product: Node
+    sum: Node | None
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The products of a body and its softmax, there and back: of queries and keys, of the gradient
+    of results and values, and what the gradients of queries, keys and values come from."""
+
+    scores: Node
+    softmax: Node
+    weights: Node
+    back: Node
+    query: _Made
+    key: _Made
+    value: _Made
+
+    @property
+    def anchors(self) -> list[Node]:
+        made = (self.query, self.key, self.value)
+        sums = [m.sum for m in made if m.sum is not None]
+        return [self.scores, self.softmax, self.weights, self.back, *sums, *(m.product for m in made)]
+
+
+def _parts(body: Graph) -> _Parts:
+    softmax, back = (_only(body, name) for name in (SOFTMAX, SOFTMAX_BACKWARD))
+    query, key, value = (_made(body, output) for output in body.outputs)
+    last = {query.product.name, key.product.name, value.product.name}
+    first = [n for n in body.nodes if n.op.name == PRODUCT and n.name not in last]
+    if len(first) != 2 or len(last) != 3:
+        raise UnsupportedError("its body is not five products around a softmax and its gradient")
+    return _Parts(first[0], softmax, first[1], back, query, key, value)
+
+
+def _only(body: Graph, name: str) -> Node:
+    found = [n for n in body.nodes if n.op.name == name]
+    if len(found) != 1:
+        raise UnsupportedError(f"its body has {len(found)} {name}")
+    return found[0]
+
+
+def _made(body: Graph, output: Arg) -> _Made:
+    """From a result back to its product, through what carries it and one sum."""
+    value, sum_ = output, None
+    assert isinstance(value, Value)
+    while True:
+        node = body.producers.get(value)
+        if node is not None and node.op.name == PRODUCT:
+            assert isinstance(output, Value)
+            return _Made(output, node, sum_)
+        if node is not None and node.op.name == SUM and sum_ is None:
+            sum_ = node
+        elif node is None or not (node.op.name in VIEWS or node.op.name in _CARRIERS):
+            raise UnsupportedError(f"%{value.name} is not what a product makes")
+        value = node.operands[0]
+
+
+def lower_attention_backward(body: Graph, name: str) -> AttentionBackwardNest:
+    """What a kernel of the body of an `rw.attention_backward` computes.
+
+    Raises UnsupportedError with a sentence saying what stands in the way.
+    """
+    parts = _parts(body)
+    shape = parts.softmax.result.tensor.shape[:-2]
+    return cut_until_affine(shape, name, lambda batch: _Backward(body, parts, batch).nest(name))
+
+
+class _Backward(HeadLowering):
+    def __init__(self, body: Graph, parts: _Parts, batch: Sequence[Axis]) -> None:
+        factors = parts.scores.operands[0], parts.weights.operands[0]
+        widths = factors[0].tensor.shape[-1], factors[1].tensor.shape[-1]
+        super().__init__(body, batch, parts.softmax, widths, parts.anchors)
+        self.parts = parts
+        self.is_turned = self._is_turned()
+
+    def nest(self, name: str) -> AttentionBackwardNest:
+        places = self._factors()
+        taken, slope, statements, (given, grad) = self._scores()
+        group = self._group(places[1])
+        results, sums = self._of_forward()
+        if sums.dtype != compute_dtype(places[0].dtype):
+            raise UnsupportedError("its sums are of another type than it is computed in")
+        to_query = self.result(
+            self.parts.query.output, self.parts.query.product.result, self.row, self.inner
+        )
+        to_key, to_value = (
+            self._added_up(self.parts.key, group, self.inner, self.is_turned),
+            self._added_up(self.parts.value, group, self.width),
+        )
+        batch = (*(a for a in self.batch if a not in group), *group)
+        axes = (batch, group, self.row, self.key, self.inner, self.width)
+        read = (*places, results, sums)
+        computed = (given, taken, grad, slope, statements)
+        nodes = tuple(n.name for n in self.body.nodes)
+        return AttentionBackwardNest(
+            *(name, *axes, *read, to_query, to_key, to_value, *computed),
+            *(self.inputs(), self.outputs(), nodes),
+        )
+
+    def _is_turned(self) -> bool:
+        """Whether the gradient of keys is made as it is for keys that lie in columns."""
+        factor = self.parts.key.product.operands[1]
+        try:
+            queries = self.place(self.parts.scores.operands[0], self.row, self.inner)
+            return self.place(factor, self.row, self.inner) != queries
+        except UnsupportedError:
+            return True
+
+    def _factors(self) -> tuple[Place, Place, Place, Place]:
+        """Queries, keys, values and the gradient of results, each of which two products read."""
+        parts, row, key = self.parts, self.row, self.key
+        left, right = parts.key.product.operands
+        found = {
+            "queries": (
+                self.place(parts.scores.operands[0], row, self.inner),
+                self.place(left, self.inner, row)
+                if self.is_turned
+                else self.place(right, row, self.inner),
+            ),
+            "keys": (
+                self.place(parts.scores.operands[1], self.inner, key),
+                self.place(parts.query.product.operands[1], key, self.inner),
+            ),
+            "values": (self.place(parts.weights.operands[1], self.width, key),) * 2,
+            "gradients of results": (
+                self.place(parts.weights.operands[0], row, self.width),
+                self.place(parts.value.product.operands[1], row, self.width),
+            ),
+        }
+        for what, (one, other) in found.items():
+            if one != other:
+                raise UnsupportedError(f"its products do not read the same {what}")
+        queries, keys, values, outer = (one for one, _ in found.values())
+        return queries, keys, values, outer
+
+    def _scores(self) -> tuple[Ref, Ref, tuple[Let, ...], tuple[str, ...]]:
+        """What the softmax is taken of, the gradient of a product, and what these need."""
+        parts, row, key = self.parts, self.row, self.key
+        gradient, probabilities = parts.back.operands[:2]
+        self.only_carries(gradient, parts.weights.result, row, key)
+        self.only_carries(probabilities, parts.softmax.result, row, key)
+        self.only_carries(parts.value.product.operands[0], parts.softmax.result, key, row)
+        taken = self.at_head(parts.softmax.operands[0], row, key)
+        slope = self.at_head(parts.query.product.operands[0], row, key)
+        left, right = parts.key.product.operands
+        turned = self.at_head(right, row, key) if self.is_turned else self.at_head(left, key, row)
+        if turned != slope:
+            raise UnsupportedError("its products do not read the same gradient of scores")
+        read = (parts.scores.result, parts.back.result)
+        return taken, slope, *self.statements([taken, slope], read)
+
+    def _of_forward(self) -> tuple[Place, Place]:
+        """The results of the forward and its sums, which are the last two operands."""
+        results, sums = (i.value for i in self.body.inputs[-2:])
+        return self.place(results, self.row, self.width), self.place(sums, self.row)
+
+    # --- gradients of keys and values -----------------------------------------------------------
+
+    def _group(self, keys: Place) -> Axes:
+        """The axes of heads that share keys, where gradients are added up over some."""
+        sums = (self.parts.key.sum, self.parts.value.sum)
+        if sums == (None, None):
+            return ()
+        group = tuple(a for a in self.batch if a.size != 1 and keys.at.coefficient(a.name) == 0)
+        for node in sums:
+            if node is None or not equal(_summed(node), product(a.size for a in group)):
+                raise UnsupportedError("its gradients are added up otherwise than it shares keys")
+        return group
+
+    def _added_up(self, made: _Made, group: Axes, width: Axis, turned: bool = False) -> Place:
+        ends = (width, self.key) if turned else (self.key, width)
+        if made.sum is None:
+            return self.result(made.output, made.product.result, *ends)
+        left = (*(a for a in self.batch if a not in group), self.key, width)
+        into = made.sum.result
+        if not equal(made.output.tensor.numel, into.tensor.numel):
+            raise UnsupportedError("its result is not all of the sum, once")
+        self._sums_over(made.sum, group, left, self._element(made.product.result, *ends))
+        order = linear([axis_index(a) for a in left], [a.size for a in left])
+        return self.place_read(made.output, into, order, left)
+
+    def _sums_over(self, node: Node, group: Axes, left: Axes, wanted: Load) -> None:
+        """Raises UnsupportedError unless a sum takes the heads of each group together."""
+        taken, dims = node.operands[0], _dims(node)
+        kept = tuple(d for d in range(taken.tensor.rank) if d not in dims)
+        index = self._along(left, taken, kept) | self._along(group, taken, dims)
+        found = self.scope.at(taken, tuple(index[d] for d in sorted(index)))
+        if self.read(found, taken.tensor.dtype) != wanted:
+            raise UnsupportedError("its gradients are added up over other heads")
+
+    def _element(self, made: Value, *axes: Axis) -> Load:
+        """A read of what a product makes."""
+        every = (*self.batch, *axes)
+        at = linear([axis_index(a) for a in every], [a.size for a in every])
+        return Load(made.name, at, compute_dtype(made.tensor.dtype), ())
+
+    def _along(self, axes: Axes, value: Value, dims: tuple[int, ...]) -> dict[int, Affine]:
+        """The index into some dimensions of a value that axes run over."""
+        position = linear([axis_index(a) for a in axes], [a.size for a in axes])
+        sizes = [value.tensor.shape[d] for d in dims]
+        return dict(zip(dims, delinearize(position, sizes, self.scope.sizes), strict=True))
+
+
+def _dims(node: Node) -> tuple[int, ...]:
+    """The dimensions that a sum is over."""
+    dims, rank = node.args[1], node.operands[0].tensor.rank
+    if not isinstance(dims, tuple) or not dims:
+        raise UnsupportedError("its gradients are added up as a whole")
+    return tuple(sorted(d % rank for d in dims if isinstance(d, int)))
+
+
+def _summed(node: Node) -> Size:
+    return product(node.operands[0].tensor.shape[d] for d in _dims(node))

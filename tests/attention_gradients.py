@@ -1,0 +1,118 @@
+"""Gradients of attention in kernels of ours: bodies as autograd makes them, and what kernels give."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from attention_kernels import MARGIN, UNTOUCHED, Score
+from rewright.codegen.cpp import build, emit
+from rewright.ir.fx_import import from_fx
+from rewright.ir.loops import AttentionBackwardNest, lower_attention_backward
+from rewright.passes.dce import split_dead
+
+
+def attention(score: Score) -> Callable[..., Tensor]:
+    """Attention of queries [B, H, T, D] to keys and values of H or fewer heads, whose scores go
+    through `score` before the softmax."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, *read: Tensor) -> Tensor:
+        b, h, t, d = q.shape
+        s, e = v.shape[2:]
+        k, v = (repeated(x, h) for x in (k, v))
+        products = torch.bmm(q.reshape(b * h, t, d), k.reshape(b * h, s, d).transpose(1, 2))
+        scores = products.view(b, h, t, s) * d**-0.5
+        scores = score(scores, torch.arange(t)[:, None], torch.arange(s), *read)
+        weights = torch.ops.aten._softmax(scores, -1, False)
+        return torch.bmm(weights.view(b * h, t, s), v.reshape(b * h, s, e)).view(b, h, t, e)
+
+    return attend
+
+
+def repeated(x: Tensor, heads: int) -> Tensor:
+    b, h, *rest = x.shape
+    return x if h == heads else x[:, :, None].expand(b, h, heads // h, *rest).reshape(b, -1, *rest)
+
+
+def with_gradients(score: Score, *inputs: Tensor) -> list[Tensor]:
+    """Of queries, keys and values, from these, what the score reads, and the gradient of the
+    result."""
+    q, k, v = (x.detach().requires_grad_() for x in inputs[:3])
+    with torch.enable_grad():
+        out = attention(score)(q, k, v, *inputs[3:-1])
+        return list(torch.autograd.grad(out, (q, k, v), inputs[-1]))
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Attention with its inputs: queries, keys, values, what the score reads, and the gradient of
+    the result."""
+
+    name: str
+    score: Score
+    inputs: tuple[Tensor, ...]
+
+    def eager(self, dtype: torch.dtype | None = None) -> list[Tensor]:
+        """What torch makes of it, in another type if one is given; 0 where a row has no key."""
+        given = (x.to(dtype) if dtype and x.is_floating_point() else x for x in self.inputs)
+        return with_gradients(self.score, *given)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """The result and the logarithms of its sums, in double precision, as a forward gives
+        them."""
+        given = [x.double() if x.is_floating_point() else x for x in self.inputs[:-1]]
+        q, k = given[0], repeated(given[1], given[0].shape[1])
+        t, s = q.shape[2], k.shape[2]
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        scores = self.score(scores, torch.arange(t)[:, None], torch.arange(s), *given[3:])
+        dtype = self.inputs[0].dtype
+        sums = scores.logsumexp(-1)
+        sums = sums.masked_fill(sums == -math.inf, 0)
+        out = attention(self.score)(*given).nan_to_num(0)
+        return out.to(dtype), sums.to(torch.promote_types(dtype, torch.float32))
+
+    def nest(self, name: str) -> AttentionBackwardNest:
+        def body(*inputs: Tensor) -> list[Tensor]:
+            return with_gradients(self.score, *inputs[:-2])
+
+        given = (*self.inputs, *self.forward())
+        trace = make_fx(body, tracing_mode="fake")(*given)
+        traced = from_fx(trace, name="body")
+        needed, _ = split_dead(traced)
+        return lower_attention_backward(traced.with_nodes(needed), name)
+
+
+def gradients_of(cases: Sequence[Gradients]) -> list[list[Tensor]]:
+    """What kernels give, all in one library."""
+    nests = [case.nest(f"k{n}") for n, case in enumerate(cases)]
+    library = build(emit(nests))
+    return [
+        _run(library.function(nest.name), nest, (*case.inputs, *case.forward()))
+        for nest, case in zip(nests, cases, strict=True)
+    ]
+
+
+def _run(
+    kernel: Callable[..., None], nest: AttentionBackwardNest, inputs: Sequence[Tensor]
+) -> list[Tensor]:
+    shapes = [[s for s in made.type.shape if isinstance(s, int)] for made in nest.outputs]
+    made = [
+        torch.full((math.prod(shape) + 2 * MARGIN,), UNTOUCHED, dtype=buffer.type.dtype)
+        for shape, buffer in zip(shapes, nest.outputs, strict=True)
+    ]
+    results = [memory[MARGIN:-MARGIN] for memory in made]
+    addresses = [x.data_ptr() for x in (*inputs, *results)]
+    kernel((ctypes.c_void_p * len(addresses))(*addresses), None)
+    for memory in made:
+        around = torch.cat([memory[:MARGIN], memory[-MARGIN:]])
+        assert (around == UNTOUCHED).all(), "a kernel wrote outside"
+    return [
+        result.as_strided(shape, [s for s in buffer.type.layout if isinstance(s, int)])
+        for result, shape, buffer in zip(results, shapes, nest.outputs, strict=True)
+    ]
