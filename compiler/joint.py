@@ -140,36 +140,66 @@ def overrides_tags(options: Options) -> bool:
 def rewritten(joint: fx.GraphModule, inputs: Any, options: Options) -> fx.GraphModule:
     """The joint graph after the passes that act on pairs; the very one when none applies."""
     from rewright.passes import Canonicalize, ChannelsLast, Cse, Rules
-    from rewright.passes.attention import AttentionPairs
+    from rewright.passes.attention import AttentionPairs, FlashPairs
 
     # Both parts of a step must agree on how images lie between them.
-    sign = torch.ops.aten.convolution_backward.default
-    joint = _after(joint, inputs, options, sign, (), ChannelsLast())
-    # Without a softmax that is differentiated there is no attention to look for.
-    sign = torch.ops.aten._softmax_backward_data.default
+    joint = _after(joint, inputs, options, _is_image, (), ChannelsLast())
     before = Canonicalize(), Cse(), Rules()
-    return _after(joint, inputs, options, sign, before, AttentionPairs())
+    steps = (AttentionPairs(), FlashPairs()) if _has_kernels(options) else (AttentionPairs(),)
+    return _after(joint, inputs, options, _is_attention, before, *steps)
+
+
+def _is_image(node: fx.Node) -> bool:
+    return node.target == torch.ops.aten.convolution_backward.default
+
+
+def _is_attention(node: fx.Node) -> bool:
+    """Whether it may be of attention that is better done otherwise: a softmax that is
+    differentiated, or a mask in memory."""
+    aten = torch.ops.aten
+    if node.target == aten._scaled_dot_product_flash_attention_for_cpu_backward.default:
+        return node.kwargs.get("attn_mask") is not None
+    return node.target == aten._softmax_backward_data.default
+
+
+def _has_kernels(options: Options) -> bool:
+    """Whether attention may run in kernels of ours."""
+    from rewright.building import compiler_for
+    from rewright.driver import pipeline_of, target_of
+    from rewright.ir import ToolchainError
+    from rewright.passes import FlashAttention
+
+    target = target_of(options)
+    try:
+        compiler_for(target)
+    except ToolchainError:
+        return False
+    chosen = pipeline_of(options)
+    return target.device == "cpu" and any(isinstance(step, FlashAttention) for step in chosen)
 
 
 def chunked(joint: fx.GraphModule, inputs: Any, options: Options) -> fx.GraphModule:
     """The joint graph with losses over many classes in parts; the very one when there is none."""
     from rewright.passes import Canonicalize, ChunkLoss, Cse, Rules
 
-    sign = torch.ops.aten._log_softmax_backward_data.default
+    def is_loss(node: fx.Node) -> bool:
+        return node.target == torch.ops.aten._log_softmax_backward_data.default
+
     before = Canonicalize(), Cse(), Rules(("joins",))
-    return _after(joint, inputs, options, sign, before, ChunkLoss())
+    return _after(joint, inputs, options, is_loss, before, ChunkLoss())
 
 
 def _after(
     joint: fx.GraphModule,
     inputs: Any,
     options: Options,
-    sign: Any,
+    is_sign: Callable[[fx.Node], bool],
     before: Sequence[Pass],
-    step: Pass,
+    *steps: Pass,
 ) -> fx.GraphModule:
-    """The joint graph after a pass, and those that prepare for it, where it changes something. What
-    has no call of `sign`, or has checkpoints of the user, which the IR does not know, stays."""
+    """The joint graph after passes, and those that prepare for them, where they change something.
+    What has no sign that they may, or has checkpoints of the user, which the IR does not know,
+    stays."""
     from torch._guards import detect_fake_mode
     from torch._subclasses.fake_tensor import unset_fake_temporarily
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
@@ -183,7 +213,7 @@ def _after(
     from rewright.torch_compat import is_checkpointed
 
     nodes = joint.graph.nodes
-    if all(node.target != sign for node in nodes) or any(map(is_checkpointed, nodes)):
+    if not any(map(is_sign, nodes)) or any(map(is_checkpointed, nodes)):
         return joint
     with unset_fake_temporarily():
         graph = from_fx(joint, name="joint")
@@ -191,10 +221,12 @@ def _after(
         env = Env(cost=Roofline(target), target=target, tools=tools_of(options, target))
         for preparation in before:
             graph = preparation.run(graph, env)
-        found = step.run(graph, env)
+        found = graph
+        for step in steps:
+            found = step.run(found, env)
         if found is graph:
             return joint
-        module = to_fx(found)
+        module = to_fx(found, regions=True)
     # The partitioner goes by sizes, which are those of AOTAutograd's own fake tensors.
     flat = tree_leaves(inputs)
     FakeTensorProp(module, detect_fake_mode(flat)).propagate_dont_convert_inputs(*flat)

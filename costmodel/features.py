@@ -58,7 +58,11 @@ class Features:
 
 
 # Kernels of ours that no head of the model knows yet.
-OWN: Final = {"rw.attention": "tiled attention", "rw.quantized_linear": "quantized layer"}
+OWN: Final = {
+    "rw.attention": "tiled attention",
+    "rw.attention_backward": "gradient of tiled attention",
+    "rw.quantized_linear": "quantized layer",
+}
 
 
 def family_of(node: Node) -> str:

@@ -206,7 +206,7 @@ def _spread(node: Node) -> Spread:
 
 def is_attention(node: Node) -> bool:
     """True for a library's attention, and for a kernel of ours."""
-    if node.op.name == "rw.attention":
+    if node.op.name in ("rw.attention", "rw.attention_backward"):
         return True
     return node.op.kind is Kind.CONTRACTION and "attention" in node.op.name
 

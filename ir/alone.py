@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from rewright.ir.cache import digest
 from rewright.ir.constant import Constant
-from rewright.ir.dims import Dim, hint, symbols_of
+from rewright.ir.dims import Dim, Size, hint, symbols_of
 from rewright.ir.effects import effects_of
 from rewright.ir.graph import (
     Arg,
@@ -23,6 +24,8 @@ from rewright.ir.graph import (
 )
 from rewright.ir.types import TensorType, Type
 from rewright.ir.work import is_call
+
+Resize = Callable[[Size], Size]
 
 
 def obstacle(node: Node) -> str | None:
@@ -81,34 +84,47 @@ def call_name(text: str, cold: Sequence[int] = ()) -> str:
 
 def at_hints(node: Node) -> Node:
     """A call with its symbolic sizes, and those of its body, at their hints."""
-    values = {v: Value(v.name, _type_at_hints(v.type)) for v in (*node.operands, *node.results)}
-    sized = node.replace(values)
-    return dataclasses.replace(
-        sized,
-        args=tuple(freeze(map_leaves(a, _size_at_hint)) for a in sized.args),
-        kwargs=tuple((k, freeze(map_leaves(a, _size_at_hint))) for k, a in sized.kwargs),
-        results=tuple(values[v] for v in node.results),
-        graphs=tuple((name, graph_at_hints(graph)) for name, graph in node.graphs),
-    )
+    return resized(node, hint)
 
 
 def graph_at_hints(graph: Graph) -> Graph:
     """A graph with all symbolic sizes at their hints."""
-    values = {v: Value(v.name, _type_at_hints(v.type)) for v in graph.values}
+    return resized_graph(graph, hint)
+
+
+def resized(node: Node, change: Resize) -> Node:
+    """A call with its symbolic sizes, and those of its body, changed."""
+    change_leaf = partial(_resized_leaf, change=change)
+    operands = (*node.operands, *node.results)
+    values = {v: Value(v.name, _resized_type(v.type, change)) for v in operands}
+    sized = node.replace(values)
+    return dataclasses.replace(
+        sized,
+        args=tuple(freeze(map_leaves(a, change_leaf)) for a in sized.args),
+        kwargs=tuple((k, freeze(map_leaves(a, change_leaf))) for k, a in sized.kwargs),
+        results=tuple(values[v] for v in node.results),
+        graphs=tuple((name, resized_graph(graph, change)) for name, graph in node.graphs),
+    )
+
+
+def resized_graph(graph: Graph, change: Resize) -> Graph:
+    """A graph with all symbolic sizes changed."""
+    change_leaf = partial(_resized_leaf, change=change)
+    values = {v: Value(v.name, _resized_type(v.type, change)) for v in graph.values}
     inputs = tuple(dataclasses.replace(i, value=values[i.value]) for i in graph.inputs)
-    outputs = tuple(freeze(map_leaves(map_values(a, values), _size_at_hint)) for a in graph.outputs)
+    outputs = tuple(freeze(map_leaves(map_values(a, values), change_leaf)) for a in graph.outputs)
     updates = tuple((values[a], values[b]) for a, b in graph.updates)
-    nodes = tuple(map(at_hints, graph.nodes))
+    nodes = tuple(resized(node, change) for node in graph.nodes)
     return dataclasses.replace(graph, inputs=inputs, nodes=nodes, outputs=outputs, updates=updates)
 
 
-def _size_at_hint(arg: Arg) -> Arg:
-    return hint(arg) if isinstance(arg, Dim) else arg
+def _resized_leaf(arg: Arg, change: Resize) -> Arg:
+    return change(arg) if isinstance(arg, Dim) else arg
 
 
-def _type_at_hints(type: Type) -> Type:
+def _resized_type(type: Type, change: Resize) -> Type:
     if not isinstance(type, TensorType):
         return type
-    shape = tuple(map(hint, type.shape))
-    strides = None if type.strides is None else tuple(map(hint, type.strides))
+    shape = tuple(map(change, type.shape))
+    strides = None if type.strides is None else tuple(map(change, type.strides))
     return TensorType(type.dtype, shape, strides, type.device)

@@ -34,7 +34,16 @@ _DECLARATIONS: Final = (
         "rw.attention",
         Kind.REGION,
         "Attention of queries [B, H, T, D] to keys [B, H, S, D] and values [B, H, S, E], with a "
-        "bias [B, H, T, S] when there is a fourth operand; `body` is its formula.",
+        "bias [B, H, T, S] when there is a fourth operand; a second result are the logarithms of "
+        "the sums of exponentials [B, H, T]; `body` is its formula.",
+        body="body",
+    ),
+    DialectFacts(
+        "rw.attention_backward",
+        Kind.REGION,
+        "Gradients of queries, keys and values, from that of the result of an `rw.attention`, its "
+        "operands, and both its results, which come last; `body` is its formula, which computes "
+        "these again.",
         body="body",
     ),
     DialectFacts(

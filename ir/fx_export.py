@@ -27,16 +27,18 @@ from rewright.ir.types import OtherType, ScalarType, TensorType, Type
 aten = torch.ops.aten
 
 
-def to_fx(graph: Graph) -> fx.GraphModule:
+def to_fx(graph: Graph, *, regions: bool = False) -> fx.GraphModule:
     """A module that takes the graph's inputs and returns the tuple of its outputs.
 
-    Updates are written into the inputs at the end. Regions are inlined (`expand`), sizes computed
-    from the inputs' shapes, nested graphs become submodules. Nodes carry `meta["val"]`.
+    Updates are written into the inputs at the end. Regions are inlined (`expand`), those that name
+    their kernel only unless `regions`, which stay calls; sizes are computed from the inputs'
+    shapes, nested graphs become submodules. Nodes carry `meta["val"]`.
     """
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     with unset_fake_temporarily():
-        return _Exporter(expand(graph), Traced()).module()
+        inlined = expand(graph, lambda node: not (regions and node.kwarg("via")))
+        return _Exporter(inlined, Traced()).module()
 
 
 def _parameter(name: str) -> str:
@@ -78,6 +80,8 @@ class _Exporter:
                 self._alloc(node)
             case "rw.free":
                 return
+            case _ if node.op.has_body:
+                self._region(node)
             case _ if node.op.target is None:
                 raise UnsupportedError(f"%{node.name}: {node.op} has no form in torch.fx")
             case _:
@@ -113,6 +117,16 @@ class _Exporter:
             self._put(value, self._part(parts, path, value.name))
         if paths != ((),):
             call.meta["val"] = _nested([self._made[v].meta["val"] for v in node.results], paths)
+
+    def _region(self, node: Node) -> None:
+        from rewright.ir.fx_regions import REGION, text_of
+
+        operands = [self._made[v] for v in dict.fromkeys(node.operands)]
+        call = self._create(REGION, (text_of(node), operands), {}, None)
+        call.meta |= _origin(node)
+        for place, value in enumerate(node.results):
+            self._put(value, self._create(operator.getitem, (call, place), {}, value.name))
+        call.meta["val"] = [self._made[v].meta["val"] for v in node.results]
 
     def _part(self, parts: dict[hop_args.Path, fx.Node], path: hop_args.Path, name: str) -> fx.Node:
         """The fx node of a part of what a call returns; `parts` holds those already made."""

@@ -232,8 +232,18 @@ class _Importer:
             self._update(node)
         elif isinstance(target, torch._ops.HigherOrderOperator):
             self._higher_order(node, target)
+        elif target.namespace == "rewright":
+            self._region(node)
         elif target not in _SILENT:
             self._operator(node)
+
+    def _region(self, node: fx.Node) -> None:
+        """What `to_fx` made of a region."""
+        from rewright.ir.fx_regions import region_of
+
+        text, operands = (self._arg(a) for a in node.args)
+        region = region_of(text, operands)
+        self._emit(node, region.op, region.args, region.kwargs, self._traced(node), region.graphs)
 
     def _operator(self, node: fx.Node) -> None:
         called = _op(node.target)

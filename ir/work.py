@@ -22,6 +22,10 @@ from rewright.ir.storage import lasts, shares_input_storage
 from rewright.ir.types import TensorType
 
 
+# Attention in tiles, of which masks leave some out.
+_TILED: Final = ("rw.attention", "rw.attention_backward")
+
+
 def is_call(node: Node) -> bool:
     """True when running the node calls a kernel or an operator: not for views, what is there before
     the graph runs, allocations and arithmetic on Python numbers."""
@@ -34,7 +38,7 @@ def flops(node: Node) -> Size:
     """Arithmetic operations of one run, those of nested graphs included."""
     if not is_call(node):
         return 0
-    if node.op.name == "rw.attention":
+    if node.op.name in _TILED:
         return _left_by_masks(node)
     if node.op.name == "rw.quantized_linear":  # not what its formula does to weights
         return 2 * node.result.tensor.numel * node.operands[0].tensor.shape[-1]
@@ -54,8 +58,7 @@ def bytes_read(node: Node) -> Size:
     if not is_call(node):
         return 0
     if node.op.kind is Kind.REGION:
-        body = node.graph("body")
-        return _sum(_bytes(i.value, _seen_in(body, i.value)) for i in body.inputs)
+        return _sum(_bytes(v, elements) for v, elements in _seen_by_region(node))
     operands = dict.fromkeys(_inputs(node))
     return _sum(_bytes(value, _seen_by(node, value)) for value in operands)
 
@@ -70,14 +73,16 @@ def bytes_written(node: Node) -> Size:
 def _left_by_masks(node: Node) -> Size:
     """Of a body that is a kernel, what its masks leave; of another one, all of it."""
     from rewright.ir.loops.attention import lower_attention
+    from rewright.ir.loops.attention_backward import lower_attention_backward
     from rewright.ir.loops.tiles import kept_share
 
+    lower = lower_attention if node.op.name == "rw.attention" else lower_attention_backward
     body = node.graph("body")
     whole = _sum(flops(inner) for inner in body.nodes)
     try:
         share = node.kwarg("kept")
         if not isinstance(share, float):
-            share = kept_share(lower_attention(body, node.name))
+            share = kept_share(lower(body, node.name))
     except UnsupportedError:
         return whole
     return whole if share == 1 else round(share * hint(whole))
@@ -257,6 +262,15 @@ def _inputs(node: Node) -> Iterable[Value]:
         return node.operands
     buffers = set(written) if isinstance(written, tuple) else {written}
     return (value for value in node.operands if value not in buffers)
+
+
+def _seen_by_region(node: Node) -> Iterable[tuple[Value, Size]]:
+    """What a region reads, and how many elements of it."""
+    body = node.graph("body")
+    for i in body.inputs:
+        # The last operands of a gradient of attention spare its kernel what its body repeats.
+        is_told = node.op.name == "rw.attention_backward" and i in body.inputs[-2:]
+        yield i.value, _distinct(i.value) if is_told else _seen_in(body, i.value)
 
 
 def _seen_in(body: Graph, value: Value) -> Size:

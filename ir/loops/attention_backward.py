@@ -184,6 +184,9 @@ class _Backward(HeadLowering):
     def _is_turned(self) -> bool:
         """Whether the gradient of keys is made as it is for keys that lie in columns."""
         factor = self.parts.key.product.operands[1]
+        sizes = zip(factor.tensor.shape[-2:], (self.row.size, self.inner.size), strict=True)
+        if not all(equal(one, other) for one, other in sizes):
+            return True
         try:
             queries = self.place(self.parts.scores.operands[0], self.row, self.inner)
             return self.place(factor, self.row, self.inner) != queries

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rewright.ir.dims import Dim, hint
 from rewright.ir.loops.affine import Affine
 from rewright.ir.loops.attention import AttentionNest
+from rewright.ir.loops.attention_backward import AttentionBackwardNest
 from rewright.ir.loops.nest import Apply, Convert, Number, Position, Ref, Round, Term, reads
 
 # Of a tile of kernels, and what is too little to take any probability (codegen/cpp/ranges.h).
@@ -26,6 +27,9 @@ ANY_SCORE: Final = 1e30
 Numbers = NDArray[np.floating[Any]]
 
 
+AnyAttention = AttentionNest | AttentionBackwardNest
+
+
 @dataclass(frozen=True)
 class Range:
     """[low, high] of every tile; truths are within [0, 1]."""
@@ -34,13 +38,13 @@ class Range:
     high: Numbers
 
 
-def kept_share(nest: AttentionNest) -> float:
+def kept_share(nest: AnyAttention) -> float:
     """The share of tiles in which some score counts, at the sizes seen."""
     score = _Tiles(nest).score()
     return float(np.mean(score.high >= DEAD))
 
 
-def may_be_dead(nest: AttentionNest) -> bool:
+def may_be_dead(nest: AnyAttention) -> bool:
     """True when some score may be masked, for all that is known before the kernel runs."""
     return bool(np.any(_Tiles(nest).score().low < DEAD))
 
@@ -66,12 +70,14 @@ class _Tiles:
     """[tiles of rows, tiles of keys]; heads are taken to be alike. Conditions in `known` have one
     value everywhere."""
 
-    def __init__(self, nest: AttentionNest, known: Mapping[str, bool] | None = None) -> None:
+    def __init__(self, nest: AnyAttention, known: Mapping[str, bool] | None = None) -> None:
         self._nest, self._known = nest, known or {}
         self._rows = _spans(hint(nest.row.size), ROWS)
         self._keys = _spans(hint(nest.key.size), KEYS)
         self._shape = len(self._rows[0]), len(self._keys[0])
         self._ranges: dict[str, Range] = {nest.given: self.exactly(-ANY_SCORE, ANY_SCORE)}
+        if isinstance(nest, AttentionBackwardNest):
+            self._ranges[nest.grad] = self.exactly(-np.inf, np.inf)
 
     def score(self) -> Range:
         with np.errstate(all="ignore"):

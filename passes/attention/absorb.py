@@ -11,12 +11,15 @@ from rewright.ir import Graph, Input, Kind, Node, Value, fresh_names, hint
 from rewright.ir.effects import effects_of
 from rewright.ir.loops import OPERATORS, is_view
 from rewright.ir.work import flops
+from rewright.passes.attention.backward import BACKWARD
 from rewright.passes.attention.site import COPIES
 
 # Nodes that one operand may bring along, and arithmetic on an element that is worth repeating for
 # every head rather than reading the result.
 MOST_NODES: Final = 48
 MOST_WORK: Final = 16
+
+SUM: Final = "aten.sum.dim_IntList"
 
 # What makes an element of one element, besides pointwise operators.
 _ELEMENTWISE: Final = frozenset({"aten.tril.default", "aten.triu.default", *COPIES})
@@ -32,31 +35,35 @@ class Absorber:
         self._places = {node.name: place for place, node in enumerate(graph.nodes)}
 
     def absorbed(self, attention: Node) -> Node:
-        """The same attention over what its operands are made of."""
+        """The same attention, or gradient of one, over what its operands are made of."""
         operands = [v for v in attention.args if isinstance(v, Value)]
+        is_backward = attention.op.name == BACKWARD
+        matrices, kept = (4, 2) if is_backward else (3, 0)
         inside: dict[str, Node] = {}
-        for place, value in enumerate(operands):
-            taken = self._carriers(value) if place < 3 else self._cheap(value)
+        for place, value in enumerate(operands[: len(operands) - kept]):
+            taken = self._carriers(value) if place < matrices else self._cheap(value)
             inside |= {node.name: node for node in taken}
         if not inside:
             return attention
         nodes = sorted(inside.values(), key=lambda node: self._places[node.name])
-        return _with_nodes(attention, operands, nodes)
+        return _with_nodes(attention, operands, nodes, kept)
 
-    def with_copy(self, attention: Node) -> tuple[Node, Node | None]:
-        """The attention that makes what its result is copied to, and that copy."""
+    def with_copy(self, attention: Node, place: int = 0) -> tuple[Node, Node | None]:
+        """The attention that makes what one of its results is copied to, and that copy; of a
+        gradient also what it is added up to."""
         chain: list[Node] = []
-        value = attention.result
-        while not chain or not _is_copy(chain[-1]):
+        value = attention.results[place]
+        is_backward = attention.op.name == BACKWARD
+        while not chain or not _is_end(chain[-1], is_backward):
             readers = self._graph.readers.get(value, ())
             if len(readers) != 1 or value in self._graph.returned:
                 return attention, None
             (node,) = readers
-            if len(node.results) != 1 or not (is_view(node) or _is_copy(node)):
+            if len(node.results) != 1 or not (is_view(node) or _is_end(node, is_backward)):
                 return attention, None
             chain.append(node)
             value = node.result
-        return _ended_in(attention, chain), chain[-1]
+        return _ended_in(attention, place, chain), chain[-1]
 
     def _carriers(self, value: Value) -> Iterator[Node]:
         """What hands a value on in another shape, or as a tensor of its own."""
@@ -93,6 +100,10 @@ def _is_copy(node: Node) -> bool:
     return node.op.name in COPIES and node.result.tensor.dtype == node.operands[0].tensor.dtype
 
 
+def _is_end(node: Node, is_backward: bool) -> bool:
+    return _is_copy(node) or (is_backward and node.op.name == SUM)
+
+
 def _leaves(nodes: list[Node]) -> list[Value]:
     made = {v for node in nodes for v in node.results}
     return [v for v in dict.fromkeys(v for n in nodes for v in n.operands) if v not in made]
@@ -104,11 +115,16 @@ def _work(nodes: list[Node]) -> float:
     return sum(hint(flops(n)) for n in nodes) / max(most, 1)
 
 
-def _with_nodes(attention: Node, operands: list[Value], nodes: list[Node]) -> Node:
+def _with_nodes(
+    attention: Node, operands: list[Value], nodes: list[Node], kept: int = 0
+) -> Node:
+    """With nodes in its body; its last `kept` operands stay the last."""
     body = attention.graph("body")
     fresh = fresh_names(v.name for v in body.values)
     made = {v for node in nodes for v in node.results}
-    read = dict.fromkeys([*operands, *(v for node in nodes for v in node.operands)])
+    last = operands[len(operands) - kept :]
+    before_last = operands[: len(operands) - kept]
+    read = dict.fromkeys([*before_last, *(v for node in nodes for v in node.operands), *last])
     inputs = {v: Value(fresh(v.name), v.type) for v in read if v not in made}
     inner: dict[Value, Value] = dict(inputs)
     taken = []
@@ -127,16 +143,18 @@ def _with_nodes(attention: Node, operands: list[Value], nodes: list[Node]) -> No
     return dataclasses.replace(attention, args=tuple(inputs), graphs=(("body", new),))
 
 
-def _ended_in(attention: Node, chain: list[Node]) -> Node:
+def _ended_in(attention: Node, place: int, chain: list[Node]) -> Node:
     body = attention.graph("body")
-    (output,) = body.outputs
+    outputs, results = list(body.outputs), list(attention.results)
+    output = outputs[place]
     assert isinstance(output, Value)
     fresh = fresh_names(v.name for v in body.values)
-    inner = {attention.result: output}
+    inner = {results[place]: output}
     added = []
     for node in chain:
         inner[node.result] = Value(fresh(node.result.name), node.result.type)
         added.append(dataclasses.replace(node.replace(inner), results=(inner[node.result],)))
-    last = chain[-1].result
-    new = dataclasses.replace(body, nodes=(*body.nodes, *added), outputs=(inner[last],))
-    return dataclasses.replace(attention, results=(last,), graphs=(("body", new),))
+    results[place] = chain[-1].result
+    outputs[place] = inner[results[place]]
+    new = dataclasses.replace(body, nodes=(*body.nodes, *added), outputs=tuple(outputs))
+    return dataclasses.replace(attention, results=tuple(results), graphs=(("body", new),))

@@ -22,6 +22,7 @@ from rewright.ir import (
     op,
     product,
 )
+from rewright.passes.attention.backward import lying
 from rewright.passes.attention.lower import FLASH
 from rewright.passes.attention.region import shaped
 from rewright.passes.emitter import Emitter
@@ -123,7 +124,7 @@ def _body(call: Call, windows: Windows | None, outer: Emitter) -> Graph:
     made = emit("aten.view.default", made, (*heads, *made.tensor.shape[1:]))
     if made.tensor.dtype != result.dtype:
         made = emit("aten._to_copy.default", made, dtype=result.dtype)
-    made = _lying(made, result, emit)
+    made = lying(made, result, (0, 2, 1, 3), emit)
     return Graph("body", tuple(Input(v) for v in inputs), tuple(emit.nodes), (made,))
 
 
@@ -184,11 +185,3 @@ def _counted(size: Size, like: Value, emit: Emitter) -> Value:
     (counted,) = emit.call(op("aten.arange.default"), (size,), given, [type])
     return counted
 
-
-def _lying(x: Value, wanted: TensorType, emit: Emitter) -> Value:
-    """The same tensor [B, H, T, E], in memory as `wanted` lies."""
-    if x.tensor == wanted:
-        return x
-    turned = emit("aten.permute.default", x, (0, 2, 1, 3))
-    turned = emit("aten.clone.default", turned, memory_format=torch.contiguous_format)
-    return emit("aten.permute.default", turned, (0, 2, 1, 3))

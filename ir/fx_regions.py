@@ -1,0 +1,77 @@
+"""Regions in torch.fx: calls of one torch operator, `rewright::region`, whose text says what it is.
+
+They are for graphs that come back from fx soon, as the joint graph of a training step, which torch's
+partitioner parts; elsewhere regions are inlined.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewright.ir.alone import alone, resized
+from rewright.ir.dim_fold import fold
+from rewright.ir.dims import Dim, Size, substitute
+from rewright.ir.graph import Graph, Node, Value
+from rewright.ir.interpret import interpret
+from rewright.ir.parse import parse
+from rewright.ir.show import show
+
+_library = torch.library.Library("rewright", "FRAGMENT")
+_library.define("region(str text, Tensor[] operands) -> Tensor[]")
+REGION = torch.ops.rewright.region.default
+
+
+@cache
+def _parsed(text: str) -> Graph:
+    return parse(text)
+
+
+def text_of(region: Node) -> str:
+    """What `REGION` is told about a region."""
+    return show(alone(region))
+
+
+def region_of(text: str, operands: tuple[Value, ...]) -> Node:
+    """The region of a text, on operands. Its sizes are those of the operands."""
+    graph = _parsed(text)
+    (call,) = graph.nodes
+    sizes: dict[str, Size] = {}
+    for input, operand in zip(graph.inputs, operands, strict=True):
+        pairs = zip(input.value.tensor.shape, operand.tensor.shape, strict=True)
+        sizes |= {a.text: b for a, b in pairs if isinstance(a, Dim) and a.is_symbol}
+    sized = resized(call, lambda size: substitute(size, sizes) if isinstance(size, Dim) else size)
+    given = {i.value.name: v for i, v in zip(graph.inputs, operands, strict=True)}
+    return sized.replace({v: given[v.name] for v in sized.operands})
+
+
+def _run(text: str, operands: list[Tensor]) -> list[Tensor]:
+    return list(interpret(_parsed(text), operands))
+
+
+def _traced(text: str, operands: list[Tensor]) -> list[Tensor]:
+    """Results of the right types, for tracing."""
+    graph = _parsed(text)
+    known: dict[str, Any] = {}
+    for input, operand in zip(graph.inputs, operands, strict=True):
+        pairs = zip(input.value.tensor.shape, operand.shape, strict=True)
+        known |= {a.text: b for a, b in pairs if isinstance(a, Dim) and a.is_symbol}
+
+    def size(of: Size) -> Any:
+        if isinstance(of, int):
+            return of
+        return fold(of, known.__getitem__, lambda function, operands: function(*operands))
+
+    made = []
+    for value in graph.nodes[0].results:
+        type = value.tensor
+        shape, strides = ([size(s) for s in sizes] for sizes in (type.shape, type.layout))
+        made.append(torch.empty_strided(shape, strides, dtype=type.dtype, device=type.device))
+    return made
+
+
+_library.impl("region", _run, "CompositeExplicitAutograd")
+torch.library.register_fake("rewright::region", _traced, lib=_library)
