@@ -27,6 +27,7 @@ from rewright.ir.pointwise import compute_dtype
 SOFTMAX = "aten._softmax.default"
 PRODUCT = "aten.bmm.default"
 SUMS = "aten.logsumexp.default"
+CAST = "aten._to_copy.default"
 
 Lowered = TypeVar("Lowered")
 Statements = tuple[tuple[Let, ...], tuple[str, ...]]
@@ -94,9 +95,15 @@ def parts_of(body: Graph) -> Parts:
     sums = [n for n in body.nodes if n.op.name == SUMS]
     if len(softmaxes) != 1 or len(products) != 2 or len(sums) != len(body.outputs) - 1:
         raise UnsupportedError("its body is not two products and a softmax between them")
-    if sums and sums[0].operands[0] != softmaxes[0].operands[0]:
+    if sums and softmaxes[0].operands[0] not in (sums[0].operands[0], _cast_from(body, sums[0])):
         raise UnsupportedError("it sums up other scores than its softmax does")
     return Parts(products[0], softmaxes[0], products[1], sums[0] if sums else None)
+
+
+def _cast_from(body: Graph, node: Node) -> Value | None:
+    """What a node's operand is a cast of."""
+    cast = body.producers.get(node.operands[0])
+    return cast.operands[0] if cast is not None and cast.op.name == CAST else None
 
 
 def lower_attention(body: Graph, name: str) -> AttentionNest:

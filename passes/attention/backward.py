@@ -39,7 +39,10 @@ def with_sums(attention: Node, sums: Value) -> Node:
     body = attention.graph("body")
     (softmax,) = (n for n in body.nodes if n.op.name == SOFTMAX)
     emit = Emitter(fresh_names(v.name for v in body.values), softmax)
-    made = emit("aten.logsumexp.default", softmax.operands[0], (-1,))
+    taken, dtype = softmax.operands[0], sums.tensor.dtype
+    if taken.tensor.dtype != dtype:
+        taken = emit("aten._to_copy.default", taken, dtype=dtype)
+    made = emit("aten.logsumexp.default", taken, (-1,))
     made = lying(made, sums.tensor, (0, 2, 1), emit)
     if made.type != sums.type:
         raise UnsupportedError(f"its sums are {made.type}, not {sums.type}")
@@ -57,7 +60,7 @@ def backward_of(
 
     Raises UnsupportedError for scores that something is done to whose gradient is not known here.
     """
-    body = _Gradient(attention.graph("body"), given, results, emit.inside()).body(attention)
+    body = _Gradient(attention, given, results).body()
     read = (given, *attention.operands, *attention.results)
     return emit.region(BACKWARD, read, body)
 
@@ -76,19 +79,20 @@ class _Gradient:
     """The body of a gradient, while it is built on that of an attention."""
 
     def __init__(
-        self, body: Graph, given: Value, results: tuple[TensorType, ...], emit: Emitter
+        self, attention: Node, given: Value, results: tuple[TensorType, ...]
     ) -> None:
-        self.forward, self.results, self.emit = body, results, emit
+        body = attention.graph("body")
+        self.forward, self.results = body, results
         names = fresh_names(v.name for v in body.values)
         self.given = Value(names("g"), given.type)
-        self.saved = tuple(Value(names(v), o.type) for v, o in zip("os", body.outputs, strict=True))  # type: ignore[union-attr]
-        self.names = names
+        outputs = (v for v in body.outputs if isinstance(v, Value))
+        self.saved = tuple(Value(names(n), v.type) for n, v in zip("os", outputs, strict=True))
+        self.emit = Emitter(names, attention)
 
-    def body(self, attention: Node) -> Graph:
+    def body(self) -> Graph:
         (softmax,) = (n for n in self.forward.nodes if n.op.name == SOFTMAX)
         scores, values = (n for n in self.forward.nodes if n.op.name == PRODUCT)
-        emit = Emitter(self.names, attention)
-        self.emit = emit
+        emit = self.emit
         emit.nodes += self._needed(softmax, values.operands[1])
         query, key = scores.operands
         weights, value = values.operands

@@ -104,13 +104,12 @@ class AttentionPairs(Pass, name="attention-pairs", takes="aten", gives="aten"):
     """
 
     def run(self, graph: Graph, env: Env) -> Graph:
-        forward = _forward(graph)
-        for found in list(sites(forward)):
+        for found in sites_with_gradients(graph):
             if isinstance(found, tuple):
                 env.log.refuse(self.name, found[0].name, f"not attention: {found[1]}")
                 continue
             try:
-                graph = _replaced(found, graph)
+                graph = replaced(found, graph, _atens)
             except (NotAffine, NotFound) as error:
                 env.log.refuse(self.name, found.values.name, str(error))
             except (CheckError, UnsupportedError) as error:
@@ -120,21 +119,25 @@ class AttentionPairs(Pass, name="attention-pairs", takes="aten", gives="aten"):
         return graph
 
 
-def _forward(graph: Graph) -> Graph:
-    """What the joint graph computes before its backward begins, with what of it is returned."""
+def sites_with_gradients(graph: Graph) -> list[Site | tuple[Node, str]]:
+    """The attention of what the joint graph computes before its backward begins."""
     nodes = [node for node in graph.nodes if node.phase != "backward"]
     made = {v for node in nodes for v in node.results} | {i.value for i in graph.inputs}
     outputs = tuple(v for v in values_in(graph.outputs) if v in made)
-    return dataclasses.replace(graph, nodes=tuple(nodes), outputs=outputs)
+    return list(sites(dataclasses.replace(graph, nodes=tuple(nodes), outputs=outputs)))
 
 
-def _replaced(site: Site, graph: Graph) -> Graph:
-    """The graph with the pair in the place of a site and its gradient."""
+def replaced(
+    site: Site,
+    graph: Graph,
+    pair_of: Callable[[Site, Gradient, Graph, Callable[[str], str]], Pair],
+) -> Graph:
+    """The graph with a pair in the place of a site and its gradient. Raises NotFound."""
     if site.dropout is not None:
-        raise NotFound("it drops some of its probabilities, which ATen's operator cannot do")
+        raise NotFound("it drops some of its probabilities, which no fused operator does")
     gradient = gradient_of(site, graph)
     fresh = fresh_names(v.name for v in graph.values)
-    pair = _Pair.of(site, gradient, graph, fresh)
+    pair = pair_of(site, gradient, graph, fresh)
     first = min((gradient.query, gradient.key, gradient.value), key=graph.nodes.index)
     gone = {site.values.name, gradient.query.name, gradient.key.name, gradient.value.name}
     nodes: list[Node] = []
@@ -154,37 +157,50 @@ def _replaced(site: Site, graph: Graph) -> Graph:
     return new
 
 
+def _atens(site: Site, gradient: Gradient, graph: Graph, fresh: Callable[[str], str]) -> Pair:
+    """ATen's fused attention and its gradient."""
+    emit = Emitter(fresh, site.values)
+    affine = affine_of(site, graph, emit)
+    operands = Operands.of(site, emit)
+    three = tuple(unit_stride(x, emit) for x in operands.three)
+    if three[0].tensor.shape[-1] != three[2].tensor.shape[-1]:
+        raise NotFound("keys and values are not of one width")
+    bias = None if affine.bias is None else operands.every_score(affine.bias)
+    result, sums = emit.results(FLASH, *three, attn_mask=bias, scale=affine.scale)
+    back = Emitter(fresh, gradient.value)
+    given = shaped(gradient.given, result.tensor.shape, back)
+    grads = back.results(
+        BACKWARD, given, *three, result, sums, 0.0, False, attn_mask=bias, scale=affine.scale
+    )
+    return Pair.ended(site, gradient, result, grads, emit, back)
+
+
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
     """The nodes of both halves; results have the names of what they replace."""
 
     forward: list[Node]
     backward: list[Node]
 
     @staticmethod
-    def of(site: Site, gradient: Gradient, graph: Graph, fresh: Callable[[str], str]) -> _Pair:
-        emit = Emitter(fresh, site.values)
-        affine = affine_of(site, graph, emit)
-        operands = Operands.of(site, emit)
-        three = tuple(unit_stride(x, emit) for x in operands.three)
-        if three[0].tensor.shape[-1] != three[2].tensor.shape[-1]:
-            raise NotFound("keys and values are not of one width")
-        bias = None if affine.bias is None else operands.every_score(affine.bias)
-        result, sums = emit.results(FLASH, *three, attn_mask=bias, scale=affine.scale)
+    def ended(
+        site: Site,
+        gradient: Gradient,
+        result: Value,
+        grads: tuple[Value, ...],
+        emit: Emitter,
+        back: Emitter,
+    ) -> Pair:
+        """With the result [B, H, T, E] and gradients in the shapes that products made."""
         flat = site.values.result
         whole = emit("aten.clone.default", result, memory_format=torch.contiguous_format)
         shaped(whole, flat.tensor.shape, emit)
         emit.end_in(flat)
-        back = Emitter(fresh, gradient.value)
-        given = shaped(gradient.given, result.tensor.shape, back)
-        grads = back.results(
-            BACKWARD, given, *three, result, sums, 0.0, False, attn_mask=bias, scale=affine.scale
-        )
-        _Pair.spread(gradient, grads, back)
-        return _Pair(emit.nodes, back.nodes)
+        Pair._spread(gradient, grads, back)
+        return Pair(emit.nodes, back.nodes)
 
     @staticmethod
-    def spread(gradient: Gradient, grads: tuple[Value, ...], emit: Emitter) -> None:
+    def _spread(gradient: Gradient, grads: tuple[Value, ...], emit: Emitter) -> None:
         """Gradients of four dimensions in the shapes that the products made."""
         for node, grad, turned in (
             (gradient.query, grads[0], False),

@@ -6,30 +6,38 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
 
 from rewright.ir import (
     CheckError,
     Graph,
     Node,
+    TensorType,
     UnsupportedError,
     Value,
     fresh_names,
-    hint,
 )
-from rewright.ir.loops import AttentionNest, lower_attention, lower_attention_backward
+from rewright.ir.loops import (
+    AttentionNest,
+    Load,
+    lower_attention,
+    lower_attention_backward,
+    subterms,
+)
 from rewright.ir.loops.tiles import kept_share
+from rewright.ir.pointwise import compute_dtype
 from rewright.passes.attention.absorb import Absorber
-from rewright.passes.attention.backward import backward_of, with_sums
+from rewright.passes.attention.backward import BACKWARD, backward_of, with_sums
 from rewright.passes.attention.canonical import Call, as_attention
 from rewright.passes.attention.flash import VIA, WORTHWHILE, may_skip, obstacle
+from rewright.passes.attention.gradient import Gradient, NotFound
 from rewright.passes.attention.lower import FLASH
+from rewright.passes.attention.pair import BACKWARD as ATENS_BACKWARD
+from rewright.passes.attention.pair import Pair, replaced, sites_with_gradients
+from rewright.passes.attention.region import Operands, shaped, stepwise_body
+from rewright.passes.attention.site import Site
 from rewright.passes.base import Env, Pass
 from rewright.passes.dce import split_dead
 from rewright.passes.emitter import Emitter
-
-ATENS_BACKWARD: Final = FLASH.replace("_for_cpu", "_for_cpu_backward")
-
 
 @dataclass(frozen=True)
 class FlashPairs(Pass, name="flash-pairs", takes="aten", gives="aten"):
@@ -58,9 +66,18 @@ class FlashPairs(Pass, name="flash-pairs", takes="aten", gives="aten"):
             if back is None:
                 continue
             try:
-                graph = _Pair(graph, env, fresh).replaced(node, back)
+                graph = _Chosen(graph, env).in_place_of(node, back, fresh)
             except (CheckError, UnsupportedError) as error:
                 env.log.refuse(self.name, node.name, error.message)
+        for site in sites_with_gradients(graph):
+            if not isinstance(site, Site):
+                continue
+            try:
+                graph = _Chosen(replaced(site, graph, _stepwise), env).in_kernels()
+            except NotFound as error:
+                env.log.refuse(self.name, site.values.name, str(error))
+            except (CheckError, UnsupportedError) as error:
+                env.log.refuse(self.name, site.values.name, error.message)
         return graph
 
 
@@ -80,27 +97,55 @@ def _gradient_of(node: Node, graph: Graph) -> Node | None:
     return back if alike and back.operands[1:6] == read else None
 
 
-class _Pair:
-    """One call and its gradient, on their way to kernels of ours."""
+def _stepwise(site: Site, gradient: Gradient, graph: Graph, fresh: Callable[[str], str]) -> Pair:
+    """A pair for a site whose scores are more than scaled and added to."""
+    if site.sinks is not None:
+        raise UnsupportedError("sinks beside scores that are more than scaled")
+    emit, back = Emitter(fresh, site.values), Emitter(fresh, gradient.value)
+    operands = Operands.of(site, emit)
+    body, extra = stepwise_body(operands)
+    (result,) = emit.region("rw.attention", (*operands.three, *extra), body)
+    like = operands.query.tensor
+    type = TensorType(compute_dtype(like.dtype), like.shape[:3], None, like.device)
+    attention = with_sums(emit.nodes[-1], Value(fresh(result.name), type))
+    emit.nodes[-1] = attention
+    given = shaped(gradient.given, result.tensor.shape, back)
+    types = (TensorType(v.tensor.dtype, v.tensor.shape, None, like.device) for v in operands.three)
+    grads = backward_of(attention, given, tuple(types), back)
+    return Pair.ended(site, gradient, result, grads, emit, back)
 
-    def __init__(self, graph: Graph, env: Env, fresh: Callable[[str], str]) -> None:
-        self.graph, self.env, self.fresh = graph, env, fresh
+
+class _Chosen:
+    """An attention and its gradient, on their way to kernels of ours in the place of others."""
+
+    def __init__(self, graph: Graph, env: Env) -> None:
+        self.graph, self.env = graph, env
         self.absorber = Absorber(graph)
 
-    def replaced(self, node: Node, back: Node) -> Graph:
-        """Raises UnsupportedError, saying why they stay ATen's."""
+    def in_place_of(self, node: Node, back: Node, fresh: Callable[[str], str]) -> Graph:
+        """Of ATen's. Raises UnsupportedError, saying why they stay."""
         call = Call.of(node)
-        attention = with_sums(as_attention(call, Emitter(self.fresh, node)), node.results[1])
-        emit = Emitter(self.fresh, back)
+        attention = with_sums(as_attention(call, Emitter(fresh, node)), node.results[1])
+        emit = Emitter(fresh, back)
         backward_of(attention, back.operands[0], tuple(v.tensor for v in back.results), emit)
         gradient = dataclasses.replace(emit.nodes[-1], results=back.results)
+        return self._in_kernels(attention, gradient, call)
+
+    def in_kernels(self) -> Graph:
+        """The pair without kernels that a graph has. Raises UnsupportedError."""
+        bare = [n for n in self.graph.nodes if n.op.has_body and n.kwarg("via") is None]
+        attention = next(n for n in bare if n.op.name == "rw.attention")
+        gradient = next(n for n in bare if n.op.name == BACKWARD)
+        return self._in_kernels(attention, gradient, None)
+
+    def _in_kernels(self, attention: Node, gradient: Node, call: Call | None) -> Graph:
         forward = self.absorber.absorbed(attention)
         nest = lower_attention(forward.graph("body"), "attention")
         why = obstacle(nest, self.env) or self._not_worth_it(call, forward, nest)
         if why is not None:
             raise UnsupportedError(why)
-        gradient, ended = self._lowered(self.absorber.absorbed(gradient))
-        new = {node.name: _ours(forward), back.name: _ours(gradient)}
+        backward, ended = self._lowered(self.absorber.absorbed(gradient))
+        new = {attention.name: _ours(forward), gradient.name: _ours(backward)}
         nodes = [new.get(n.name, n) for n in self.graph.nodes if n.name not in ended]
         kept, _ = split_dead(self.graph.with_nodes(nodes))
         return self.graph.with_nodes(kept)
@@ -121,24 +166,29 @@ class _Pair:
                     ended.add(end.name)
         return gradient, ended
 
-    def _not_worth_it(self, call: Call, forward: Node, nest: AttentionNest) -> str | None:
+    def _not_worth_it(self, call: Call | None, forward: Node, nest: AttentionNest) -> str | None:
         """Why ATen's kernels are as good; the log is told when they are not."""
         share = kept_share(nest)
-        usual = 0.5 if call.causal else 1.0
-        if share < WORTHWHILE * usual:
+        usual = 0.5 if call is not None and call.causal else 1.0
+        if call is None:
+            why = f"{share:.0%} of its tiles are kept; ATen has none"
+        elif share < WORTHWHILE * usual:
             why = f"{share:.0%} of its tiles are kept"
         elif may_skip(nest):
             why = "it looks for masked tiles"
-        elif call.bias is not None and not any(self._is_mask(v, nest) for v in forward.operands):
+        elif call.bias is not None and not _reads_scores(nest):
             why = "its mask takes no memory"
         else:
             return "ATen's kernel computes as much"
-        self.env.log.decide(FlashPairs.name, call.node.name, f"kernels of ours: {why}")
+        self.env.log.decide(FlashPairs.name, forward.name, f"kernels of ours: {why}")
         return None
 
-    def _is_mask(self, value: Value, nest: AttentionNest) -> bool:
-        """Whether a tensor has an element for each score of a head."""
-        return hint(value.tensor.numel) >= hint(nest.row.size) * hint(nest.key.size)
+
+def _reads_scores(nest: AttentionNest) -> bool:
+    """Whether a tensor is read that has an element for each row and key."""
+    loads = (t for s in nest.statements for t in subterms(s.term) if isinstance(t, Load))
+    axes = {nest.row.name, nest.key.name}
+    return any(axes <= {name for name, _ in load.at.terms} for load in loads)
 
 
 def _ours(node: Node) -> Node:
