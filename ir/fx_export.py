@@ -119,10 +119,12 @@ class _Exporter:
             call.meta["val"] = _nested([self._made[v].meta["val"] for v in node.results], paths)
 
     def _region(self, node: Node) -> None:
-        from rewright.ir.fx_regions import REGION, text_of
+        from rewright.ir.fx_regions import REGION, told
 
         operands = [self._made[v] for v in dict.fromkeys(node.operands)]
-        call = self._create(REGION, (text_of(node), operands), {}, None)
+        text, sizes = told(node)
+        args = (text, operands, [self._size(size) for size in sizes])
+        call = self._create(REGION, args, {}, None)
         call.meta |= _origin(node)
         for place, value in enumerate(node.results):
             self._put(value, self._create(operator.getitem, (call, place), {}, value.name))

@@ -241,8 +241,7 @@ class _Importer:
         """What `to_fx` made of a region."""
         from rewright.ir.fx_regions import region_of
 
-        text, operands = (self._arg(a) for a in node.args)
-        region = region_of(text, operands)
+        region = region_of(*(self._arg(a) for a in node.args))
         self._emit(node, region.op, region.args, region.kwargs, self._traced(node), region.graphs)
 
     def _operator(self, node: fx.Node) -> None:

@@ -21,7 +21,7 @@ from rewright.ir.parse import parse
 from rewright.ir.show import show
 
 _library = torch.library.Library("rewright", "FRAGMENT")
-_library.define("region(str text, Tensor[] operands) -> Tensor[]")
+_library.define("region(str text, Tensor[] operands, SymInt[] sizes) -> Tensor[]")
 REGION = torch.ops.rewright.region.default
 
 
@@ -30,35 +30,30 @@ def _parsed(text: str) -> Graph:
     return parse(text)
 
 
-def text_of(region: Node) -> str:
-    """What `REGION` is told about a region."""
-    return show(alone(region))
+def told(region: Node) -> tuple[str, tuple[Size, ...]]:
+    """What `REGION` is told about a region, and what its symbols are."""
+    graph = alone(region)
+    return show(graph), tuple(map(Dim.of, graph.symbols))
 
 
-def region_of(text: str, operands: tuple[Value, ...]) -> Node:
-    """The region of a text, on operands. Its sizes are those of the operands."""
+def region_of(text: str, operands: tuple[Value, ...], sizes: tuple[Size, ...]) -> Node:
+    """The region of a text, on operands, where its symbols are these sizes."""
     graph = _parsed(text)
     (call,) = graph.nodes
-    sizes: dict[str, Size] = {}
-    for input, operand in zip(graph.inputs, operands, strict=True):
-        pairs = zip(input.value.tensor.shape, operand.tensor.shape, strict=True)
-        sizes |= {a.text: b for a, b in pairs if isinstance(a, Dim) and a.is_symbol}
-    sized = resized(call, lambda size: substitute(size, sizes) if isinstance(size, Dim) else size)
+    known = {s.name: size for s, size in zip(graph.symbols, sizes, strict=True)}
+    sized = resized(call, lambda size: substitute(size, known) if isinstance(size, Dim) else size)
     given = {i.value.name: v for i, v in zip(graph.inputs, operands, strict=True)}
     return sized.replace({v: given[v.name] for v in sized.operands})
 
 
-def _run(text: str, operands: list[Tensor]) -> list[Tensor]:
+def _run(text: str, operands: list[Tensor], sizes: list[int]) -> list[Tensor]:
     return list(interpret(_parsed(text), operands))
 
 
-def _traced(text: str, operands: list[Tensor]) -> list[Tensor]:
+def _traced(text: str, operands: list[Tensor], sizes: list[Any]) -> list[Tensor]:
     """Results of the right types, for tracing."""
     graph = _parsed(text)
-    known: dict[str, Any] = {}
-    for input, operand in zip(graph.inputs, operands, strict=True):
-        pairs = zip(input.value.tensor.shape, operand.shape, strict=True)
-        known |= {a.text: b for a, b in pairs if isinstance(a, Dim) and a.is_symbol}
+    known = {s.name: size for s, size in zip(graph.symbols, sizes, strict=True)}
 
     def size(of: Size) -> Any:
         if isinstance(of, int):

@@ -48,18 +48,20 @@ class Absorber:
         nodes = sorted(inside.values(), key=lambda node: self._places[node.name])
         return _with_nodes(attention, operands, nodes, kept)
 
-    def with_copy(self, attention: Node, place: int = 0) -> tuple[Node, Node | None]:
-        """The attention that makes what one of its results is copied to, and that copy; of a
-        gradient also what it is added up to."""
+    def with_copy(
+        self, attention: Node, place: int = 0, *, sums: bool = False
+    ) -> tuple[Node, Node | None]:
+        """The attention that makes what one of its results is copied to, and that copy; or what it
+        is added up to."""
+        is_end = _is_sum if sums else _is_copy
         chain: list[Node] = []
         value = attention.results[place]
-        is_backward = attention.op.name == BACKWARD
-        while not chain or not _is_end(chain[-1], is_backward):
+        while not chain or not is_end(chain[-1]):
             readers = self._graph.readers.get(value, ())
             if len(readers) != 1 or value in self._graph.returned:
                 return attention, None
             (node,) = readers
-            if len(node.results) != 1 or not (is_view(node) or _is_end(node, is_backward)):
+            if len(node.results) != 1 or not (is_view(node) or is_end(node)):
                 return attention, None
             chain.append(node)
             value = node.result
@@ -100,8 +102,8 @@ def _is_copy(node: Node) -> bool:
     return node.op.name in COPIES and node.result.tensor.dtype == node.operands[0].tensor.dtype
 
 
-def _is_end(node: Node, is_backward: bool) -> bool:
-    return _is_copy(node) or (is_backward and node.op.name == SUM)
+def _is_sum(node: Node) -> bool:
+    return node.op.name == SUM
 
 
 def _leaves(nodes: list[Node]) -> list[Value]:

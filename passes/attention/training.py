@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final
 
 from rewright.ir import (
     CheckError,
@@ -38,6 +39,10 @@ from rewright.passes.attention.site import Site
 from rewright.passes.base import Env, Pass
 from rewright.passes.dce import split_dead
 from rewright.passes.emitter import Emitter
+
+# Results whose copies a kernel makes, each by itself.
+_COPIES: Final = tuple(((place,), False) for place in range(3))
+
 
 @dataclass(frozen=True)
 class FlashPairs(Pass, name="flash-pairs", takes="aten", gives="aten"):
@@ -155,16 +160,26 @@ class _Chosen:
         make, and these."""
         lower_attention_backward(gradient.graph("body"), "attention")
         ended: set[str] = set()
-        for place in range(len(gradient.results)):
+        # Heads that share keys share values: either both gradients are added up, or none.
+        for places, sums in (*_COPIES, ((1, 2), True), *_COPIES):
             with suppress(UnsupportedError):
-                while True:
-                    longer, end = self.absorber.with_copy(gradient, place)
-                    if end is None:
-                        break
-                    lower_attention_backward(longer.graph("body"), "attention")
-                    gradient = longer
-                    ended.add(end.name)
+                while (found := self._longer(gradient, places, sums)) is not None:
+                    lower_attention_backward(found[0].graph("body"), "attention")
+                    gradient = found[0]
+                    ended |= found[1]
         return gradient, ended
+
+    def _longer(
+        self, gradient: Node, places: tuple[int, ...], sums: bool
+    ) -> tuple[Node, set[str]] | None:
+        """The gradient up to the next copy, or sum, of all these results, and these."""
+        ends = set()
+        for place in places:
+            gradient, end = self.absorber.with_copy(gradient, place, sums=sums)
+            if end is None:
+                return None
+            ends.add(end.name)
+        return gradient, ends
 
     def _not_worth_it(self, call: Call | None, forward: Node, nest: AttentionNest) -> str | None:
         """Why ATen's kernels are as good; the log is told when they are not."""
