@@ -39,6 +39,7 @@ from rewright.ir.graph import (
     Value,
     freeze,
     fresh_names,
+    leaves,
     sizes_of,
     values_in,
 )
@@ -232,7 +233,7 @@ class _Importer:
             self._update(node)
         elif isinstance(target, torch._ops.HigherOrderOperator):
             self._higher_order(node, target)
-        elif target.namespace == "rewright":
+        elif getattr(target, "namespace", None) == "rewright":
             self._region(node)
         elif target not in _SILENT:
             self._operator(node)
@@ -241,7 +242,8 @@ class _Importer:
         """What `to_fx` made of a region."""
         from rewright.ir.fx_regions import region_of
 
-        region = region_of(*(self._arg(a) for a in node.args))
+        text, operands, sizes = (self._arg(a) for a in node.args)
+        region = region_of(str(text), list(values_in(operands)), list(leaves(sizes)))
         self._emit(node, region.op, region.args, region.kwargs, self._traced(node), region.graphs)
 
     def _operator(self, node: fx.Node) -> None:

@@ -1,11 +1,12 @@
 """Regions in torch.fx: calls of one torch operator, `rewright::region`, whose text says what it is.
 
-They are for graphs that come back from fx soon, as the joint graph of a training step, which torch's
-partitioner parts; elsewhere regions are inlined.
+They are for graphs that come back from fx soon, as the joint graph of a training step does, which
+torch parts; elsewhere regions are inlined.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -36,11 +37,12 @@ def told(region: Node) -> tuple[str, tuple[Size, ...]]:
     return show(graph), tuple(map(Dim.of, graph.symbols))
 
 
-def region_of(text: str, operands: tuple[Value, ...], sizes: tuple[Size, ...]) -> Node:
+def region_of(text: str, operands: Sequence[Value], sizes: Sequence[object]) -> Node:
     """The region of a text, on operands, where its symbols are these sizes."""
     graph = _parsed(text)
     (call,) = graph.nodes
-    known = {s.name: size for s, size in zip(graph.symbols, sizes, strict=True)}
+    pairs = zip(graph.symbols, sizes, strict=True)
+    known = {s.name: size for s, size in pairs if isinstance(size, int | Dim)}
     sized = resized(call, lambda size: substitute(size, known) if isinstance(size, Dim) else size)
     given = {i.value.name: v for i, v in zip(graph.inputs, operands, strict=True)}
     return sized.replace({v: given[v.name] for v in sized.operands})

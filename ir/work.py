@@ -21,7 +21,6 @@ from rewright.ir.pointwise import scalar_expr
 from rewright.ir.storage import lasts, shares_input_storage
 from rewright.ir.types import TensorType
 
-
 # Attention in tiles, of which masks leave some out.
 _TILED: Final = ("rw.attention", "rw.attention_backward")
 

@@ -1,4 +1,4 @@
-"""Gradients of attention in kernels of ours: bodies as autograd makes them, and what kernels give."""
+"""Gradients of attention in kernels of ours: bodies as autograd makes them, and results."""
 
 from __future__ import annotations
 

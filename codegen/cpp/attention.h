@@ -249,17 +249,31 @@ inline void add_values(const Bench<T>& at, i64 count, i64 j, i64 keys, i64 colum
                  at.result, width, true);
 }
 
+// Before the first tile of a block of rows, and the products of one.
+template <class T, class Q>
+inline void begin_rows(const Bench<T>& at, const Sizes& sizes, i64 first, i64 count,
+                       Matrix<const Q> query) {
+  for (i64 r = 0; r < ROWS; r += W)
+    store(at.top + r, splat(T(-ENDLESS))), store(at.total + r, V<T>{});
+  take_rows(query, first, count, sizes.depth, at.query);
+}
+template <class T, class K>
+inline void multiply_keys(const Bench<T>& at, const Sizes& sizes, i64 count, i64 j, i64 keys,
+                          Matrix<const K> key) {
+  take_columns(key, j, keys, sizes.depth, at.keys, at.spare);
+  matrix_product(count, KEYS, sizes.depth, Left<T>{at.query, padded(sizes.depth), 1}, at.keys, KEYS,
+                 at.scores, KEYS, false);
+}
+
 // The block of `count` rows from `first`. Returns false when a row met no live score though keys
 // were left out that then might have counted, of large finite masks.
 template <class T, class Q, class K, class U, class Score, class Judge>
 inline bool sum_up(const Bench<T>& at, const Sizes& sizes, i64 first, i64 count,
                    Matrix<const Q> query, Matrix<const K> key, Matrix<const U> value, Score score,
                    Judge judge, bool skip) {
-  const i64 depth = padded(sizes.depth), width = padded(sizes.width);
-  for (i64 r = 0; r < ROWS; r += W)
-    store(at.top + r, splat(T(-ENDLESS))), store(at.total + r, V<T>{});
+  const i64 width = padded(sizes.width);
   for (i64 k = 0; k < count * width; k += W) store(at.result + k, V<T>{});
-  take_rows(query, first, count, sizes.depth, at.query);
+  begin_rows(at, sizes, first, count, query);
   bool left_out = false;
   for (i64 j = 0; j < sizes.keys; j += KEYS) {
     const i64 keys = size_min(KEYS, sizes.keys - j);
@@ -268,9 +282,7 @@ inline bool sum_up(const Bench<T>& at, const Sizes& sizes, i64 first, i64 count,
       left_out |= !found.gone;
       continue;
     }
-    take_columns(key, j, keys, sizes.depth, at.keys, at.spare);
-    matrix_product(count, KEYS, sizes.depth, Left<T>{at.query, depth, 1}, at.keys, KEYS, at.scores,
-                   KEYS, false);
+    multiply_keys(at, sizes, count, j, keys, key);
     if (found.known) {
       constexpr int conditions = static_cast<int>(sizeof(found.value)) - 1;
       score_tile(at, first, count, j, keys, score, Decided<conditions>{found.value});

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Final, Generic, TypeVar
+from typing import Final
 
 import torch
 
@@ -38,7 +38,6 @@ from rewright.ir.loops import (
     reads,
 )
 
-N = TypeVar("N", AttentionNest, AttentionBackwardNest)
 Lines = list[str]
 
 # What ranges.h knows of intervals; the rest may be anything.
@@ -62,8 +61,8 @@ def attention_backward(nest: AttentionBackwardNest) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _HeadWriter(Generic[N]):
-    nest: N
+class _HeadWriter:
+    nest: AttentionNest | AttentionBackwardNest
 
     def written(self, call: Callable[[str, str], str], type: str) -> list[str]:
         """A call with a function that tells `type` of one head where it lies, and its scores."""
@@ -160,7 +159,10 @@ class _HeadWriter(Generic[N]):
         ]
 
 
-class _Writer(_HeadWriter[AttentionNest]):
+@dataclass(frozen=True)
+class _Writer(_HeadWriter):
+    nest: AttentionNest
+
     def lines(self) -> Lines:
         heads, type = size_text(count_of(self.nest.batch)), STORAGE[self.nest.dtype]
         return self.written(
@@ -183,7 +185,10 @@ class _Writer(_HeadWriter[AttentionNest]):
         return [*self.scalar(heads, [nest.given], nest.taken, numbers), *self.ranges(heads)]
 
 
-class _BackwardWriter(_HeadWriter[AttentionBackwardNest]):
+@dataclass(frozen=True)
+class _BackwardWriter(_HeadWriter):
+    nest: AttentionBackwardNest
+
     def lines(self) -> Lines:
         nest, type = self.nest, STORAGE[self.nest.dtype]
         heads, group = size_text(count_of(nest.batch)), size_text(count_of(nest.group))

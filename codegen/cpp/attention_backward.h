@@ -138,9 +138,9 @@ template <class T> struct Look {
 
   template <class Q, class K, class U, class G, class O, class A, class B, class C, class Score,
             class Slope, class Judge>
-  void operator()(Matrix<const Q> query, Matrix<const K> key, Matrix<const U> value,
+  void operator()(Matrix<const Q> query, Matrix<const K> key, Matrix<const U>,
                   Matrix<const G> given, Matrix<const O> out, Matrix<const T> sums, Matrix<A>,
-                  Matrix<B>, Matrix<C>, Score score, Slope, Judge judge) const {
+                  Matrix<B>, Matrix<C>, Score score, Slope, Judge) const {
     const i64 width = padded(sizes.width);
     const Rows<T> ours = rows_of(out, first, count, sizes.width, memory);
     const Rows<T> theirs = rows_of(given, first, count, sizes.width, memory + ROWS * width);
@@ -155,15 +155,20 @@ template <class T> struct Look {
       lost |= !(f64(base) > LIVE);
     }
     of.all[first / ROWS] = lost;
-    if (lost) sum_again(query, key, value, score, judge);
+    if (lost) sum_again(query, key, score);
   }
 
   // The logarithm of a sum is lost beside a large finite mask: both once more, apart.
-  template <class Q, class K, class U, class Score, class Judge>
-  void sum_again(Matrix<const Q> query, Matrix<const K> key, Matrix<const U> value, Score score,
-                 Judge judge) const {
+  template <class Q, class K, class Score>
+  void sum_again(Matrix<const Q> query, Matrix<const K> key, Score score) const {
     const Bench<T> at(memory, sizes.depth, sizes.width);
-    sum_up(at, sizes, first, count, query, key, value, score, judge, false);
+    begin_rows(at, sizes, first, count, query);
+    for (i64 j = 0; j < sizes.keys; j += KEYS) {
+      const i64 keys = size_min(KEYS, sizes.keys - j);
+      multiply_keys(at, sizes, count, j, keys, key);
+      score_tile(at, first, count, j, keys, score, Open{});
+      weigh_tile(at, count, 0);
+    }
     for (i64 r = 0; r < count; ++r) {
       const bool none = at.total[r] == T(0);
       of.base[first + r] = none ? T(0) : at.top[r];

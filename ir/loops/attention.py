@@ -289,10 +289,12 @@ class _Forward(HeadLowering):
             sums = self.result(self.body.outputs[1], self.parts.sums.result, self.row)
             if sums.dtype != compute_dtype(places[0].dtype):
                 raise UnsupportedError("its sums are of another type than it is computed in")
-        nodes = tuple(n.name for n in self.body.nodes)
         axes = (self.batch, self.row, self.key, self.inner, self.width)
-        given_and_taken = (given, taken, statements, self.inputs(), self.outputs(), nodes)
-        return AttentionNest(name, *axes, *places, results, sums, *given_and_taken)
+        nodes = tuple(n.name for n in self.body.nodes)
+        return AttentionNest(
+            *(name, *axes, *places, results, sums, given),
+            *(taken, statements, self.inputs(), self.outputs(), nodes),
+        )
 
 
 def _carries(term: Term) -> bool:

@@ -103,7 +103,14 @@ class _Parts:
     def anchors(self) -> list[Node]:
         made = (self.query, self.key, self.value)
         sums = [m.sum for m in made if m.sum is not None]
-        return [self.scores, self.softmax, self.weights, self.back, *sums, *(m.product for m in made)]
+        return [
+            self.scores,
+            self.softmax,
+            self.weights,
+            self.back,
+            *sums,
+            *(m.product for m in made),
+        ]
 
 
 def _parts(body: Graph) -> _Parts:

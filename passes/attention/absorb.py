@@ -117,9 +117,7 @@ def _work(nodes: list[Node]) -> float:
     return sum(hint(flops(n)) for n in nodes) / max(most, 1)
 
 
-def _with_nodes(
-    attention: Node, operands: list[Value], nodes: list[Node], kept: int = 0
-) -> Node:
+def _with_nodes(attention: Node, operands: list[Value], nodes: list[Node], kept: int = 0) -> Node:
     """With nodes in its body; its last `kept` operands stay the last."""
     body = attention.graph("body")
     fresh = fresh_names(v.name for v in body.values)

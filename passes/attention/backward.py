@@ -21,7 +21,6 @@ from rewright.ir import (
     fresh_names,
     op,
 )
-from rewright.ir.loops import OPERATORS
 from rewright.passes.attention.region import shaped
 from rewright.passes.attention.site import COPIES, SOFTMAX
 from rewright.passes.emitter import Emitter
@@ -78,9 +77,7 @@ def lying(x: Value, wanted: TensorType, order: tuple[int, ...], emit: Emitter) -
 class _Gradient:
     """The body of a gradient, while it is built on that of an attention."""
 
-    def __init__(
-        self, attention: Node, given: Value, results: tuple[TensorType, ...]
-    ) -> None:
+    def __init__(self, attention: Node, given: Value, results: tuple[TensorType, ...]) -> None:
         body = attention.graph("body")
         self.forward, self.results = body, results
         names = fresh_names(v.name for v in body.values)
@@ -157,7 +154,9 @@ class _Gradient:
 
     def _score(self, node: Node, scores: Node) -> int:
         """Which argument of a step is the score."""
-        places = [p for p, a in enumerate(node.args) if isinstance(a, Value) and self._reads(a, scores)]
+        places = [
+            p for p, a in enumerate(node.args) if isinstance(a, Value) and self._reads(a, scores)
+        ]
         if len(places) != 1:
             raise UnsupportedError(f"{node.op} reads the scores {len(places)} times")
         return places[0]

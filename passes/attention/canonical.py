@@ -184,4 +184,3 @@ def _counted(size: Size, like: Value, emit: Emitter) -> Value:
     given: dict[str, Arg] = {"dtype": torch.int64, "device": device}
     (counted,) = emit.call(op("aten.arange.default"), (size,), given, [type])
     return counted
-
