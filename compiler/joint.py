@@ -140,12 +140,14 @@ def overrides_tags(options: Options) -> bool:
 def rewritten(joint: fx.GraphModule, inputs: Any, options: Options) -> fx.GraphModule:
     """The joint graph after the passes that act on pairs; the very one when none applies."""
     from rewright.passes import Canonicalize, ChannelsLast, Cse, Rules
-    from rewright.passes.attention import AttentionPairs, FlashPairs
+    from rewright.passes.attention import AttentionPairs, FlashAttentionPairs
 
     # Both parts of a step must agree on how images lie between them.
     joint = _after(joint, inputs, options, _is_image, (), ChannelsLast())
     before = Canonicalize(), Cse(), Rules()
-    steps = (AttentionPairs(), FlashPairs()) if _has_kernels(options) else (AttentionPairs(),)
+    steps = (
+        (AttentionPairs(), FlashAttentionPairs()) if _has_kernels(options) else (AttentionPairs(),)
+    )
     return _after(joint, inputs, options, _is_attention, before, *steps)
 
 

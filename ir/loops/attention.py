@@ -28,6 +28,7 @@ SOFTMAX = "aten._softmax.default"
 PRODUCT = "aten.bmm.default"
 SUMS = "aten.logsumexp.default"
 CAST = "aten._to_copy.default"
+PROBABILITIES = "its probabilities"
 
 Lowered = TypeVar("Lowered")
 Statements = tuple[tuple[Let, ...], tuple[str, ...]]
@@ -184,16 +185,16 @@ class HeadLowering:
                 return None
         return term
 
-    def only_carries(self, value: Value, source: Value, *axes: Axis) -> None:
+    def only_carries(self, value: Value, source: Value, *axes: Axis, what: str) -> None:
         """Raises UnsupportedError where something is done to a source but rounding."""
         scope = Scope(self.between, self.scope.axes, frozenset(), None, fast=True)
         scope.at(value, self.index(value, *axes))
         for made in scope.defined.values():
             for term in subterms(made.statement.term):
                 if isinstance(term, Load) and term.buffer != source.name:
-                    raise UnsupportedError(f"something is done to %{source.name}")
+                    raise UnsupportedError(f"something is done to {what}")
         if not all(_carries(made.statement.term) for made in scope.defined.values()):
-            raise UnsupportedError(f"something is done to %{source.name}")
+            raise UnsupportedError(f"something is done to {what}")
 
     # --- scores ---------------------------------------------------------------------------------
 
@@ -275,7 +276,7 @@ class _Forward(HeadLowering):
         scores, softmax, values = self.parts.scores, self.parts.softmax, self.parts.values
         query, key = scores.operands
         weights, value = values.operands
-        self.only_carries(weights, softmax.result, self.row, self.key)
+        self.only_carries(weights, softmax.result, self.row, self.key, what=PROBABILITIES)
         taken = self.at_head(softmax.operands[0], self.row, self.key)
         places = (
             self.place(query, self.row, self.inner),

@@ -17,6 +17,7 @@ from rewright.ir.errors import UnsupportedError
 from rewright.ir.graph import Arg, Graph, Node, Value
 from rewright.ir.loops.affine import Affine, Axis, axis_index, delinearize, linear
 from rewright.ir.loops.attention import (
+    PROBABILITIES,
     PRODUCT,
     SOFTMAX,
     HeadLowering,
@@ -231,9 +232,10 @@ class _Backward(HeadLowering):
         """What the softmax is taken of, the gradient of a product, and what these need."""
         parts, row, key = self.parts, self.row, self.key
         gradient, probabilities = parts.back.operands[:2]
-        self.only_carries(gradient, parts.weights.result, row, key)
-        self.only_carries(probabilities, parts.softmax.result, row, key)
-        self.only_carries(parts.value.product.operands[0], parts.softmax.result, key, row)
+        weights, made = parts.value.product.operands[0], parts.softmax.result
+        self.only_carries(gradient, parts.weights.result, row, key, what="their gradients")
+        self.only_carries(probabilities, made, row, key, what=PROBABILITIES)
+        self.only_carries(weights, made, key, row, what=PROBABILITIES)
         taken = self.at_head(parts.softmax.operands[0], row, key)
         slope = self.at_head(parts.query.product.operands[0], row, key)
         left, right = parts.key.product.operands

@@ -78,8 +78,11 @@ def _attention(nest: AttentionNest) -> Iterator[str]:
 def _attention_backward(nest: AttentionBackwardNest) -> Iterator[str]:
     yield f"keys are shared by {_axes(nest.group)}"
     places = {
-        "gradients of results": nest.outer, "results": nest.results, "sums": nest.sums,
-        "gradients of queries": nest.to_queries, "of keys": nest.to_keys,
+        "gradients of results": nest.outer,
+        "results": nest.results,
+        "sums": nest.sums,
+        "gradients of queries": nest.to_queries,
+        "of keys": nest.to_keys,
         "of values": nest.to_values,
     }
     yield from _heads(nest, places)

@@ -45,7 +45,7 @@ _COPIES: Final = tuple(((place,), False) for place in range(3))
 
 
 @dataclass(frozen=True)
-class FlashPairs(Pass, name="flash-pairs", takes="aten", gives="aten"):
+class FlashAttentionPairs(Pass, name="flash-attention-pairs", takes="aten", gives="aten"):
     """In a joint graph, compute attention and its gradient in kernels of ours, tile by tile, where
     masks leave enough tiles out, or would be tensors as large as all scores.
 
@@ -53,12 +53,134 @@ class FlashPairs(Pass, name="flash-pairs", takes="aten", gives="aten"):
     which the backward computes probabilities again.
 
     before:
-        graph f(%x: f32[4]) {
-          return %x
+        graph f(
+            %q: f32[1, 2, 3, 4],
+            %k: f32[1, 2, 3, 4],
+            %v: f32[1, 2, 3, 4],
+            %g: f32[1, 2, 3, 4] tangent
+        ) {
+          %j = aten.arange.default(3) : i64[3] forward
+          %i = aten.unsqueeze.default(%j, 1) : i64[3, 1] forward
+          %le = aten.le.Tensor(%j, %i) : bool[3, 3] forward
+          %yes = aten.full.default([], 0.0) : f32[] forward
+          %no = aten.full.default([], -inf) : f32[] forward
+          %m = aten.where.self(%le, %yes, %no) : f32[3, 3] forward
+          %o, %s = aten._scaled_dot_product_flash_attention_for_cpu.default(%q, %k, %v,
+            attn_mask=%m) : f32[1, 2, 3, 4] strides [24, 4, 8, 1], f32[1, 2, 3] strides [6, 1,
+            2] forward
+          %dq, %dk, %dv = aten._scaled_dot_product_flash_attention_for_cpu_backward.default(%g, %q,
+            %k, %v, %o, %s, 0.0, false, attn_mask=%m) : f32[1, 2, 3, 4] strides [24, 4, 8, 1],
+            f32[1, 2, 3, 4] strides [24, 4, 8, 1], f32[1, 2, 3, 4] strides [24, 4, 8, 1] backward
+          return %o, %dq, %dk, %dv
         }
     after:
-        graph f(%x: f32[4]) {
-          return %x
+        graph f(
+            %q: f32[1, 2, 3, 4],
+            %k: f32[1, 2, 3, 4],
+            %v: f32[1, 2, 3, 4],
+            %g: f32[1, 2, 3, 4] tangent
+        ) {
+          %o, %s = rw.attention(%q, %k, %v, via="cpp") body(
+              %q_1: f32[1, 2, 3, 4],
+              %k_1: f32[1, 2, 3, 4],
+              %v_1: f32[1, 2, 3, 4]
+          ) {
+            %j = aten.arange.default(3) : i64[3] forward
+            %i = aten.unsqueeze.default(%j, 1) : i64[3, 1] forward
+            %le = aten.le.Tensor(%j, %i) : bool[3, 3] forward
+            %yes = aten.full.default([], 0.0) : f32[] forward
+            %no = aten.full.default([], -inf) : f32[] forward
+            %m = aten.where.self(%le, %yes, %no) : f32[3, 3] forward
+            %o = aten.view.default(%q_1, [2, 3, 4]) : f32[2, 3, 4] forward
+            %o_1 = aten.view.default(%k_1, [2, 3, 4]) : f32[2, 3, 4] forward
+            %o_2 = aten.view.default(%v_1, [2, 3, 4]) : f32[2, 3, 4] forward
+            %o_3 = aten.permute.default(%o_1, [0, 2, 1]) : f32[2, 4, 3] strides [12, 1, 4] forward
+            %o_4 = aten.bmm.default(%o, %o_3) : f32[2, 3, 3] forward
+            %o_5 = aten.view.default(%o_4, [1, 2, 3, 3]) : f32[1, 2, 3, 3] forward
+            %o_6 = aten.mul.Tensor(%o_5, 0.5) : f32[1, 2, 3, 3] forward
+            %o_7 = aten.add.Tensor(%o_6, %m) : f32[1, 2, 3, 3] forward
+            %o_8 = aten._softmax.default(%o_7, -1, false) : f32[1, 2, 3, 3] forward
+            %o_9 = aten.view.default(%o_8, [2, 3, 3]) : f32[2, 3, 3] forward
+            %o_10 = aten.bmm.default(%o_9, %o_2) : f32[2, 3, 4] forward
+            %o_11 = aten.view.default(%o_10, [1, 2, 3, 4]) : f32[1, 2, 3, 4] forward
+            %o_12 = aten.permute.default(%o_11, [0, 2, 1, 3]) : f32[1, 3, 2, 4] strides [24, 4, 12,
+              1] forward
+            %o_13 = aten.clone.default(%o_12, memory_format=memory_format(contiguous)) : f32[1, 3,
+              2, 4] forward
+            %o_14 = aten.permute.default(%o_13, [0, 2, 1, 3]) : f32[1, 2, 3, 4] strides [24, 4, 8,
+              1] forward
+            %o_8_1 = aten.logsumexp.default(%o_7, [-1]) : f32[1, 2, 3] forward
+            %o_8_2 = aten.permute.default(%o_8_1, [0, 2, 1]) : f32[1, 3, 2] strides [6, 1,
+              3] forward
+            %o_8_3 = aten.clone.default(%o_8_2, memory_format=memory_format(contiguous)) : f32[1,
+              3, 2] forward
+            %o_8_4 = aten.permute.default(%o_8_3, [0, 2, 1]) : f32[1, 2, 3] strides [6, 1,
+              2] forward
+            return %o_14, %o_8_4
+          } : f32[1, 2, 3, 4] strides [24, 4, 8, 1], f32[1, 2, 3] strides [6, 1, 2] forward
+          %dq, %dk, %dv = rw.attention_backward(%g, %q, %k, %v, %o, %s, via="cpp") body(
+              %g_1: f32[1, 2, 3, 4],
+              %q_1: f32[1, 2, 3, 4],
+              %k_1: f32[1, 2, 3, 4],
+              %v_1: f32[1, 2, 3, 4],
+              %o_10: f32[1, 2, 3, 4] strides [24, 4, 8, 1],
+              %s_1: f32[1, 2, 3] strides [6, 1, 2]
+          ) {
+            %j = aten.arange.default(3) : i64[3] forward
+            %i = aten.unsqueeze.default(%j, 1) : i64[3, 1] forward
+            %le = aten.le.Tensor(%j, %i) : bool[3, 3] forward
+            %yes = aten.full.default([], 0.0) : f32[] forward
+            %no = aten.full.default([], -inf) : f32[] forward
+            %m = aten.where.self(%le, %yes, %no) : f32[3, 3] forward
+            %o = aten.view.default(%q_1, [2, 3, 4]) : f32[2, 3, 4] forward
+            %o_1 = aten.view.default(%k_1, [2, 3, 4]) : f32[2, 3, 4] forward
+            %o_2 = aten.view.default(%v_1, [2, 3, 4]) : f32[2, 3, 4] forward
+            %o_3 = aten.permute.default(%o_1, [0, 2, 1]) : f32[2, 4, 3] strides [12, 1, 4] forward
+            %o_4 = aten.bmm.default(%o, %o_3) : f32[2, 3, 3] forward
+            %o_5 = aten.view.default(%o_4, [1, 2, 3, 3]) : f32[1, 2, 3, 3] forward
+            %o_6 = aten.mul.Tensor(%o_5, 0.5) : f32[1, 2, 3, 3] forward
+            %o_7 = aten.add.Tensor(%o_6, %m) : f32[1, 2, 3, 3] forward
+            %o_8 = aten._softmax.default(%o_7, -1, false) : f32[1, 2, 3, 3] forward
+            %o_9 = aten.view.default(%o_8, [2, 3, 3]) : f32[2, 3, 3] forward
+            %o_16 = aten.view.default(%g_1, [2, 3, 4]) : f32[2, 3, 4] forward
+            %o_17 = aten.permute.default(%o_9, [0, 2, 1]) : f32[2, 3, 3] strides [9, 1, 3] forward
+            %o_18 = aten.bmm.default(%o_17, %o_16) : f32[2, 3, 4] forward
+            %o_19 = aten.permute.default(%o_2, [0, 2, 1]) : f32[2, 4, 3] strides [12, 1, 4] forward
+            %o_20 = aten.bmm.default(%o_16, %o_19) : f32[2, 3, 3] forward
+            %o_21 = aten.view.default(%o_20, [1, 2, 3, 3]) : f32[1, 2, 3, 3] forward
+            %o_22 = aten._softmax_backward_data.default(%o_21, %o_8, -1, f32) : f32[1, 2, 3,
+              3] forward
+            %o_23 = aten.mul.Tensor(%o_22, 0.5) : f32[1, 2, 3, 3] forward
+            %o_24 = aten.view.default(%o_23, [2, 3, 3]) : f32[2, 3, 3] forward
+            %o_25 = aten.permute.default(%o_3, [0, 2, 1]) : f32[2, 3, 4] forward
+            %o_26 = aten.bmm.default(%o_24, %o_25) : f32[2, 3, 4] forward
+            %o_27 = aten.permute.default(%o_24, [0, 2, 1]) : f32[2, 3, 3] strides [9, 1, 3] forward
+            %o_28 = aten.bmm.default(%o_27, %o) : f32[2, 3, 4] forward
+            %o_29 = aten.view.default(%o_26, [1, 2, 3, 4]) : f32[1, 2, 3, 4] forward
+            %o_30 = aten.permute.default(%o_29, [0, 2, 1, 3]) : f32[1, 3, 2, 4] strides [24, 4, 12,
+              1] forward
+            %o_31 = aten.clone.default(%o_30, memory_format=memory_format(contiguous)) : f32[1, 3,
+              2, 4] forward
+            %o_32 = aten.permute.default(%o_31, [0, 2, 1, 3]) : f32[1, 2, 3, 4] strides [24, 4, 8,
+              1] forward
+            %o_33 = aten.view.default(%o_28, [1, 2, 3, 4]) : f32[1, 2, 3, 4] forward
+            %o_34 = aten.permute.default(%o_33, [0, 2, 1, 3]) : f32[1, 3, 2, 4] strides [24, 4, 12,
+              1] forward
+            %o_35 = aten.clone.default(%o_34, memory_format=memory_format(contiguous)) : f32[1, 3,
+              2, 4] forward
+            %o_36 = aten.permute.default(%o_35, [0, 2, 1, 3]) : f32[1, 2, 3, 4] strides [24, 4, 8,
+              1] forward
+            %o_37 = aten.view.default(%o_18, [1, 2, 3, 4]) : f32[1, 2, 3, 4] forward
+            %o_38 = aten.permute.default(%o_37, [0, 2, 1, 3]) : f32[1, 3, 2, 4] strides [24, 4, 12,
+              1] forward
+            %o_39 = aten.clone.default(%o_38, memory_format=memory_format(contiguous)) : f32[1, 3,
+              2, 4] forward
+            %o_40 = aten.permute.default(%o_39, [0, 2, 1, 3]) : f32[1, 2, 3, 4] strides [24, 4, 8,
+              1] forward
+            return %o_32, %o_36, %o_40
+          } : f32[1, 2, 3, 4] strides [24, 4, 8, 1], f32[1, 2, 3, 4] strides [24, 4, 8, 1], f32[1,
+            2, 3, 4] strides [24, 4, 8, 1] backward
+          return %o, %dq, %dk, %dv
         }
 
     Refuses: attention that drops probabilities; heads wider than 256; what ATen computes as well.
@@ -195,7 +317,7 @@ class _Chosen:
             why = "its mask takes no memory"
         else:
             return "ATen's kernel computes as much"
-        self.env.log.decide(FlashPairs.name, forward.name, f"kernels of ours: {why}")
+        self.env.log.decide(FlashAttentionPairs.name, forward.name, f"kernels of ours: {why}")
         return None
 
 
