@@ -1,11 +1,12 @@
 """Masked attention: what a mask leaves out should cost nothing, whoever computes it.
 
-    python -m benchmarks.attention
+    python -m benchmarks.attention [--training]
 
 Each mask is written as users write it, as comparisons of positions, and given to PyTorch's
 attention (`rewright` compiles that; `sdpa` runs it), or to FlexAttention, with the time it takes to
 build its block mask (`flex`) and without (`flex, mask kept`). `causal` is PyTorch's dense causal
-attention.
+attention. With `--training` forward and backward are timed together; FlexAttention has no backward
+on CPUs.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from benchmarks.timing import Comparison, compare
 HEADS: Final = 8
 WIDTH: Final = 64
 CONTESTANTS: Final = ("rewright", "flex", "flex, mask kept", "sdpa", "causal")
+IN_TRAINING: Final = ("rewright", "sdpa", "causal")
+SETTINGS: Final = ("length", "training", "rounds", "milliseconds", "threads")
 
 Positions = Callable[[Tensor, Tensor], Tensor]
 """Which keys a query sees, by their positions, which broadcast."""
@@ -83,6 +86,9 @@ class Inputs:
     def three(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.query, self.key, self.value
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
+        return Inputs(*map(change, self.three), self.sees)
+
 
 def contestants(given: Inputs) -> Mapping[str, Callable[[], Any]]:
     length = given.query.shape[2]
@@ -113,12 +119,20 @@ def contestants(given: Inputs) -> Mapping[str, Callable[[], Any]]:
     }
 
 
-def check(case: str, calls: Mapping[str, Callable[[], Any]], given: Inputs) -> None:
+def steps(given: Inputs) -> Mapping[str, Callable[[], Any]]:
+    """Forward and backward, of those that have one: gradients of queries, keys and values."""
+    inputs = given.map(lambda x: x.detach().requires_grad_())
+    calls = contestants(inputs)
+
+    def step(name: str) -> tuple[Tensor, ...]:
+        # Any gradient does; queries are one of the right shape.
+        return torch.autograd.grad(calls[name](), inputs.three, given.query)
+
+    return {name: partial(step, name) for name in IN_TRAINING}
+
+
+def check(case: str, calls: Mapping[str, Callable[[], Any]], exact: Any) -> None:
     """Raises WrongAnswer unless all that compute the mask are about as exact as eager."""
-    at = torch.arange(given.query.shape[2])
-    mask = given.sees(at[:, None], at[None])
-    query, key, value = (x.double() for x in given.three)
-    exact = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     limit = allowed(relative_l2(calls["sdpa"](), exact))
     for name, call in calls.items():
         error = relative_l2(call(), exact) if name != "causal" else 0.0
@@ -137,7 +151,8 @@ def arguments() -> argparse.Namespace:
     add_choice(asked, "masks", list(MASKS), default=list(MASKS))
     add_count(asked, "length", 4096, "queries, and keys")
     add_turns(asked)
-    asked.add_argument("--json", type=Path, default=RESULTS / "attention.json", metavar="FILE")
+    asked.add_argument("--training", action="store_true", help="time forward and backward")
+    asked.add_argument("--json", type=Path, metavar="FILE")
     return asked.parse_args()
 
 
@@ -145,20 +160,23 @@ def main() -> int:
     asked = arguments()
     torch.set_num_threads(asked.threads)
     results: dict[str, Comparison] = {}
+    made, names = (steps, IN_TRAINING) if asked.training else (contestants, CONTESTANTS)
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(asked.training):
             for case in track(list(asked.masks), str):
                 given = drawn(asked.length, MASKS[case](asked.length))
-                calls = contestants(given)
-                check(case, calls, given)
+                exact = made(given.map(Tensor.double))["sdpa"]()
+                calls = made(given)
+                check(case, calls, exact)
                 results[case] = compare(calls, asked.rounds, asked.milliseconds / 1000)
     except WrongAnswer as wrong:
         return fail(str(wrong))
-    show("attention", results, CONTESTANTS)
+    show("attention in training" if asked.training else "attention", results, names)
     warn(warning([found.other_load for found in results.values()]))
-    settings = {key: getattr(asked, key) for key in ("length", "rounds", "milliseconds", "threads")}
+    settings = {key: getattr(asked, key) for key in SETTINGS}
     rows = [{"case": case, **found.as_json(["rewright"])} for case, found in results.items()]
-    write_json(asked.json, "attention", settings, rows)
+    name = "attention-training" if asked.training else "attention"
+    write_json(asked.json or RESULTS / f"{name}.json", name, settings, rows)
     return 0
 
 

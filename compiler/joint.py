@@ -145,10 +145,8 @@ def rewritten(joint: fx.GraphModule, inputs: Any, options: Options) -> fx.GraphM
     # Both parts of a step must agree on how images lie between them.
     joint = _after(joint, inputs, options, _is_image, (), ChannelsLast())
     before = Canonicalize(), Cse(), Rules()
-    steps = (
-        (AttentionPairs(), FlashAttentionPairs()) if _has_kernels(options) else (AttentionPairs(),)
-    )
-    return _after(joint, inputs, options, _is_attention, before, *steps)
+    ours = (FlashAttentionPairs(),) if _has_kernels(options) else ()
+    return _after(joint, inputs, options, _is_attention, before, AttentionPairs(), *ours)
 
 
 def _is_image(node: fx.Node) -> bool:

@@ -290,7 +290,7 @@ def test_a_bias_that_learns_keeps_its_gradient() -> None:
 def test_pairs_are_for_who_may_have_kernels() -> None:
     torch._dynamo.reset()
     module = Heads(ATTENDS["bools"][0])
-    options = {"passes": "canonicalize,fuse,memory"}
+    options: dict[str, Any] = {"passes": "canonicalize,fuse,memory"}
     run = torch.compile(module, backend="rewright", dynamic=False, options=options)
     check_step(module, run, torch.randn(2, 300, 32))
     assert not are_ours()
