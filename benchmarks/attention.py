@@ -87,7 +87,8 @@ class Inputs:
         return self.query, self.key, self.value
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
-        return Inputs(*map(change, self.three), self.sees)
+        query, key, value = map(change, self.three)
+        return Inputs(query, key, value, self.sees)
 
 
 def contestants(given: Inputs) -> Mapping[str, Callable[[], Any]]:
