@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final
 
-from rewright.ir import Graph, Input, Kind, Node, Value, fresh_names, hint
+from rewright.ir import Graph, Input, Kind, Node, UnsupportedError, Value, fresh_names, hint
 from rewright.ir.effects import effects_of
-from rewright.ir.loops import OPERATORS, is_view
+from rewright.ir.loops import OPERATORS, is_view, lower_attention_backward
 from rewright.ir.work import flops
 from rewright.passes.attention.backward import BACKWARD
 from rewright.passes.attention.site import COPIES
@@ -20,6 +21,9 @@ MOST_NODES: Final = 48
 MOST_WORK: Final = 16
 
 SUM: Final = "aten.sum.dim_IntList"
+
+# Results whose copies a kernel makes, each by itself.
+_COPIES: Final = tuple(((place,), False) for place in range(3))
 
 # What makes an element of one element, besides pointwise operators.
 _ELEMENTWISE: Final = frozenset({"aten.tril.default", "aten.triu.default", *COPIES})
@@ -66,6 +70,32 @@ class Absorber:
             chain.append(node)
             value = node.result
         return _ended_in(attention, place, chain), chain[-1]
+
+    def with_copies(self, gradient: Node) -> tuple[Node, set[str]]:
+        """A gradient that has a kernel, with as many copies and sums of its results as that can
+        make, and these. Raises UnsupportedError when it has none."""
+        lower_attention_backward(gradient.graph("body"), "attention")
+        ended: set[str] = set()
+        # Heads that share keys share values: either both gradients are added up, or none.
+        for places, sums in (*_COPIES, ((1, 2), True), *_COPIES):
+            with suppress(UnsupportedError):
+                while (found := self._longer(gradient, places, sums)) is not None:
+                    lower_attention_backward(found[0].graph("body"), "attention")
+                    gradient = found[0]
+                    ended |= found[1]
+        return gradient, ended
+
+    def _longer(
+        self, gradient: Node, places: tuple[int, ...], sums: bool
+    ) -> tuple[Node, set[str]] | None:
+        """The gradient up to the next copy, or sum, of all these results, and these."""
+        ends = set()
+        for place in places:
+            gradient, end = self.with_copy(gradient, place, sums=sums)
+            if end is None:
+                return None
+            ends.add(end.name)
+        return gradient, ends
 
     def _carriers(self, value: Value) -> Iterator[Node]:
         """What hands a value on in another shape, or as a tensor of its own."""

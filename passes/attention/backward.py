@@ -64,6 +64,13 @@ def backward_of(
     return emit.region(BACKWARD, read, body)
 
 
+def gradient_of_call(attention: Node, back: Node, emit: Emitter) -> Node:
+    """What makes the results of a call of ATen's gradient, of an attention that gives the results
+    and sums that it reads."""
+    backward_of(attention, back.operands[0], tuple(v.tensor for v in back.results), emit)
+    return dataclasses.replace(emit.nodes[-1], results=back.results)
+
+
 def lying(x: Value, wanted: TensorType, order: tuple[int, ...], emit: Emitter) -> Value:
     """The same tensor, in memory as `wanted` lies: as it is, or with its dimensions in `order`,
     which is its own inverse."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Final
@@ -23,7 +24,7 @@ from rewright.ir import (
     product,
 )
 from rewright.passes.attention.backward import lying
-from rewright.passes.attention.lower import FLASH
+from rewright.passes.attention.lower import FLASH, FLASH_BACKWARD
 from rewright.passes.attention.region import shaped
 from rewright.passes.emitter import Emitter
 
@@ -60,15 +61,17 @@ class Call:
 
     @staticmethod
     def of(node: Node) -> Call:
-        """What a call of ATen's fused attention computes."""
-        query, key, value = (v for v in node.args[:3] if isinstance(v, Value))
-        name, scale = _FUSED[node.op.name], node.arg("scale")
+        """What a call of ATen's fused attention computes; of its gradient, what the other did."""
+        first = 1 if node.op.name == FLASH_BACKWARD else 0
+        query, key, value = (v for v in node.args[first : first + 3] if isinstance(v, Value))
+        name, scale = _FUSED[FLASH if first else node.op.name], node.arg("scale")
         bias = None if name is None else node.arg(name)
         if scale is None:
             scale = 1 / math.sqrt(hint(query.tensor.shape[-1]))
         assert isinstance(scale, float)
         mask = bias if isinstance(bias, Value) else None
-        return Call(node, query, key, value, mask, bool(node.arg("is_causal")), scale)
+        made = dataclasses.replace(node, results=node.operands[4:6]) if first else node
+        return Call(made, query, key, value, mask, bool(node.arg("is_causal")), scale)
 
     @property
     def operands(self) -> tuple[Value, ...]:

@@ -12,11 +12,18 @@ import torch
 from rewright.costmodel import show_seconds
 from rewright.ir import CheckError, Graph, Node, UnsupportedError, fresh_names, hint
 from rewright.ir.alone import alone, at_hints
-from rewright.ir.loops import AttentionNest, Load, lower_attention, subterms
-from rewright.ir.loops.tiles import kept_share, may_be_dead
+from rewright.ir.loops import (
+    AttentionBackwardNest,
+    Load,
+    lower_attention,
+    lower_attention_backward,
+    subterms,
+)
+from rewright.ir.loops.tiles import AnyAttention, kept_share, may_be_dead
 from rewright.passes.attention.absorb import Absorber
+from rewright.passes.attention.backward import BACKWARD, gradient_of_call, with_sums
 from rewright.passes.attention.canonical import Call, as_attention, is_plain_call
-from rewright.passes.attention.lower import FLASH, atens_nodes
+from rewright.passes.attention.lower import FLASH, FLASH_BACKWARD, atens_nodes
 from rewright.passes.attention.lower import obstacle as atens_obstacle
 from rewright.passes.base import Env, Pass
 from rewright.passes.dce import split_dead
@@ -95,7 +102,8 @@ class FlashAttention(Pass, name="flash-attention", takes="aten", gives="aten"):
     """
 
     def run(self, graph: Graph, env: Env) -> Graph:
-        if not any(n.op.name == "rw.attention" or is_plain_call(n, graph) for n in graph.nodes):
+        calls = (is_call(n) or is_plain_call(n, graph) for n in graph.nodes)
+        if not any(n.op.name == "rw.attention" for n in graph.nodes) and not any(calls):
             return graph
         choice = _Choice(graph, env)
         nodes = [choice.of(node) for node in graph.nodes]
@@ -120,12 +128,11 @@ class _Choice:
 
     def of(self, node: Node) -> Node:
         """A kernel of ours, or the node itself."""
-        is_call = is_plain_call(node, self._graph)
-        if not is_call and (node.op.name != "rw.attention" or is_ours(node)):
+        is_open = node.op.name == "rw.attention" and not is_ours(node)
+        if not is_open and not is_call(node) and not is_plain_call(node, self._graph):
             return node
         try:
-            attention = as_attention(Call.of(node), Emitter(self._fresh, node)) if is_call else node
-            attention, copy, nest = self._lowered(self._absorber.absorbed(attention))
+            attention, copies, nest = self._lowered(node)
             via = EMITTERS[self._env.target.device]
             ours = dataclasses.replace(attention, kwargs=(*attention.kwargs, ("via", via)))
             refusal = obstacle(nest, self._env) or self._not_worth_it(node, ours, nest)
@@ -135,19 +142,31 @@ class _Choice:
             self._env.log.refuse(FlashAttention.name, node.name, refusal)
             return node
         self.renamed[node.name] = (ours.name,)
-        if copy is not None:
-            self.copies.add(copy.name)
+        self.copies |= copies
         return ours
 
-    def _lowered(self, attention: Node) -> tuple[Node, Node | None, AttentionNest]:
-        """The attention, with a copy of its result where a kernel can make that, and the copy."""
+    def _lowered(self, node: Node) -> tuple[Node, set[str], AnyAttention]:
+        """The attention, with copies of its results where a kernel can make them, and these."""
+        emit = Emitter(self._fresh, node)
+        if node.op.name == FLASH_BACKWARD:
+            call = Call.of(node)
+            attention = with_sums(as_attention(call, emit), call.node.results[1])
+            gradient = gradient_of_call(attention, node, emit)
+            gradient, copies = self._absorber.with_copies(self._absorber.absorbed(gradient))
+            return gradient, copies, lower_attention_backward(gradient.graph("body"), "attention")
+        attention = node
+        if node.op.name != "rw.attention":
+            attention = as_attention(Call.of(node), emit)
+            if not is_plain_call(node, self._graph):
+                attention = with_sums(attention, node.results[1])
+        attention = self._absorber.absorbed(attention)
         with_copy, copy = self._absorber.with_copy(attention)
         if copy is not None:
             with suppress(UnsupportedError):
-                return with_copy, copy, lower_attention(with_copy.graph("body"), "attention")
-        return attention, None, lower_attention(attention.graph("body"), "attention")
+                return with_copy, {copy.name}, lower_attention(with_copy.graph("body"), "attention")
+        return attention, set(), lower_attention(attention.graph("body"), "attention")
 
-    def _not_worth_it(self, node: Node, ours: Node, nest: AttentionNest) -> str | None:
+    def _not_worth_it(self, node: Node, ours: Node, nest: AnyAttention) -> str | None:
         """Why the kernel that there is anyway is as good; the log is told when it is not."""
         log, kept = self._env.log, node.kwarg("kept")
         if kept is not None:
@@ -192,7 +211,12 @@ class _Choice:
         return [n for n in atens_nodes(node, self._fresh) if n.op.name == FLASH]
 
 
-def may_skip(nest: AttentionNest) -> bool:
+def is_call(node: Node) -> bool:
+    """True for a call of ATen's fused attention, or of its gradient, that drops nothing."""
+    return node.op.name in (FLASH, FLASH_BACKWARD) and node.arg("dropout_p") == 0.0
+
+
+def may_skip(nest: AnyAttention) -> bool:
     """True when scores may be masked by what is read from memory for a row or for a key alone, as
     its place in a document, or whether it is padding: that may mask whole tiles."""
     axes = {nest.row.name, nest.key.name}
@@ -201,11 +225,14 @@ def may_skip(nest: AttentionNest) -> bool:
     return of_one and may_be_dead(nest)
 
 
-def obstacle(nest: AttentionNest, env: Env) -> str | None:
+def obstacle(nest: AnyAttention, env: Env) -> str | None:
     """Why there is no kernel of ours."""
     here, target = nest.outputs[0].type.device.type, env.target.device
     if here not in ("cpu", target):  # a graph on the CPU is moved to the GPU later
         return f"it is on {here}, and kernels are made for {target}"
+    gives_more = isinstance(nest, AttentionBackwardNest) or nest.sums is not None
+    if target != "cpu" and gives_more:
+        return "kernels of ours for GPUs are for inference"
     types = {place.dtype for place in (nest.queries, nest.keys, nest.values)}
     if target != "cpu" and (len(types) > 1 or not types <= {*ON_GPUS}):
         return "kernels of ours for GPUs multiply f32, f16 or bf16, of one kind"
@@ -218,4 +245,5 @@ def obstacle(nest: AttentionNest, env: Env) -> str | None:
 
 def is_ours(node: Node) -> bool:
     """True for attention that runs in a kernel of ours."""
-    return node.op.name == "rw.attention" and node.kwarg("via") in EMITTERS.values()
+    via = node.kwarg("via")
+    return node.op.name in ("rw.attention", BACKWARD) and via in EMITTERS.values()

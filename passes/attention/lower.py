@@ -15,6 +15,7 @@ from rewright.passes.attention.region import has_dropout, scale_and_bias
 from rewright.passes.base import Env, Pass
 from rewright.passes.emitter import Emitter
 
+FLASH_BACKWARD: Final = "aten._scaled_dot_product_flash_attention_for_cpu_backward.default"
 FLASH: Final = "aten._scaled_dot_product_flash_attention_for_cpu.default"
 _DTYPES: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

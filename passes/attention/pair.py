@@ -25,14 +25,13 @@ from rewright.ir import (
 from rewright.ir.interpret import interpret
 from rewright.passes.attention.affine import NotAffine, affine_of
 from rewright.passes.attention.gradient import Gradient, NotFound, gradient_of
-from rewright.passes.attention.lower import FLASH, unit_stride
+from rewright.passes.attention.lower import FLASH, FLASH_BACKWARD, unit_stride
 from rewright.passes.attention.region import Operands, shaped
 from rewright.passes.attention.site import Site, sites
 from rewright.passes.base import Env, Pass
 from rewright.passes.dce import split_dead
 from rewright.passes.emitter import Emitter
 
-BACKWARD = FLASH.replace("_for_cpu", "_for_cpu_backward")
 # Of gradients in float64, old against new, relative to their norm.
 TOLERANCE = 1e-9
 
@@ -170,7 +169,7 @@ def _atens(site: Site, gradient: Gradient, graph: Graph, fresh: Callable[[str], 
     back = Emitter(fresh, gradient.value)
     given = shaped(gradient.given, result.tensor.shape, back)
     grads = back.results(
-        BACKWARD, given, *three, result, sums, 0.0, False, attn_mask=bias, scale=affine.scale
+        FLASH_BACKWARD, given, *three, result, sums, 0.0, False, attn_mask=bias, scale=affine.scale
     )
     return Pair.ended(site, gradient, result, grads, emit, back)
 

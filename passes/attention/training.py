@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
 
 from rewright.ir import (
     CheckError,
@@ -21,27 +19,22 @@ from rewright.ir.loops import (
     AttentionNest,
     Load,
     lower_attention,
-    lower_attention_backward,
     subterms,
 )
 from rewright.ir.loops.tiles import kept_share
 from rewright.ir.pointwise import compute_dtype
 from rewright.passes.attention.absorb import Absorber
-from rewright.passes.attention.backward import BACKWARD, backward_of, with_sums
+from rewright.passes.attention.backward import BACKWARD, backward_of, gradient_of_call, with_sums
 from rewright.passes.attention.canonical import Call, as_attention
 from rewright.passes.attention.flash import VIA, WORTHWHILE, may_skip, obstacle
 from rewright.passes.attention.gradient import Gradient, NotFound
-from rewright.passes.attention.lower import FLASH
-from rewright.passes.attention.pair import BACKWARD as ATENS_BACKWARD
+from rewright.passes.attention.lower import FLASH, FLASH_BACKWARD
 from rewright.passes.attention.pair import Pair, replaced, sites_with_gradients
 from rewright.passes.attention.region import Operands, shaped, stepwise_body
 from rewright.passes.attention.site import Site
 from rewright.passes.base import Env, Pass
 from rewright.passes.dce import split_dead
 from rewright.passes.emitter import Emitter
-
-# Results whose copies a kernel makes, each by itself.
-_COPIES: Final = tuple(((place,), False) for place in range(3))
 
 
 @dataclass(frozen=True)
@@ -215,7 +208,7 @@ def _gradient_of(node: Node, graph: Graph) -> Node | None:
         return None
     result, sums = node.results
     readers = graph.readers.get(sums, ())
-    if len(readers) != 1 or sums in graph.returned or readers[0].op.name != ATENS_BACKWARD:
+    if len(readers) != 1 or sums in graph.returned or readers[0].op.name != FLASH_BACKWARD:
         return None
     (back,) = readers
     told = ("attn_mask", "is_causal", "scale", "dropout_p")
@@ -253,9 +246,7 @@ class _Chosen:
         """Of ATen's. Raises UnsupportedError, saying why they stay."""
         call = Call.of(node)
         attention = with_sums(as_attention(call, Emitter(fresh, node)), node.results[1])
-        emit = Emitter(fresh, back)
-        backward_of(attention, back.operands[0], tuple(v.tensor for v in back.results), emit)
-        gradient = dataclasses.replace(emit.nodes[-1], results=back.results)
+        gradient = gradient_of_call(attention, back, Emitter(fresh, back))
         return self._in_kernels(attention, gradient, call)
 
     def in_kernels(self) -> Graph:
@@ -271,37 +262,11 @@ class _Chosen:
         why = obstacle(nest, self.env) or self._not_worth_it(call, forward, nest)
         if why is not None:
             raise UnsupportedError(why)
-        backward, ended = self._lowered(self.absorber.absorbed(gradient))
+        backward, ended = self.absorber.with_copies(self.absorber.absorbed(gradient))
         new = {attention.name: _ours(forward), gradient.name: _ours(backward)}
         nodes = [new.get(n.name, n) for n in self.graph.nodes if n.name not in ended]
         kept, _ = split_dead(self.graph.with_nodes(nodes))
         return self.graph.with_nodes(kept)
-
-    def _lowered(self, gradient: Node) -> tuple[Node, set[str]]:
-        """A gradient that has a kernel, with as many copies and sums of its results as that can
-        make, and these."""
-        lower_attention_backward(gradient.graph("body"), "attention")
-        ended: set[str] = set()
-        # Heads that share keys share values: either both gradients are added up, or none.
-        for places, sums in (*_COPIES, ((1, 2), True), *_COPIES):
-            with suppress(UnsupportedError):
-                while (found := self._longer(gradient, places, sums)) is not None:
-                    lower_attention_backward(found[0].graph("body"), "attention")
-                    gradient = found[0]
-                    ended |= found[1]
-        return gradient, ended
-
-    def _longer(
-        self, gradient: Node, places: tuple[int, ...], sums: bool
-    ) -> tuple[Node, set[str]] | None:
-        """The gradient up to the next copy, or sum, of all these results, and these."""
-        ends = set()
-        for place in places:
-            gradient, end = self.absorber.with_copy(gradient, place, sums=sums)
-            if end is None:
-                return None
-            ends.add(end.name)
-        return gradient, ends
 
     def _not_worth_it(self, call: Call | None, forward: Node, nest: AttentionNest) -> str | None:
         """Why ATen's kernels are as good; the log is told when they are not."""
