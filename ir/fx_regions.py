@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from rewright.ir.alone import alone, resized
 from rewright.ir.dim_fold import fold
-from rewright.ir.dims import Dim, Size, substitute
+from rewright.ir.dims import Dim, Size, hint, substitute
 from rewright.ir.graph import Graph, Node, Value
 from rewright.ir.interpret import interpret
 from rewright.ir.parse import parse
 from rewright.ir.show import show
+from rewright.ir.work import flops
 
 _library = torch.library.Library("rewright", "FRAGMENT")
 _library.define("region(str text, Tensor[] operands, SymInt[] sizes) -> Tensor[]")
@@ -72,3 +74,9 @@ def _traced(text: str, operands: list[Tensor], sizes: list[Any]) -> list[Tensor]
 
 _library.impl("region", _run, "CompositeExplicitAutograd")
 torch.library.register_fake("rewright::region", _traced, lib=_library)
+
+
+@register_flop_formula(torch.ops.rewright.region)
+def _operations(text: str, *_: object, **__: object) -> int:
+    """What torch's partitioner takes a region to cost."""
+    return hint(flops(_parsed(text).nodes[0]))
