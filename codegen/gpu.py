@@ -23,7 +23,14 @@ from rewright.ir import (
     divisible,
     values_in,
 )
-from rewright.ir.loops import AnyNest, AttentionNest, Buffer, Nest, QuantizedNest
+from rewright.ir.loops import (
+    AnyNest,
+    AttentionBackwardNest,
+    AttentionNest,
+    Buffer,
+    Nest,
+    QuantizedNest,
+)
 from rewright.ir.storage import may_share_input_storage
 
 # Bytes that kernels count on addresses being multiples of, unless they are told otherwise.
@@ -95,6 +102,8 @@ def build_kernels(
         try:
             if isinstance(nest, QuantizedNest):
                 raise UnsupportedError("kernels of quantized layers are for CPUs")
+            if isinstance(nest, AttentionBackwardNest):
+                raise UnsupportedError("kernels of attention's gradient are for CPUs")
             if not _is_on_gpu(nest):
                 raise UnsupportedError("it is on the CPU")
             if not has_triton():
