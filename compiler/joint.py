@@ -20,6 +20,7 @@ from torch import fx
 from rewright.options import Options
 
 if TYPE_CHECKING:
+    from rewright.ir import Graph
     from rewright.passes import Pass
     from rewright.step_budget import Start
 
@@ -205,29 +206,38 @@ def _after(
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
     from torch.utils._pytree import tree_leaves
 
-    from rewright.costmodel import Roofline
-    from rewright.driver import target_of, tools_of
     from rewright.ir.fx_export import to_fx
-    from rewright.ir.fx_import import from_fx
-    from rewright.passes import Env
     from rewright.torch_compat import is_checkpointed
 
     nodes = joint.graph.nodes
     if not any(map(is_sign, nodes)) or any(map(is_checkpointed, nodes)):
         return joint
     with unset_fake_temporarily():
-        graph = from_fx(joint, name="joint")
-        target = target_of(options)
-        env = Env(cost=Roofline(target), target=target, tools=tools_of(options, target))
-        for preparation in before:
-            graph = preparation.run(graph, env)
-        found = graph
-        for step in steps:
-            found = step.run(found, env)
-        if found is graph:
+        found = _changed(joint, options, before, steps)
+        if found is None:
             return joint
         module = to_fx(found, regions=True)
     # The partitioner goes by sizes, which are those of AOTAutograd's own fake tensors.
     flat = tree_leaves(inputs)
     FakeTensorProp(module, detect_fake_mode(flat)).propagate_dont_convert_inputs(*flat)
     return module
+
+
+def _changed(
+    joint: fx.GraphModule, options: Options, before: Sequence[Pass], steps: Sequence[Pass]
+) -> Graph | None:
+    """What passes make of a graph that others have prepared; None when they leave it."""
+    from rewright.costmodel import Roofline
+    from rewright.driver import target_of, tools_of
+    from rewright.ir.fx_import import from_fx
+    from rewright.passes import Env
+
+    target = target_of(options)
+    env = Env(cost=Roofline(target), target=target, tools=tools_of(options, target))
+    graph = from_fx(joint, name="joint")
+    for preparation in before:
+        graph = preparation.run(graph, env)
+    found = graph
+    for step in steps:
+        found = step.run(found, env)
+    return None if found is graph else found

@@ -239,7 +239,7 @@ def test_files_are_read_by_name_inside_torch_compile(tmp_path: Path) -> None:
 
     path = tmp_path / "pairs.safetensors"
     save_file({"data": torch.randn(24, WIDTH), "shift": torch.ones(24, WIDTH)}, path)
-    options = {"error_budget": 0.05, "objective": "bytes", "calibration": str(path)}
+    options: Any = {"error_budget": 0.05, "objective": "bytes", "calibration": str(path)}
     model = Pair().eval()
     compiled = torch.compile(model, backend="rewright", options=options, dynamic=False)
     with torch.no_grad():
