@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from planted import FAULTS, RIGHT, Planted, believed_rules, bert_model, resnet_model
+from planted import FAULTS, RIGHT, believed_rules
+from planted_models import Planted, bert_model, resnet_model
 from rewright.bisect import Case, Finding, Healthy, bisect, write
 from rewright.ir.parse import parse
 from rewright.options import Options

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from planted import KERNELS, SLOW, SLOW_KERNEL, Planted
+from planted import SLOW
+from planted_kernels import KERNELS, SLOW_KERNEL
+from planted_models import Planted
 from rewright.bisect import Finding, Healthy, bisect, write
 from rewright.options import Options
 from test_bisect import MOST_NODES, as_users_have_it, fails, found_in, status

@@ -106,8 +106,8 @@ def _live(scheduled: Scheduled, order: Order) -> str:
     for number in largest[:NAMED]:
         node = scheduled.nodes[problem.maker[number]]
         name = names.get(number) or f"%{problem.steps[problem.maker[number]].name}"
-        at = f" ({node.loc})" if node is not None and node.loc is not None else ""
-        lines.append(f"  {show_bytes(problem.sizes[number])}: {name}{at}")
+        loc = f" ({node.loc})" if node is not None and node.loc is not None else ""
+        lines.append(f"  {show_bytes(problem.sizes[number])}: {name}{loc}")
     if len(largest) > NAMED:
         rest = sum(problem.sizes[v] for v in largest[NAMED:])
         lines.append(f"  {show_bytes(rest)}: {len(largest) - NAMED} more")
