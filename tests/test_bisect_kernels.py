@@ -17,8 +17,9 @@ from test_bisect import MOST_NODES, as_users_have_it, fails, found_in, status
 __all__ = ["as_users_have_it"]
 
 pytestmark = pytest.mark.cpu
-# Each try takes a run of the C++ compiler.
-SECONDS = 5.0
+# Each try takes a run of the C++ compiler, seconds where others compile too; what is measured could
+# be made smaller for ever.
+SECONDS, MEASURED_SECONDS = 40.0, 5.0
 
 
 @pytest.mark.parametrize("planted", KERNELS, ids=lambda planted: planted.name.replace(" ", "-"))
@@ -53,7 +54,7 @@ def test_a_pass_that_slows_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_kernel_that_is_slow_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes milliseconds where ATen takes microseconds, in every stage."""
     SLOW_KERNEL.plant(monkeypatch)
-    found, case = found_in(SLOW_KERNEL, SECONDS, how="slow")
+    found, case = found_in(SLOW_KERNEL, MEASURED_SECONDS, how="slow")
     assert found.place.startswith("kernel k") and SLOW_KERNEL.place in found.place
     assert (found.node, found.fault.kind) == (SLOW_KERNEL.node, "slow")
     assert SLOW_KERNEL.what in found.what and len(case.graph.nodes) <= MOST_NODES
@@ -69,6 +70,6 @@ def test_no_pass_slows_a_model_as_it_is() -> None:
 def test_time_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the clock says here, it says it of a pass or a kernel."""
     SLOW.plant(monkeypatch)
-    found, _ = found_in(SLOW, SECONDS, how="slow")
+    found, _ = found_in(SLOW, MEASURED_SECONDS, how="slow")
     assert isinstance(found, Finding) and found.fault.kind == "slow"
     assert "measured)" in str(found)
