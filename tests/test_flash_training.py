@@ -287,6 +287,25 @@ def test_a_bias_that_learns_keeps_its_gradient() -> None:
     assert not are_ours()
 
 
+class Twice(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.heads = Heads(ATTENDS[name][0], 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.heads(x) + self.heads(x * 0.5)
+        return found
+
+
+@pytest.mark.parametrize("name", ["spelled", "capped"])
+def test_two_whose_results_have_one_gradient(name: str) -> None:
+    module = Twice(name)
+    check_step(module, compiled(module, dynamic=False), torch.randn(2, 200, 32))
+    forward, backward = halves()
+    assert attention_in(forward) == [FORWARD] * 2
+    assert attention_in(backward) == [BACKWARD] * 2
+
+
 def test_pairs_are_for_who_may_have_kernels() -> None:
     torch._dynamo.reset()
     module = Heads(ATTENDS["bools"][0])

@@ -65,12 +65,23 @@ class _Search:
 
     def gradient_of_scores(self, given: Value) -> Value:
         """Through dP = dO V^T and the softmax, back to what the scores' product gets."""
+        before = set(self.inside)
         for product in self.backward(given):
             if product.op.name in PRODUCTS and product.args[0] is given:
                 value = self.through(product.result, SOFTMAX_BACKWARD)
-                if value is not None:
+                if value is not None and self.is_own(value):
                     return self.through_steps(value)
+                self.inside = set(before)  # of another site, whose result has the same gradient
         raise NotFound("the gradient does not reach a softmax")
+
+    def is_own(self, value: Value) -> bool:
+        """Whether the gradient of a softmax is that of the site's."""
+        read = self.graph.producers[value].args[1]
+        while isinstance(read, Value) and read != self.site.softmax.result:
+            node = self.graph.producers.get(read)
+            carries = node is not None and (node.op.kind is Kind.VIEW or node.op.name in COPIES)
+            read = node.args[0] if node is not None and carries else None
+        return read is not None
 
     def through(self, value: Value, wanted: str) -> Value | None:
         """From a value through views and casts to the result of an operator that reads it."""

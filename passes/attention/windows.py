@@ -24,6 +24,7 @@ from rewright.ir import (
 )
 from rewright.ir.loops import lower_attention
 from rewright.ir.loops.tiles import kept_share
+from rewright.passes.attention.backward import BACKWARD
 from rewright.passes.attention.canonical import Call, Windows, as_attention, is_plain_call
 from rewright.passes.attention.lower import FLASH, is_left
 from rewright.passes.attention.lower import obstacle as atens_obstacle
@@ -103,6 +104,8 @@ def calls(graph: Graph) -> list[Call]:
 
 def call_of(node: Node, graph: Graph) -> Call | str | None:
     """What a node of attention computes, or why it cannot be narrowed; None for other nodes."""
+    if node.op.name == BACKWARD or (node.op.name == "rw.attention" and len(node.results) > 1):
+        return "a gradient reads more of it than its result"
     if is_attention(node) and node.op.name not in ("rw.attention", FLASH):
         return f"{node.op} is not for the CPU, or a gradient"
     if node.op.name == FLASH:
