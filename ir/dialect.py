@@ -43,7 +43,7 @@ _DECLARATIONS: Final = (
         Kind.REGION,
         "Gradients of queries, keys and values, from that of the result of an `rw.attention`, its "
         "operands, and both its results, which come last; `body` is its formula, which computes "
-        "these again.",
+        "probabilities again.",
         body="body",
     ),
     DialectFacts(

@@ -57,7 +57,8 @@ def bytes_read(node: Node) -> Size:
     if not is_call(node):
         return 0
     if node.op.kind is Kind.REGION:
-        return _sum(_bytes(v, elements) for v, elements in _seen_by_region(node))
+        body = node.graph("body")
+        return _sum(_bytes(i.value, _seen_in(body, i.value)) for i in body.inputs)
     operands = dict.fromkeys(_inputs(node))
     return _sum(_bytes(value, _seen_by(node, value)) for value in operands)
 
@@ -261,15 +262,6 @@ def _inputs(node: Node) -> Iterable[Value]:
         return node.operands
     buffers = set(written) if isinstance(written, tuple) else {written}
     return (value for value in node.operands if value not in buffers)
-
-
-def _seen_by_region(node: Node) -> Iterable[tuple[Value, Size]]:
-    """What a region reads, and how many elements of it."""
-    body = node.graph("body")
-    for i in body.inputs:
-        # The last operands of a gradient of attention spare its kernel what its body repeats.
-        is_told = node.op.name == "rw.attention_backward" and i in body.inputs[-2:]
-        yield i.value, _distinct(i.value) if is_told else _seen_in(body, i.value)
 
 
 def _seen_in(body: Graph, value: Value) -> Size:

@@ -13,9 +13,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from attention_kernels import MARGIN, UNTOUCHED, Score
 from rewright.codegen.cpp import build, emit
+from rewright.ir import Graph, Node, ScalarType, TensorType, Value, fresh_names, op
 from rewright.ir.fx_import import from_fx
 from rewright.ir.loops import AttentionBackwardNest, lower_attention_backward
-from rewright.passes.dce import split_dead
+from rewright.passes.attention.backward import backward_of, with_sums
+from rewright.passes.emitter import Emitter
 
 
 def attention(score: Score) -> Callable[..., Tensor]:
@@ -77,15 +79,34 @@ class Gradients:
         out = attention(self.score)(*given).nan_to_num(0)
         return out.to(dtype), sums.to(torch.promote_types(dtype, torch.float32))
 
-    def nest(self, name: str) -> AttentionBackwardNest:
-        def body(*inputs: Tensor) -> list[Tensor]:
-            return with_gradients(self.score, *inputs[:-2])
+    def operands(self) -> tuple[Tensor, ...]:
+        """As the operator takes them."""
+        return (self.inputs[-1], *self.inputs[:-1], *self.forward())
 
-        given = (*self.inputs, *self.forward())
-        trace = make_fx(body, tracing_mode="fake")(*given)
+    def body(self) -> Graph:
+        """Of the gradient, made of what the forward does."""
+        trace = make_fx(attention(self.score), tracing_mode="fake")(*self.inputs[:-1])
         traced = from_fx(trace, name="body")
-        needed, _ = split_dead(traced)
-        return lower_attention_backward(traced.with_nodes(needed), name)
+        forward, backward = Emitter(fresh_names(()), LIKE), Emitter(fresh_names(()), LIKE)
+        operands = tuple(i.value for i in traced.inputs)
+        forward.region("rw.attention", operands, traced)
+        sums = Value("sums", _type(self.forward()[1]))
+        node = with_sums(forward.nodes[-1], sums)
+        given = Value("given", _type(self.inputs[-1]))
+        types = tuple(_type(x) for x in self.inputs[:3])
+        backward_of(node, given, types, backward)
+        return backward.nodes[-1].graph("body")
+
+    def nest(self, name: str) -> AttentionBackwardNest:
+        return lower_attention_backward(self.body(), name)
+
+
+# What nodes that are made here are named after.
+LIKE = Node(op("py.neg"), (), (), (Value("made", ScalarType("int")),))
+
+
+def _type(x: Tensor) -> TensorType:
+    return TensorType(x.dtype, tuple(x.shape), None, x.device)
 
 
 def gradients_of(cases: Sequence[Gradients]) -> list[list[Tensor]]:
@@ -93,7 +114,7 @@ def gradients_of(cases: Sequence[Gradients]) -> list[list[Tensor]]:
     nests = [case.nest(f"k{n}") for n, case in enumerate(cases)]
     library = build(emit(nests))
     return [
-        _run(library.function(nest.name), nest, (*case.inputs, *case.forward()))
+        _run(library.function(nest.name), nest, case.operands())
         for nest, case in zip(nests, cases, strict=True)
     ]
 

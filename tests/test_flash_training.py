@@ -15,7 +15,6 @@ from attention_gradients import Gradients, gradients_of
 from attention_kernels import MASKS, Score, Shape, distance, kept, numbers
 from rewright.calibrate.peak import measured_peak
 from rewright.ir import Graph, TensorType, Value, hint
-from rewright.ir.interpret import interpret
 from rewright.ir.parse import parse
 from rewright.ir.show import show
 from rewright.ir.work import bytes_read, flops
@@ -377,11 +376,8 @@ def test_bodies_say_what_kernels_compute() -> None:
         share = hint(flops(node)) / (products * dense)
         assert 0.3 < share < 1
         assert hint(bytes_read(node)) < 4 * 4 * 300 * 300
-        inputs = [torch.randn([hint(s) for s in i.value.tensor.shape]) for i in graph.inputs]
-        if products == 2:
-            found = interpret(graph, inputs)
-            ours = program.executable([*inputs])
-            torch.testing.assert_close(ours[0], found[0], rtol=1e-4, atol=1e-4)
+        errors = program.errors()  # of random inputs, sums of the forward among them
+        assert errors.ours <= 2 * errors.eager + 1e-6
 
 
 def test_a_gradient_that_is_one_number_everywhere() -> None:

@@ -7,7 +7,7 @@ gradients of keys and values are sums over these.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from rewright.ir.errors import UnsupportedError
 from rewright.ir.graph import Arg, Graph, Node, Value
 from rewright.ir.loops.affine import Affine, Axis, axis_index, delinearize, linear
 from rewright.ir.loops.attention import (
+    CAST,
     PROBABILITIES,
     PRODUCT,
     SOFTMAX,
@@ -28,9 +29,11 @@ from rewright.ir.loops.nest import Buffer, Let, Load, Ref
 from rewright.ir.loops.views import VIEWS
 from rewright.ir.pointwise import compute_dtype
 
-SOFTMAX_BACKWARD = "aten._softmax_backward_data.default"
+MUL = "aten.mul.Tensor"
 SUM = "aten.sum.dim_IntList"
-_CARRIERS = frozenset({"aten.clone.default", "aten._to_copy.default"})
+_CARRIERS = frozenset({"aten.clone.default", CAST})
+# A sum of exponentials whose logarithm is less is of a large finite mask (codegen/cpp/ranges.h).
+LIVE = -1e32
 
 Axes = tuple[Axis, ...]
 
@@ -90,11 +93,15 @@ class _Made:
 @dataclass(frozen=True)
 class _Parts:
     """The products of a body and its softmax, there and back: of queries and keys, of the gradient
-    of results and values, and what the gradients of queries, keys and values come from."""
+    of results and values, and what the gradients of queries, keys and values come from.
+    `probabilities` are those that the forward's sums say, and `back` is the gradient of what the
+    softmax is taken of: they times what their own gradient has over `mean`."""
 
     scores: Node
     softmax: Node
+    probabilities: Node
     weights: Node
+    mean: Node
     back: Node
     query: _Made
     key: _Made
@@ -103,32 +110,39 @@ class _Parts:
     @property
     def anchors(self) -> list[Node]:
         made = (self.query, self.key, self.value)
+        own = [self.scores, self.softmax, self.probabilities, self.weights, self.back]
         sums = [m.sum for m in made if m.sum is not None]
-        return [
-            self.scores,
-            self.softmax,
-            self.weights,
-            self.back,
-            *sums,
-            *(m.product for m in made),
-        ]
+        return [*own, *sums, *(m.product for m in made)]
 
 
 def _parts(body: Graph) -> _Parts:
-    softmax, back = (_only(body, name) for name in (SOFTMAX, SOFTMAX_BACKWARD))
+    softmax = _only(n for n in body.nodes if n.op.name == SOFTMAX)
+    chosen = (n for n in body.nodes if n.op.name == "aten.where.self")
+    probabilities = _only(n for n in chosen if _uncast(body, n.operands[2]) == softmax.result)
+    scaled = (n for n in body.nodes if n.op.name == MUL)
+    back = _only(n for n in scaled if n.operands[0] == probabilities.result)
     query, key, value = (_made(body, output) for output in body.outputs)
     last = {query.product.name, key.product.name, value.product.name}
     first = [n for n in body.nodes if n.op.name == PRODUCT and n.name not in last]
     if len(first) != 2 or len(last) != 3:
         raise UnsupportedError("its body is not five products around a softmax and its gradient")
-    return _Parts(first[0], softmax, first[1], back, query, key, value)
+    less = body.producers.get(back.operands[1])
+    mean = None if less is None else body.producers.get(less.operands[1])
+    if mean is None or mean.op.name != SUM:
+        raise UnsupportedError("its gradients have nothing over a mean")
+    return _Parts(first[0], softmax, probabilities, first[1], mean, back, query, key, value)
 
 
-def _only(body: Graph, name: str) -> Node:
-    found = [n for n in body.nodes if n.op.name == name]
+def _only(nodes: Iterable[Node]) -> Node:
+    found = list(nodes)
     if len(found) != 1:
-        raise UnsupportedError(f"its body has {len(found)} {name}")
+        raise UnsupportedError("its body is not a softmax and its gradient")
     return found[0]
+
+
+def _uncast(body: Graph, value: Value) -> Value:
+    node = body.producers.get(value)
+    return node.operands[0] if node is not None and node.op.name == CAST else value
 
 
 def _made(body: Graph, output: Arg) -> _Made:
@@ -163,20 +177,19 @@ class _Backward(HeadLowering):
         widths = factors[0].tensor.shape[-1], factors[1].tensor.shape[-1]
         super().__init__(body, batch, parts.softmax, widths, parts.anchors)
         self.parts = parts
-        self.is_turned = self._is_turned()
 
     def nest(self, name: str) -> AttentionBackwardNest:
         places = self._factors()
         taken, slope, statements, (given, grad) = self._scores()
         group = self._group(places[1])
-        results, sums = self._of_forward()
+        results, sums = self._of_forward(places[3])
         if sums.dtype != compute_dtype(places[0].dtype):
             raise UnsupportedError("its sums are of another type than it is computed in")
         to_query = self.result(
             self.parts.query.output, self.parts.query.product.result, self.row, self.inner
         )
         to_key, to_value = (
-            self._added_up(self.parts.key, group, self.inner, self.is_turned),
+            self._added_up(self.parts.key, group, self.inner),
             self._added_up(self.parts.value, group, self.width),
         )
         batch = (*(a for a in self.batch if a not in group), *group)
@@ -189,28 +202,13 @@ class _Backward(HeadLowering):
             *(self.inputs(), self.outputs(), nodes),
         )
 
-    def _is_turned(self) -> bool:
-        """Whether the gradient of keys is made as it is for keys that lie in columns."""
-        factor = self.parts.key.product.operands[1]
-        sizes = zip(factor.tensor.shape[-2:], (self.row.size, self.inner.size), strict=True)
-        if not all(equal(one, other) for one, other in sizes):
-            return True
-        try:
-            queries = self.place(self.parts.scores.operands[0], self.row, self.inner)
-            return self.place(factor, self.row, self.inner) != queries
-        except UnsupportedError:
-            return True
-
     def _factors(self) -> tuple[Place, Place, Place, Place]:
         """Queries, keys, values and the gradient of results, each of which two products read."""
         parts, row, key = self.parts, self.row, self.key
-        left, right = parts.key.product.operands
         found = {
             "queries": (
                 self.place(parts.scores.operands[0], row, self.inner),
-                self.place(left, self.inner, row)
-                if self.is_turned
-                else self.place(right, row, self.inner),
+                self.place(parts.key.product.operands[1], row, self.inner),
             ),
             "keys": (
                 self.place(parts.scores.operands[1], self.inner, key),
@@ -231,24 +229,47 @@ class _Backward(HeadLowering):
     def _scores(self) -> tuple[Ref, Ref, tuple[Let, ...], tuple[str, ...]]:
         """What the softmax is taken of, the gradient of a product, and what these need."""
         parts, row, key = self.parts, self.row, self.key
-        gradient, probabilities = parts.back.operands[:2]
-        weights, made = parts.value.product.operands[0], parts.softmax.result
+        gradient = self.body.producers[parts.back.operands[1]].operands[0]
+        weights, made = parts.value.product.operands[0], parts.probabilities.result
         self.only_carries(gradient, parts.weights.result, row, key, what="their gradients")
-        self.only_carries(probabilities, made, row, key, what=PROBABILITIES)
         self.only_carries(weights, made, key, row, what=PROBABILITIES)
         taken = self.at_head(parts.softmax.operands[0], row, key)
         slope = self.at_head(parts.query.product.operands[0], row, key)
-        left, right = parts.key.product.operands
-        turned = self.at_head(right, row, key) if self.is_turned else self.at_head(left, key, row)
-        if turned != slope:
+        if self.at_head(parts.key.product.operands[0], key, row) != slope:
             raise UnsupportedError("its products do not read the same gradient of scores")
         read = (parts.scores.result, parts.back.result)
         return taken, slope, *self.statements([taken, slope], read)
 
-    def _of_forward(self) -> tuple[Place, Place]:
-        """The results of the forward and its sums, which are the last two operands."""
-        results, sums = (i.value for i in self.body.inputs[-2:])
-        return self.place(results, self.row, self.width), self.place(sums, self.row)
+    def _told(self) -> Value:
+        """The sums from which probabilities are computed again: exp(score - sum), where the sum is
+        not that of a large finite mask."""
+        parts, made = self.parts, self.body.producers
+        is_told, again, _ = parts.probabilities.operands
+        compared, exp = made.get(is_told), made.get(again)
+        less = None if exp is None else made.get(exp.operands[0])
+        names = [n.op.name for n in (compared, exp, less) if n is not None]
+        if names != ["aten.gt.Scalar", "aten.exp.default", "aten.sub.Tensor"]:
+            raise UnsupportedError("its probabilities are not those that sums say")
+        assert compared is not None and less is not None
+        taken = _uncast(self.body, parts.softmax.operands[0])
+        if _uncast(self.body, less.operands[0]) != taken or compared.args[1] != LIVE:
+            raise UnsupportedError("its probabilities are of other scores")
+        if compared.operands[0] != less.operands[1]:
+            raise UnsupportedError("its probabilities are told by other sums")
+        return less.operands[1]
+
+    def _of_forward(self, outer: Place) -> tuple[Place, Place]:
+        """Results of the forward, whose products with their gradients have the mean of the
+        probabilities' gradients, and its sums."""
+        factors = self.body.producers.get(self.parts.mean.operands[0])
+        if factors is None or factors.op.name != MUL or _dims(self.parts.mean) != (3,):
+            raise UnsupportedError("its mean is not that of products")
+        given, results = (
+            self.place(_uncast(self.body, x), self.row, self.width) for x in factors.operands
+        )
+        if given != outer:
+            raise UnsupportedError("its products do not read the same gradients of results")
+        return results, self.place(self._told(), self.row)
 
     # --- gradients of keys and values -----------------------------------------------------------
 
@@ -263,15 +284,14 @@ class _Backward(HeadLowering):
                 raise UnsupportedError("its gradients are added up otherwise than it shares keys")
         return group
 
-    def _added_up(self, made: _Made, group: Axes, width: Axis, turned: bool = False) -> Place:
-        ends = (width, self.key) if turned else (self.key, width)
+    def _added_up(self, made: _Made, group: Axes, width: Axis) -> Place:
         if made.sum is None:
-            return self.result(made.output, made.product.result, *ends)
+            return self.result(made.output, made.product.result, self.key, width)
         left = (*(a for a in self.batch if a not in group), self.key, width)
         into = made.sum.result
         if not equal(made.output.tensor.numel, into.tensor.numel):
             raise UnsupportedError("its result is not all of the sum, once")
-        self._sums_over(made.sum, group, left, self._element(made.product.result, *ends))
+        self._sums_over(made.sum, group, left, self._element(made.product.result, self.key, width))
         order = linear([axis_index(a) for a in left], [a.size for a in left])
         return self.place_read(made.output, into, order, left)
 

@@ -19,10 +19,10 @@ from rewright.ir import (
     Value,
     exact_div,
     fresh_names,
-    op,
 )
+from rewright.ir.loops.attention_backward import LIVE
 from rewright.passes.attention.region import shaped
-from rewright.passes.attention.site import COPIES, SOFTMAX
+from rewright.passes.attention.site import SOFTMAX
 from rewright.passes.emitter import Emitter
 
 PRODUCT: Final = "aten.bmm.default"
@@ -89,8 +89,9 @@ class _Gradient:
         self.forward, self.results = body, results
         names = fresh_names(v.name for v in body.values)
         self.given = Value(names("g"), given.type)
-        outputs = (v for v in body.outputs if isinstance(v, Value))
-        self.saved = tuple(Value(names(n), v.type) for n, v in zip("os", outputs, strict=True))
+        result, sums = body.outputs
+        assert isinstance(result, Value) and isinstance(sums, Value)
+        self.result, self.sums = Value(names("o"), result.type), Value(names("s"), sums.type)
         self.emit = Emitter(names, attention)
 
     def body(self) -> Graph:
@@ -99,18 +100,20 @@ class _Gradient:
         emit = self.emit
         emit.nodes += self._needed(softmax, values.operands[1])
         query, key = scores.operands
-        weights, value = values.operands
-        emit.nodes += self._between(softmax, weights)
-        outer = self._flat(self._as(self.given, value))
-        to_value = emit(PRODUCT, self._turned(weights), outer)
+        value = values.operands[1]
+        weights = self._weights(softmax)
+        outer = self._flat(self._as(self.given, value.tensor.dtype))
+        carried = self._flat(self._as(weights, value.tensor.dtype))
+        to_value = emit(PRODUCT, self._turned(carried), outer)
         grads = emit(PRODUCT, outer, self._turned(value))
         grads = shaped(grads, softmax.result.tensor.shape, emit)
-        slope = self._through(softmax, scores, self._of_softmax(softmax, grads))
+        grads = self._of_softmax(softmax, weights, grads)
+        slope = self._through(softmax, scores, grads)
         to_query = emit(PRODUCT, slope, self._turned(key))
         to_key = emit(PRODUCT, self._turned(slope), query)
         made = zip((to_query, to_key, to_value), self.results, strict=True)
         outputs = tuple(self._result(x, wanted) for x, wanted in made)
-        inputs = (self.given, *(i.value for i in self.forward.inputs), *self.saved)
+        inputs = (self.given, *(i.value for i in self.forward.inputs), self.result, self.sums)
         return Graph("body", tuple(Input(v) for v in inputs), tuple(emit.nodes), outputs)
 
     # --- what the forward computed --------------------------------------------------------------
@@ -125,23 +128,27 @@ class _Gradient:
                 wanted.update(node.operands)
         return found[::-1]
 
-    def _between(self, softmax: Node, weights: Value) -> list[Node]:
-        """What carries the probabilities to their product."""
-        found: list[Node] = []
-        while weights != softmax.result:
-            node = self.forward.producers[weights]
-            if node.op.kind is not Kind.VIEW and node.op.name not in COPIES:
-                raise UnsupportedError(f"{node.op} does something to the probabilities")
-            found.append(node)
-            weights = node.operands[0]
-        return found[::-1]
+    def _weights(self, softmax: Node) -> Value:
+        """Probabilities, from what the forward says of each row; where that is a large finite mask,
+        beside which it says nothing else, from the scores alone."""
+        emit, dtype = self.emit, self.sums.tensor.dtype
+        sums = emit("aten.unsqueeze.default", self.sums, -1)
+        taken = self._as(softmax.operands[0], dtype)
+        told = emit("aten.exp.default", emit("aten.sub.Tensor", taken, sums))
+        is_told = emit("aten.gt.Scalar", sums, LIVE)
+        return emit("aten.where.self", is_told, told, self._as(softmax.result, dtype))
 
     # --- steps back -----------------------------------------------------------------------------
 
-    def _of_softmax(self, softmax: Node, grads: Value) -> Value:
-        made, dtype = softmax.result.type, softmax.result.tensor.dtype
-        args = (self._as(grads, softmax.result), softmax.result, -1, dtype)
-        return self.emit.call(op("aten._softmax_backward_data.default"), args, {}, [made])[0]
+    def _of_softmax(self, softmax: Node, weights: Value, grads: Value) -> Value:
+        """The gradient of what a softmax is taken of, from that of its probabilities: each less
+        their mean, which is the sum of each result times its gradient."""
+        emit, dtype = self.emit, weights.tensor.dtype
+        pair = (self._as(x, dtype) for x in (self.given, self.result))
+        mean = emit("aten.sum.dim_IntList", emit("aten.mul.Tensor", *pair), (-1,), True)
+        less = emit("aten.sub.Tensor", self._as(grads, dtype), mean)
+        made = emit("aten.mul.Tensor", weights, less)
+        return self._as(made, softmax.operands[0].tensor.dtype)
 
     def _through(self, softmax: Node, scores: Node, grad: Value) -> Value:
         """Back through what is done to the scores, to the gradient of their product."""
@@ -176,10 +183,8 @@ class _Gradient:
 
     # --- parts ----------------------------------------------------------------------------------
 
-    def _as(self, x: Value, like: Value) -> Value:
-        if x.tensor.dtype == like.tensor.dtype:
-            return x
-        return self.emit("aten._to_copy.default", x, dtype=like.tensor.dtype)
+    def _as(self, x: Value, dtype: torch.dtype) -> Value:
+        return x if x.tensor.dtype == dtype else self.emit("aten._to_copy.default", x, dtype=dtype)
 
     def _flat(self, x: Value) -> Value:
         batch, heads, *rest = x.tensor.shape

@@ -116,7 +116,7 @@ class FlashAttentionPairs(Pass, name="flash-attention-pairs", takes="aten", give
               %q_1: f32[1, 2, 3, 4],
               %k_1: f32[1, 2, 3, 4],
               %v_1: f32[1, 2, 3, 4],
-              %o_10: f32[1, 2, 3, 4] strides [24, 4, 8, 1],
+              %o_9: f32[1, 2, 3, 4] strides [24, 4, 8, 1],
               %s_1: f32[1, 2, 3] strides [6, 1, 2]
           ) {
             %j = aten.arange.default(3) : i64[3] forward
@@ -134,43 +134,51 @@ class FlashAttentionPairs(Pass, name="flash-attention-pairs", takes="aten", give
             %o_6 = aten.mul.Tensor(%o_5, 0.5) : f32[1, 2, 3, 3] forward
             %o_7 = aten.add.Tensor(%o_6, %m) : f32[1, 2, 3, 3] forward
             %o_8 = aten._softmax.default(%o_7, -1, false) : f32[1, 2, 3, 3] forward
-            %o_9 = aten.view.default(%o_8, [2, 3, 3]) : f32[2, 3, 3] forward
-            %o_16 = aten.view.default(%g_1, [2, 3, 4]) : f32[2, 3, 4] forward
-            %o_17 = aten.permute.default(%o_9, [0, 2, 1]) : f32[2, 3, 3] strides [9, 1, 3] forward
-            %o_18 = aten.bmm.default(%o_17, %o_16) : f32[2, 3, 4] forward
-            %o_19 = aten.permute.default(%o_2, [0, 2, 1]) : f32[2, 4, 3] strides [12, 1, 4] forward
-            %o_20 = aten.bmm.default(%o_16, %o_19) : f32[2, 3, 3] forward
-            %o_21 = aten.view.default(%o_20, [1, 2, 3, 3]) : f32[1, 2, 3, 3] forward
-            %o_22 = aten._softmax_backward_data.default(%o_21, %o_8, -1, f32) : f32[1, 2, 3,
-              3] forward
-            %o_23 = aten.mul.Tensor(%o_22, 0.5) : f32[1, 2, 3, 3] forward
-            %o_24 = aten.view.default(%o_23, [2, 3, 3]) : f32[2, 3, 3] forward
-            %o_25 = aten.permute.default(%o_3, [0, 2, 1]) : f32[2, 3, 4] forward
-            %o_26 = aten.bmm.default(%o_24, %o_25) : f32[2, 3, 4] forward
-            %o_27 = aten.permute.default(%o_24, [0, 2, 1]) : f32[2, 3, 3] strides [9, 1, 3] forward
-            %o_28 = aten.bmm.default(%o_27, %o) : f32[2, 3, 4] forward
-            %o_29 = aten.view.default(%o_26, [1, 2, 3, 4]) : f32[1, 2, 3, 4] forward
-            %o_30 = aten.permute.default(%o_29, [0, 2, 1, 3]) : f32[1, 3, 2, 4] strides [24, 4, 12,
+            %o_16 = aten.unsqueeze.default(%s_1, -1) : f32[1, 2, 3, 1] strides [6, 1, 2, 1] forward
+            %o_17 = aten.sub.Tensor(%o_7, %o_16) : f32[1, 2, 3, 3] forward
+            %o_18 = aten.exp.default(%o_17) : f32[1, 2, 3, 3] forward
+            %o_19 = aten.gt.Scalar(%o_16, -1e+32) : bool[1, 2, 3, 1] strides [6, 1, 2, 1] forward
+            %o_20 = aten.where.self(%o_19, %o_18, %o_8) : f32[1, 2, 3, 3] strides [18, 3, 6,
               1] forward
-            %o_31 = aten.clone.default(%o_30, memory_format=memory_format(contiguous)) : f32[1, 3,
+            %o_21 = aten.view.default(%g_1, [2, 3, 4]) : f32[2, 3, 4] forward
+            %o_22 = aten.view.default(%o_20, [2, 3, 3]) : f32[2, 3, 3] strides [3, 6, 1] forward
+            %o_23 = aten.permute.default(%o_22, [0, 2, 1]) : f32[2, 3, 3] strides [3, 1, 6] forward
+            %o_24 = aten.bmm.default(%o_23, %o_21) : f32[2, 3, 4] forward
+            %o_25 = aten.permute.default(%o_2, [0, 2, 1]) : f32[2, 4, 3] strides [12, 1, 4] forward
+            %o_26 = aten.bmm.default(%o_21, %o_25) : f32[2, 3, 3] forward
+            %o_27 = aten.view.default(%o_26, [1, 2, 3, 3]) : f32[1, 2, 3, 3] forward
+            %o_28 = aten.mul.Tensor(%g_1, %o_9) : f32[1, 2, 3, 4] forward
+            %o_29 = aten.sum.dim_IntList(%o_28, [-1], true) : f32[1, 2, 3, 1] forward
+            %o_30 = aten.sub.Tensor(%o_27, %o_29) : f32[1, 2, 3, 3] forward
+            %o_31 = aten.mul.Tensor(%o_20, %o_30) : f32[1, 2, 3, 3] strides [18, 3, 6, 1] forward
+            %o_32 = aten.mul.Tensor(%o_31, 0.5) : f32[1, 2, 3, 3] strides [18, 3, 6, 1] forward
+            %o_33 = aten.view.default(%o_32, [2, 3, 3]) : f32[2, 3, 3] strides [3, 6, 1] forward
+            %o_34 = aten.permute.default(%o_3, [0, 2, 1]) : f32[2, 3, 4] forward
+            %o_35 = aten.bmm.default(%o_33, %o_34) : f32[2, 3, 4] forward
+            %o_36 = aten.permute.default(%o_33, [0, 2, 1]) : f32[2, 3, 3] strides [3, 1, 6] forward
+            %o_37 = aten.bmm.default(%o_36, %o) : f32[2, 3, 4] forward
+            %o_38 = aten.view.default(%o_35, [1, 2, 3, 4]) : f32[1, 2, 3, 4] forward
+            %o_39 = aten.permute.default(%o_38, [0, 2, 1, 3]) : f32[1, 3, 2, 4] strides [24, 4, 12,
+              1] forward
+            %o_40 = aten.clone.default(%o_39, memory_format=memory_format(contiguous)) : f32[1, 3,
               2, 4] forward
-            %o_32 = aten.permute.default(%o_31, [0, 2, 1, 3]) : f32[1, 2, 3, 4] strides [24, 4, 8,
+            %o_41 = aten.permute.default(%o_40, [0, 2, 1, 3]) : f32[1, 2, 3, 4] strides [24, 4, 8,
               1] forward
-            %o_33 = aten.view.default(%o_28, [1, 2, 3, 4]) : f32[1, 2, 3, 4] forward
-            %o_34 = aten.permute.default(%o_33, [0, 2, 1, 3]) : f32[1, 3, 2, 4] strides [24, 4, 12,
+            %o_42 = aten.view.default(%o_37, [1, 2, 3, 4]) : f32[1, 2, 3, 4] forward
+            %o_43 = aten.permute.default(%o_42, [0, 2, 1, 3]) : f32[1, 3, 2, 4] strides [24, 4, 12,
               1] forward
-            %o_35 = aten.clone.default(%o_34, memory_format=memory_format(contiguous)) : f32[1, 3,
+            %o_44 = aten.clone.default(%o_43, memory_format=memory_format(contiguous)) : f32[1, 3,
               2, 4] forward
-            %o_36 = aten.permute.default(%o_35, [0, 2, 1, 3]) : f32[1, 2, 3, 4] strides [24, 4, 8,
+            %o_45 = aten.permute.default(%o_44, [0, 2, 1, 3]) : f32[1, 2, 3, 4] strides [24, 4, 8,
               1] forward
-            %o_37 = aten.view.default(%o_18, [1, 2, 3, 4]) : f32[1, 2, 3, 4] forward
-            %o_38 = aten.permute.default(%o_37, [0, 2, 1, 3]) : f32[1, 3, 2, 4] strides [24, 4, 12,
+            %o_46 = aten.view.default(%o_24, [1, 2, 3, 4]) : f32[1, 2, 3, 4] forward
+            %o_47 = aten.permute.default(%o_46, [0, 2, 1, 3]) : f32[1, 3, 2, 4] strides [24, 4, 12,
               1] forward
-            %o_39 = aten.clone.default(%o_38, memory_format=memory_format(contiguous)) : f32[1, 3,
+            %o_48 = aten.clone.default(%o_47, memory_format=memory_format(contiguous)) : f32[1, 3,
               2, 4] forward
-            %o_40 = aten.permute.default(%o_39, [0, 2, 1, 3]) : f32[1, 2, 3, 4] strides [24, 4, 8,
+            %o_49 = aten.permute.default(%o_48, [0, 2, 1, 3]) : f32[1, 2, 3, 4] strides [24, 4, 8,
               1] forward
-            return %o_32, %o_36, %o_40
+            return %o_41, %o_45, %o_49
           } : f32[1, 2, 3, 4] strides [24, 4, 8, 1], f32[1, 2, 3, 4] strides [24, 4, 8, 1], f32[1,
             2, 3, 4] strides [24, 4, 8, 1] backward
           return %o, %dq, %dk, %dv
