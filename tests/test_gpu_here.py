@@ -28,6 +28,7 @@ from rewright.codegen.triton import compile_for
 from rewright.costmodel import Roofline
 from rewright.driver import plan_graph
 from rewright.ir import Arg, TensorType, ToolchainError, Value
+from rewright.ir.loops import lower
 from rewright.ir.parse import parse
 from rewright.ir.target import Target
 from rewright.options import Options
@@ -387,10 +388,18 @@ def test_nvrtc_is_asked_for_cubins() -> None:
 
 @pytest.mark.skipif(nvrtc() is None, reason="needs NVRTC")
 def test_nvrtc_builds_what_nvcc_builds() -> None:
-    from test_cuda import ALL, kernel_of
+    from test_cuda import ALL, kernel_of, primitives_of
+    from triton_cases import NUMBERS
 
     library = nvrtc()
     assert library is not None
-    source = cuda.unit([kernel_of(name)[1] for name in ALL])
+    kernels = [kernel_of(name)[1] for name in ALL]
+    kernels += [cuda.emit(primitives_of(dtype)) for dtype in NUMBERS]
+    endless = parse("""graph f(%x: f32[8], %m: bool[8]) {
+  %a = aten.masked_fill.Scalar(%x, %m, -inf) : f32[8]
+  %b = aten.masked_fill.Scalar(%a, %m, nan) : f32[8]
+  return %a, %b
+}""")
+    source = cuda.unit([*kernels, cuda.emit(lower(endless, "endless"))])
     for arch in (80, 90, 100):
         assert cuda_build._by_nvrtc(library, source, arch, True).startswith(b"\x7fELF")

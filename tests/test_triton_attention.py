@@ -16,7 +16,7 @@ from torch import Tensor
 from attention_kernels import MASKS, Shape, distance, nest_of, numbers
 from rewright.codegen.triton import compile_for, emit
 from rewright.ir import UnsupportedError
-from rewright.ir.loops import AttentionNest
+from rewright.ir.loops import AttentionNest, lower_attention
 from triton_attention import CASES
 
 pytest.importorskip("triton", reason="needs triton")
@@ -98,6 +98,18 @@ def test_products_of_f32_are_of_f32(arch: int) -> None:
 def test_fewer_tiles_are_in_flight_where_memory_is_short(arch: int) -> None:
     kernel = emit(nest("additive", torch.bfloat16, 256), ())
     assert compile_for(kernel, arch).shared <= 99 << 10
+
+
+@pytest.mark.parametrize("name", ["causal", "documents"])
+def test_kernels_for_any_size_compile(name: str) -> None:
+    """For indices of 32 bits, and of 64 where they may be needed."""
+    graph = CASES[f"any size: {name}"].graph()
+    symbols = [s.name for s in graph.symbols]
+    kernel = emit(lower_attention(graph, "attention"), symbols)
+    assert kernel.extents
+    for size in (None, 2**26):
+        sizes = None if size is None else dict.fromkeys(symbols, size)
+        assert compile_for(kernel, 90, sizes).cubin.startswith(b"\x7fELF")
 
 
 def test_a_mask_is_left_out_where_it_is_known_to_hold() -> None:

@@ -56,7 +56,9 @@ class Tried:
 
     def graph(self) -> Graph:
         if self.symbolic:
-            return from_fx(exported(self.case), name="body")
+            graph = from_fx(exported(self.case), name="body")
+            assert graph.symbols
+            return graph
         traced = make_fx(attention(self.case.score), tracing_mode="fake")(*self.case.inputs)
         return from_fx(traced, name="body")
 
@@ -91,7 +93,7 @@ class Attend(nn.Module):
 def exported(case: Case) -> torch.fx.GraphModule:
     """With as many queries as keys, and one of what is read for each, however many that are."""
     query, key, value, *read = case.inputs
-    length = torch.export.Dim("length", max=1024)
+    length = torch.export.Dim.AUTO
     shapes = (*({2: length} for _ in range(3)), tuple({1: length} for _ in read))
     given = (query, key, value, tuple(read))
     program = torch.export.export(Attend(case.score), given, dynamic_shapes=shapes)

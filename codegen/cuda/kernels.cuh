@@ -5,6 +5,13 @@
 
 #define RW_FN static __device__ __forceinline__
 
+#ifdef __CUDACC_RTC__  // NVRTC lacks what other compilers have built in
+#define __builtin_inff() __uint_as_float(0x7f800000u)
+#define __builtin_nanf(text) __uint_as_float(0x7fc00000u)
+#define __builtin_inf() __longlong_as_double(0x7ff0000000000000ll)
+#define __builtin_nan(text) __longlong_as_double(0x7ff8000000000000ll)
+#endif
+
 namespace rw {
 
 using f64 = double;
@@ -31,7 +38,6 @@ RW_FN f32 widened(f16 x) {
   return y;
 }
 RW_FN f32 widened(bf16 x) { return __uint_as_float(u32(x.bits) << 16); }
-RW_FN f32 endless() { return __uint_as_float(0x7f800000u); }
 template <class To> struct Narrow;
 template <> struct Narrow<f16> {
   RW_FN f16 of(f32 x) {
@@ -175,7 +181,7 @@ RW_EACH(RW_NUMBERS)
   RW_FN T reciprocal(T x) { return T(1) / x; }                                        \
   RW_FN T sigmoid(T x) { return T(1) / (T(1) + exp(-x)); }                            \
   RW_FN bool isnan(T x) { return x != x; }                                            \
-  RW_FN bool isinf(T x) { return abs(x) == T(endless()); }                     \
+  RW_FN bool isinf(T x) { return abs(x) == T(__builtin_inff()); }                     \
   RW_FN T maximum(T x, T y) { return x != x ? x : y != y ? y : x > y ? x : y; }       \
   RW_FN T minimum(T x, T y) { return x != x ? x : y != y ? y : x < y ? x : y; }       \
   RW_FN T fmax(T x, T y) { return x != x ? y : y != y ? x : x > y ? x : y; }          \
@@ -264,12 +270,12 @@ RW_FN bool select(bool mask, bool x, bool y) { return mask ? x : y; }
 
 template <class T> struct Limits;
 template <> struct Limits<f32> {
-  RW_FN f32 low() { return -endless(); }
-  RW_FN f32 high() { return endless(); }
+  RW_FN f32 low() { return -__builtin_inff(); }
+  RW_FN f32 high() { return __builtin_inff(); }
 };
 template <> struct Limits<f64> {
-  RW_FN f64 low() { return -endless(); }
-  RW_FN f64 high() { return endless(); }
+  RW_FN f64 low() { return -__builtin_inff(); }
+  RW_FN f64 high() { return __builtin_inff(); }
 };
 template <> struct Limits<i32> {
   RW_FN i32 low() { return -2147483647 - 1; }

@@ -312,8 +312,8 @@ class AttentionBody:
     def _tile(self, known: bool) -> None:
         nest, inner, width = self.nest, self.nest.inner, self.nest.width
         count = self.indices.size(nest.key.size)
-        self._line(f"{self.key} = start{self.widen} + tl.arange(0, KEYS)[None, :]")
-        self._line(f"down = start{self.widen} + tl.arange(0, KEYS)[:, None]")
+        self._line(f"{self.key} = {self._wide('start + tl.arange(0, KEYS)[None, :]')}")
+        self._line(f"down = {self._wide('start + tl.arange(0, KEYS)[:, None]')}")
         down = ""
         self.masks.pop("col", None)
         if not known and not divisible(nest.key.size, self.tiles.keys):

@@ -1,4 +1,4 @@
-"""What Triton's interpreter lacks: libdevice, the rounding of f32 to bf16, and products of bf16.
+"""What Triton's interpreter lacks: libdevice, rounding to bf16, products of bf16, bounds of loops.
 
 It calls kernels as Python functions, where libdevice's functions are empty; it cuts bf16 off
 instead of rounding to the nearest, and multiplies the bits of bf16 as integers. Torch does it all
@@ -20,6 +20,7 @@ from rewright.codegen.triton.primitives import LIBDEVICE
 def complete_interpreter() -> None:
     """Once a process, and only where Triton interprets."""
     from triton.language.extra import libdevice
+    from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpreterBuilder
 
     for name in LIBDEVICE:
@@ -28,6 +29,7 @@ def complete_interpreter() -> None:
     libdevice.fmod = lambda x, y: x % y  # torch's is not exact
     InterpreterBuilder.cast_impl = _rounding(InterpreterBuilder.cast_impl)
     InterpreterBuilder.create_dot = _multiplying(InterpreterBuilder.create_dot)
+    interpreter._patch_lang_tensor = _counting(interpreter._patch_lang_tensor)
 
 
 def _elementwise(function: Callable[..., torch.Tensor]) -> Callable[..., Any]:
@@ -55,6 +57,17 @@ def _rounding(cast: Callable[..., Any]) -> Callable[..., Any]:
         return TensorHandle(bits.numpy(), tl.bfloat16)
 
     return rounded
+
+
+def _counting(patch: Callable[..., None]) -> Callable[..., None]:
+    """Scalars, which are blocks of one element here, bound loops: Triton 3.6 makes an integer of
+    the block, which NumPy 2.4 no longer does."""
+
+    def patched(tensor: Any, *scope: Any) -> None:
+        patch(tensor, *scope)
+        tensor.__index__ = lambda self: int(self.handle.data.reshape(-1)[0])
+
+    return patched
 
 
 def _multiplying(dot: Callable[..., Any]) -> Callable[..., Any]:
