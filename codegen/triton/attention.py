@@ -13,7 +13,8 @@ the same in every call of a shape.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -49,6 +50,7 @@ LIVE: Final = -1e32
 MOST_TILES: Final = 64
 LEAST: Final = 16
 
+MARGIN: Final = "    "
 HALVES: Final = (torch.float16, torch.bfloat16)
 
 
@@ -360,22 +362,13 @@ class AttentionBody:
     def _line(self, text: str, origin: str = "") -> None:
         self.lines.append(f"{self._margin}{text}{f'  # {origin}' if origin else ''}")
 
-    def _block(self, head: str) -> _Block:
+    @contextmanager
+    def _block(self, head: str) -> Iterator[None]:
+        """The lines that are written meanwhile lie in a block."""
         self._line(head)
-        return _Block(self)
-
-
-class _Block:
-    """Lines that are written while it is entered lie in a block."""
-
-    def __init__(self, body: AttentionBody) -> None:
-        self._body = body
-
-    def __enter__(self) -> None:
-        self._body._margin += "    "
-
-    def __exit__(self, *_: object) -> None:
-        self._body._margin = self._body._margin[:-4]
+        self._margin += MARGIN
+        yield
+        self._margin = self._margin.removesuffix(MARGIN)
 
 
 def _within(name: str, turned: str, size: Size, padded: int) -> str:
