@@ -377,7 +377,7 @@ def test_bodies_say_what_kernels_compute() -> None:
         assert 0.3 < share < 1
         assert hint(bytes_read(node)) < 4 * 4 * 300 * 300
         errors = program.errors()  # of random inputs, sums of the forward among them
-        assert errors.ours <= 2 * errors.eager + 1e-6
+        assert errors.holds
 
 
 def test_a_gradient_that_is_one_number_everywhere() -> None:
