@@ -240,7 +240,8 @@ def recomputed_rows(made: Compile, kernels: Sequence[KernelRow]) -> Iterator[Rec
         elif made.final.name == "backward" and node.name not in moved:
             inside = node.graph("body").nodes if node.op.kind is Kind.REGION else (node,)
             for inner in inside:
-                if inner.phase == "forward" and is_call(inner):
+                # What is made of nothing is not kept for the backward in the first place.
+                if inner.phase == "forward" and inner.operands and is_call(inner):
                     took = seconds[node.name] if inner is node else 0.0
                     yield RecomputedRow(inner.name, inner.name, node.name, _nbytes(inner), took)
 
