@@ -37,6 +37,7 @@ from rewright.ir.loops import (
     Term,
     reads,
 )
+from rewright.ir.loops.tiles import conditions
 
 Lines = list[str]
 
@@ -129,15 +130,7 @@ class _HeadWriter:
 
     @property
     def conditions(self) -> tuple[str, ...]:
-        """Truths that numbers depend on."""
-        truths = {s.name for s in self.nest.statements if s.term.dtype is torch.bool}
-        read = {
-            name
-            for s in self.nest.statements
-            if s.term.dtype is not torch.bool
-            for name in reads(s)
-        }
-        return tuple(s.name for s in self.nest.statements if s.name in truths & read)
+        return conditions(self.nest)
 
     # --- what scores a tile can have ------------------------------------------------------------
 

@@ -49,7 +49,7 @@ def may_be_dead(nest: AnyAttention) -> bool:
     return bool(np.any(_Tiles(nest).score().low < DEAD))
 
 
-def conditions(nest: AttentionNest) -> tuple[str, ...]:
+def conditions(nest: AnyAttention) -> tuple[str, ...]:
     """Truths that numbers depend on."""
     truths = {s.name for s in nest.statements if s.term.dtype is torch.bool}
     read = {n for s in nest.statements if s.term.dtype is not torch.bool for n in reads(s)}
