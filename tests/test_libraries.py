@@ -108,6 +108,7 @@ def test_a_race_is_run_over_a_part_of_a_large_product() -> None:
 @pytest.mark.learned
 def test_races_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REWRIGHT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
     calls = contestants(Product(64, 64, 64, False, True, True))
     tools = BenchTools(host(), tmp_path / "model.npz", 0.0)
     found = tools.race(calls)
@@ -117,6 +118,21 @@ def test_races_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert json.loads(stored + b"]") == found
     monkeypatch.setattr(racing, "_timed", None)
     assert tools.race(calls) == found
+
+
+@pytest.mark.learned
+def test_races_on_a_busy_machine_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REWRIGHT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("os.getloadavg", lambda: (1e3, 1e3, 1e3))
+    monkeypatch.setattr(racing, "_here", {})
+    calls = contestants(Product(64, 64, 64, False, True, True))
+    tools = BenchTools(host(), tmp_path / "model.npz", 0.0)
+    found = tools.race(calls)
+    assert found is not None and not list(tmp_path.rglob("*.race"))
+    monkeypatch.setattr(racing, "_timed", None)
+    assert tools.race(calls) == found  # in this process all compiles choose alike
 
 
 @pytest.mark.learned
