@@ -138,8 +138,10 @@ def on_huge_pages(storage: torch.UntypedStorage) -> None:
 
     Systems that give them to everybody, or nobody, do as they do (madvise(2), MADV_HUGEPAGE).
     """
+    if storage.device.type != "cpu" or storage.nbytes() <= KEPT_BYTES:
+        return
     advise = _madvise()
-    if advise is None or storage.device.type != "cpu" or storage.nbytes() <= KEPT_BYTES:
+    if advise is None:
         return
     begin = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     length = (storage.data_ptr() + storage.nbytes() - begin) // mmap.PAGESIZE * mmap.PAGESIZE

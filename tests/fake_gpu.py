@@ -38,7 +38,7 @@ def on_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch, library: Any) -> Calla
     program.write_text(program.read_text().replace("cuda:0", "cpu"))
     real = ctypes.CDLL
     monkeypatch.setattr(
-        ctypes, "CDLL", lambda name, *rest: library if "libcuda" in name else real(name, *rest)
+        ctypes, "CDLL", lambda name, *rest: library if "libcuda" in str(name) else real(name, *rest)
     )
     pretend(monkeypatch, (9, 0))
     return runpy.run_path(str(program))["load"](verify=False)  # type: ignore[no-any-return]
