@@ -176,7 +176,7 @@ def main() -> int:
     warn(warning([found.other_load for found in results.values()]))
     settings = {key: getattr(asked, key) for key in SETTINGS}
     rows = [{"case": case, **found.as_json(["rewright"])} for case, found in results.items()]
-    name = "attention-training" if asked.training else "attention"
+    name = "attention_training" if asked.training else "attention"
     write_json(asked.json or RESULTS / f"{name}.json", name, settings, rows)
     return 0
 
