@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 from benchmarks.contestants import INFERENCE, TRAINING
@@ -111,8 +112,7 @@ def means(results: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, 
             found = [results[m]["speedup"].get(pair) for m in models if m in results]
             ratios = [speedup["ratio"] for speedup in found if speedup is not None]
             if ratios:
-                mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-                yield name, pair, mean, min(ratios), len(ratios)
+                yield name, pair, geometric_mean(ratios), min(ratios), len(ratios)
 
 
 def show(results: Mapping[str, Mapping[str, Any]], contestants: Sequence[str]) -> None:

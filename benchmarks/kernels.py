@@ -8,13 +8,13 @@ there is something to win; elsewhere not to lose.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any, Final
 
 import torch
@@ -126,7 +126,7 @@ def summary(results: Mapping[str, Comparison], subject: str, peer: str) -> Itera
             if (of_roof(found, peer) < NEAR) == far
         }
         if ratios:
-            mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
+            mean = geometric_mean(ratios.values())
             least = min(ratios, key=ratios.__getitem__)
             group = f"{peer} {told} {NEAR:.0%} of the roof"
             yield [group, str(len(ratios)), f"{mean:.2f}x", f"{ratios[least]:.2f}x", least]

@@ -219,20 +219,23 @@ class _Writer:
         out = node.kwarg("out")
         if isinstance(out, tuple) and isinstance(out[0], Value):
             self.in_frame.add(node.result)
-            arguments = f"{self.args(node)}, out={self.arg(out[0])}"
-            self.run.append(f"{self.operators[callee(node)]}({arguments.removeprefix(', ')})")
+            self.run.append(self.call_into(node, self.arg(out[0])))
             return
         self.local.update(node.results)
         if fills_large(node):
             name = self.name(node.result)
             self.run.append(f"{name} = {_new(node.result.tensor)}")
-            arguments = f"{self.args(node)}, out={name}"
-            self.run.append(f"{self.operators[callee(node)]}({arguments.removeprefix(', ')})")
+            self.run.append(self.call_into(node, name))
             return
         self.run += self.assignment(node)
         self._bind_sizes(node)
         if not shares_input_storage(node):
             self.run += self._laid_out(node.results)
+
+    def call_into(self, node: Node, name: str) -> str:
+        """The call that writes its result where a name says."""
+        arguments = f"{self.args(node)}, out={name}"
+        return f"{self.operators[callee(node)]}({arguments.removeprefix(', ')})"
 
     def _is_fixed_view(self, node: Node) -> bool:
         """True for a view that stays where it is for as long as the frame lives."""

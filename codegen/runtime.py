@@ -34,7 +34,7 @@ class Frame:
     def __init__(self, nbytes: int, device: torch.device, sizes: tuple[int, ...]) -> None:
         self.nbytes = nbytes
         self.arena = torch.empty(nbytes, dtype=torch.uint8, device=device)
-        on_huge_pages(self.arena.untyped_storage())
+        on_huge_pages(self.arena)
         self.symbols = sizes
         self.sizes = (ctypes.c_int64 * max(1, len(sizes)))(*sizes)
         self.tables = {}
@@ -69,7 +69,7 @@ class Frame:
         if storage.nbytes() == self.nbytes:
             return
         storage.resize_(self.nbytes)
-        on_huge_pages(storage)
+        on_huge_pages(self.arena)
         base = storage.data_ptr()
         for table, i, offset in self._addresses:
             table[i] = base + offset
@@ -131,20 +131,20 @@ def keep_freed_memory() -> None:
     torch.empty(KEPT_BYTES, dtype=torch.uint8)
 
 
-def on_huge_pages(storage: torch.UntypedStorage) -> None:
+def on_huge_pages(made: torch.Tensor) -> None:
     """Ask Linux for large pages where memory of the CPU is so large that malloc maps it anew: each
     page is cleared when it is first touched, and 512 small ones take three times as long as one of
     2 MiB.
 
     Systems that give them to everybody, or nobody, do as they do (madvise(2), MADV_HUGEPAGE).
     """
-    if storage.device.type != "cpu" or storage.nbytes() <= KEPT_BYTES:
+    if made.nbytes <= KEPT_BYTES or made.device.type != "cpu":
         return
     advise = _madvise()
     if advise is None:
         return
-    begin = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = (storage.data_ptr() + storage.nbytes() - begin) // mmap.PAGESIZE * mmap.PAGESIZE
+    begin = -(-made.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (made.data_ptr() + made.nbytes - begin) // mmap.PAGESIZE * mmap.PAGESIZE
     advise(begin, length, mmap.MADV_HUGEPAGE)
 
 
@@ -193,8 +193,7 @@ def new(
 ) -> torch.Tensor:
     """A tensor of its own."""
     made = torch.empty_strided(shape, strides, dtype=dtype, device=device)
-    if made.nbytes > KEPT_BYTES:
-        on_huge_pages(made.untyped_storage())
+    on_huge_pages(made)
     return made
 
 

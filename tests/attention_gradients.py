@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import attention_kernels
 from attention_kernels import MARGIN, UNTOUCHED, Score
 from rewright.codegen.cpp import build, emit
 from rewright.ir import Graph, Node, ScalarType, TensorType, Value, fresh_names, op
@@ -23,18 +24,13 @@ from rewright.passes.emitter import Emitter
 def attention(score: Score) -> Callable[..., Tensor]:
     """Attention of queries [B, H, T, D] to keys and values of H or fewer heads, whose scores go
     through `score` before the softmax."""
+    attend = attention_kernels.attention(score)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, *read: Tensor) -> Tensor:
-        b, h, t, d = q.shape
-        s, e = v.shape[2:]
-        k, v = (repeated(x, h) for x in (k, v))
-        products = torch.bmm(q.reshape(b * h, t, d), k.reshape(b * h, s, d).transpose(1, 2))
-        scores = products.view(b, h, t, s) * d**-0.5
-        scores = score(scores, torch.arange(t)[:, None], torch.arange(s), *read)
-        weights = torch.ops.aten._softmax(scores, -1, False)
-        return torch.bmm(weights.view(b * h, t, s), v.reshape(b * h, s, e)).view(b, h, t, e)
+    def shared(q: Tensor, k: Tensor, v: Tensor, *read: Tensor) -> Tensor:
+        heads = q.shape[1]
+        return attend(q, repeated(k, heads), repeated(v, heads), *read)
 
-    return attend
+    return shared
 
 
 def repeated(x: Tensor, heads: int) -> Tensor:

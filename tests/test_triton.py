@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from interpreted import results_of
 from rewright.codegen.triton import CompiledKernel, TritonKernel, compile_for, emit
 from rewright.ir import UnsupportedError
 from rewright.ir.interpret import interpret
@@ -52,21 +48,7 @@ def kernel_of(text: str) -> TritonKernel:
 
 @pytest.fixture(scope="session")
 def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What all cases give under Triton's interpreter, which has to be chosen before triton is
-    imported: they run in one other process, whatever the number of workers."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    file = folder / "interpreted.pt"
-    with (folder / "interpreted.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not file.exists():
-            script = Path(__file__).with_name("triton_cases.py")
-            # numpy warns of overflows, which are part of the cases.
-            command = [sys.executable, "-W", "ignore", str(script), str(file)]
-            subprocess.run(command, check=True, env={**os.environ, "TRITON_INTERPRET": "1"})
-    results: dict[str, Any] = torch.load(file)
-    return results
+    return results_of("triton_cases.py", tmp_path_factory)
 
 
 def check_case(name: str, outputs: list[list[Tensor]]) -> None:

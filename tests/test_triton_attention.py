@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attention_kernels import MASKS, Shape, distance, nest_of, numbers
+from interpreted import results_of
 from rewright.codegen.triton import compile_for, emit
 from rewright.ir import UnsupportedError
 from rewright.ir.loops import AttentionNest, lower_attention
@@ -25,19 +21,7 @@ pytestmark = pytest.mark.cpu
 
 @pytest.fixture(scope="session")
 def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What all cases give under Triton's interpreter, in one other process (see test_triton.py)."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    file = folder / "attention.pt"
-    with (folder / "attention.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not file.exists():
-            script = Path(__file__).with_name("triton_attention.py")
-            command = [sys.executable, "-W", "ignore", str(script), str(file)]
-            subprocess.run(command, check=True, env={**os.environ, "TRITON_INTERPRET": "1"})
-    results: dict[str, Any] = torch.load(file)
-    return results
+    return results_of("triton_attention.py", tmp_path_factory)
 
 
 def check(name: str, found: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from typing import Final
 
@@ -128,7 +129,7 @@ class _HeadWriter:
         value = printer.term(statement.term)
         return f"const mask {statement.name} = known({place}, {value});"
 
-    @property
+    @cached_property
     def conditions(self) -> tuple[str, ...]:
         return conditions(self.nest)
 

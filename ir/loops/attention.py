@@ -45,11 +45,11 @@ class Place:
 
 
 @dataclass(frozen=True)
-class AttentionNest:
-    """One kernel of attention. `batch` are the axes of heads; a row is a query, and `inner` and
-    `width` are the axes that queries and keys, and values, have. The statements compute `taken`,
-    what the softmax is taken of, from `given`, a product of a query and a key. `sums` is where the
-    logarithms of sums of exponentials go, when they are wanted."""
+class HeadNest:
+    """What kernels of attention and of its gradients share. `batch` are the axes of heads; a row is
+    a query, and `inner` and `width` are the axes that queries and keys, and values, have. The
+    statements compute `taken`, what the softmax is taken of, from `given`, a product of a query and
+    a key."""
 
     name: str
     batch: tuple[Axis, ...]
@@ -61,7 +61,6 @@ class AttentionNest:
     keys: Place
     values: Place
     results: Place
-    sums: Place | None
     given: str
     taken: Ref
     statements: tuple[Let, ...]
@@ -77,6 +76,14 @@ class AttentionNest:
     def origins(self) -> tuple[str, ...]:
         """The IR nodes that it computes, in order."""
         return self.nodes
+
+
+@dataclass(frozen=True)
+class AttentionNest(HeadNest):
+    """One kernel of attention. `sums` is where the logarithms of sums of exponentials go, when they
+    are wanted."""
+
+    sums: Place | None
 
 
 @dataclass(frozen=True)
@@ -293,8 +300,8 @@ class _Forward(HeadLowering):
         axes = (self.batch, self.row, self.key, self.inner, self.width)
         nodes = tuple(n.name for n in self.body.nodes)
         return AttentionNest(
-            *(name, *axes, *places, results, sums, given),
-            *(taken, statements, self.inputs(), self.outputs(), nodes),
+            *(name, *axes, *places, results, given, taken, statements),
+            *(self.inputs(), self.outputs(), nodes, sums),
         )
 
 

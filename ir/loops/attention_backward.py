@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from rewright.ir.dims import Size, equal, product
 from rewright.ir.errors import UnsupportedError
 from rewright.ir.graph import Arg, Graph, Node, Value
@@ -22,10 +20,11 @@ from rewright.ir.loops.attention import (
     PRODUCT,
     SOFTMAX,
     HeadLowering,
+    HeadNest,
     Place,
     cut_until_affine,
 )
-from rewright.ir.loops.nest import Buffer, Let, Load, Ref
+from rewright.ir.loops.nest import Let, Load, Ref
 from rewright.ir.loops.views import VIEWS
 from rewright.ir.pointwise import compute_dtype
 
@@ -39,46 +38,20 @@ Axes = tuple[Axis, ...]
 
 
 @dataclass(frozen=True)
-class AttentionBackwardNest:
-    """One kernel of the gradients of attention. `batch` are the axes of heads, the last of them
-    those in `group`, over which gradients of keys and values are added up. `outer` is the gradient
-    of `results`, and `sums` are the logarithms that the forward gave. The statements compute
-    `taken`, what the softmax is taken of, from `given`, a product of a query and a key, and
-    `slope`, the gradient of that product, from `grad`, that of `taken`."""
+class AttentionBackwardNest(HeadNest):
+    """One kernel of the gradients of attention. The last axes of its batch are those in `group`,
+    over which gradients of keys and values are added up. `outer` is the gradient of `results`, and
+    `sums` are the logarithms that the forward gave. The statements also compute `slope`, the
+    gradient of a product of a query and a key, from `grad`, that of `taken`."""
 
-    name: str
-    batch: tuple[Axis, ...]
     group: tuple[Axis, ...]
-    row: Axis
-    key: Axis
-    inner: Axis
-    width: Axis
-    queries: Place
-    keys: Place
-    values: Place
     outer: Place
-    results: Place
     sums: Place
     to_queries: Place
     to_keys: Place
     to_values: Place
-    given: str
-    taken: Ref
     grad: str
     slope: Ref
-    statements: tuple[Let, ...]
-    inputs: tuple[Buffer, ...]
-    outputs: tuple[Buffer, ...]
-    nodes: tuple[str, ...]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What it is computed in."""
-        return compute_dtype(self.queries.dtype)
-
-    def origins(self) -> tuple[str, ...]:
-        """The IR nodes that it computes, in order."""
-        return self.nodes
 
 
 @dataclass(frozen=True)
@@ -179,11 +152,11 @@ class _Backward(HeadLowering):
         self.parts = parts
 
     def nest(self, name: str) -> AttentionBackwardNest:
-        places = self._factors()
+        queries, keys, values, outer = self._factors()
         taken, slope, statements, (given, grad) = self._scores()
-        group = self._group(places[1])
-        results, sums = self._of_forward(places[3])
-        if sums.dtype != compute_dtype(places[0].dtype):
+        group = self._group(keys)
+        results, sums = self._of_forward(outer)
+        if sums.dtype != compute_dtype(queries.dtype):
             raise UnsupportedError("its sums are of another type than it is computed in")
         to_query = self.result(
             self.parts.query.output, self.parts.query.product.result, self.row, self.inner
@@ -193,13 +166,19 @@ class _Backward(HeadLowering):
             self._added_up(self.parts.value, group, self.width),
         )
         batch = (*(a for a in self.batch if a not in group), *group)
-        axes = (batch, group, self.row, self.key, self.inner, self.width)
-        read = (*places, results, sums)
-        computed = (given, taken, grad, slope, statements)
+        axes = (batch, self.row, self.key, self.inner, self.width)
         nodes = tuple(n.name for n in self.body.nodes)
         return AttentionBackwardNest(
-            *(name, *axes, *read, to_query, to_key, to_value, *computed),
+            *(name, *axes, queries, keys, values, results, given, taken, statements),
             *(self.inputs(), self.outputs(), nodes),
+            group=group,
+            outer=outer,
+            sums=sums,
+            to_queries=to_query,
+            to_keys=to_key,
+            to_values=to_value,
+            grad=grad,
+            slope=slope,
         )
 
     def _factors(self) -> tuple[Place, Place, Place, Place]:

@@ -20,6 +20,7 @@ from rewright.ir import (
     exact_div,
     fresh_names,
 )
+from rewright.ir.loops import needed_nodes
 from rewright.ir.loops.attention_backward import LIVE
 from rewright.passes.attention.region import shaped
 from rewright.passes.attention.site import SOFTMAX
@@ -98,7 +99,9 @@ class _Gradient:
         (softmax,) = (n for n in self.forward.nodes if n.op.name == SOFTMAX)
         scores, values = (n for n in self.forward.nodes if n.op.name == PRODUCT)
         emit = self.emit
-        emit.nodes += self._needed(softmax, values.operands[1])
+        # What makes the probabilities, and the values that they meet.
+        read = softmax.result, values.operands[1]
+        emit.nodes += needed_nodes(self.forward.nodes, read)
         query, key = scores.operands
         value = values.operands[1]
         weights = self._weights(softmax)
@@ -117,16 +120,6 @@ class _Gradient:
         return Graph("body", tuple(Input(v) for v in inputs), tuple(emit.nodes), outputs)
 
     # --- what the forward computed --------------------------------------------------------------
-
-    def _needed(self, softmax: Node, value: Value) -> list[Node]:
-        """What makes the probabilities, and the values that they meet."""
-        wanted = {softmax.result, value}
-        found: list[Node] = []
-        for node in reversed(self.forward.nodes):
-            if wanted & set(node.results):
-                found.append(node)
-                wanted.update(node.operands)
-        return found[::-1]
 
     def _weights(self, softmax: Node) -> Value:
         """Probabilities, from what the forward says of each row; where that is a large finite mask,

@@ -31,8 +31,7 @@ from rewright.passes.emitter import Emitter
 
 # Heads wider than this leave a tile no room in the caches.
 WIDEST: Final = 256
-# ATen's kernel leaves out what comes after a query, when it is told that attention is causal, and
-# else nothing. Ours is chosen where it leaves out clearly more.
+# Ours is chosen where it computes at most so much of what ATen's kernel does.
 WORTHWHILE: Final = 0.85
 # What a kernel of ours must save where both compute as much.
 MARGIN: Final = 0.03
@@ -102,8 +101,7 @@ class FlashAttention(Pass, name="flash-attention", takes="aten", gives="aten"):
     """
 
     def run(self, graph: Graph, env: Env) -> Graph:
-        calls = (is_call(n) or is_plain_call(n, graph) for n in graph.nodes)
-        if not any(n.op.name == "rw.attention" for n in graph.nodes) and not any(calls):
+        if not any(_is_open(node, graph) for node in graph.nodes):
             return graph
         choice = _Choice(graph, env)
         nodes = [choice.of(node) for node in graph.nodes]
@@ -128,8 +126,7 @@ class _Choice:
 
     def of(self, node: Node) -> Node:
         """A kernel of ours, or the node itself."""
-        is_open = node.op.name == "rw.attention" and not is_ours(node)
-        if not is_open and not is_call(node) and not is_plain_call(node, self._graph):
+        if not _is_open(node, self._graph):
             return node
         try:
             attention, copies, nest = self._lowered(node)
@@ -175,12 +172,12 @@ class _Choice:
         why = atens_obstacle(node) if node.op.name == "rw.attention" else None
         share = kept_share(nest)
         told = f"{share:.0%} of its tiles are kept"
-        usual = 0.5 if node.op.name != "rw.attention" and node.arg("is_causal") else 1.0
+        is_causal = node.op.name != "rw.attention" and bool(node.arg("is_causal"))
         if why is not None:
             log.decide(
                 FlashAttention.name, node.name, f"a kernel of ours: {told}; ATen has none: {why}"
             )
-        elif share < WORTHWHILE * usual:
+        elif is_worthwhile(share, is_causal=is_causal):
             log.decide(FlashAttention.name, node.name, f"a kernel of ours: {told}")
         elif may_skip(nest):
             log.decide(
@@ -211,9 +208,23 @@ class _Choice:
         return [n for n in atens_nodes(node, self._fresh) if n.op.name == FLASH]
 
 
+def _is_open(node: Node, graph: Graph) -> bool:
+    """True for attention of which it is to be chosen what computes it."""
+    if node.op.name == "rw.attention":
+        return not is_ours(node)
+    return is_call(node) or is_plain_call(node, graph)
+
+
 def is_call(node: Node) -> bool:
     """True for a call of ATen's fused attention, or of its gradient, that drops nothing."""
     return node.op.name in (FLASH, FLASH_BACKWARD) and node.arg("dropout_p") == 0.0
+
+
+def is_worthwhile(share: float, *, is_causal: bool) -> bool:
+    """True where a kernel that computes this share of the tiles leaves out clearly more than
+    ATen's, which leaves out half of them when it is told that attention is causal, and else
+    nothing."""
+    return share < WORTHWHILE * (0.5 if is_causal else 1.0)
 
 
 def may_skip(nest: AnyAttention) -> bool:

@@ -26,7 +26,7 @@ from rewright.ir.pointwise import compute_dtype
 from rewright.passes.attention.absorb import Absorber
 from rewright.passes.attention.backward import BACKWARD, backward_of, gradient_of_call, with_sums
 from rewright.passes.attention.canonical import Call, as_attention
-from rewright.passes.attention.flash import VIA, WORTHWHILE, may_skip, obstacle
+from rewright.passes.attention.flash import VIA, is_worthwhile, may_skip, obstacle
 from rewright.passes.attention.gradient import Gradient, NotFound
 from rewright.passes.attention.lower import FLASH, FLASH_BACKWARD
 from rewright.passes.attention.pair import Pair, replaced, sites_with_gradients
@@ -279,10 +279,9 @@ class _Chosen:
     def _not_worth_it(self, call: Call | None, forward: Node, nest: AttentionNest) -> str | None:
         """Why ATen's kernels are as good; the log is told when they are not."""
         share = kept_share(nest)
-        usual = 0.5 if call is not None and call.causal else 1.0
         if call is None:
             why = f"{share:.0%} of its tiles are kept; ATen has none"
-        elif share < WORTHWHILE * usual:
+        elif is_worthwhile(share, is_causal=call.causal):
             why = f"{share:.0%} of its tiles are kept"
         elif may_skip(nest):
             why = "it looks for masked tiles"

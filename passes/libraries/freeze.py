@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +24,7 @@ from rewright.ir import (
     op,
     storage_roots,
 )
+from rewright.ir.loops import needed_nodes
 from rewright.ir.onednn import CONVOLUTION as PACKED_CONVOLUTION
 from rewright.ir.onednn import LINEAR, PACK_CONVOLUTION, PACK_LINEAR, PLAIN, TO_MKLDNN, is_available
 from rewright.ir.types import is_channels_last
@@ -199,9 +200,8 @@ def split_frozen(graph: Graph) -> Graph:
         return graph
     results = tuple(v for n in hoisted for v in n.results)
     there = {n.name for n in inside}
-    needed = _needed(
-        results, [n for n in graph.nodes if n.name in there or n.op.name == "rw.constant"]
-    )
+    known = [n for n in graph.nodes if n.name in there or n.op.name == "rw.constant"]
+    needed = needed_nodes(known, results)
     made = {v for n in needed for v in n.results}
     read = {v for n in needed for v in n.operands} - made
     operands = tuple(i.value for i in graph.inputs if i.value in read)
@@ -230,13 +230,3 @@ def _is_read(node: Node, graph: Graph, frozen: Collection[Value]) -> bool:
     """True when something reads a result that is not frozen itself."""
     readers = (r for v in node.results for r in graph.readers.get(v, ()))
     return any(not all(v in frozen for v in r.results) or not r.results for r in readers)
-
-
-def _needed(results: Iterable[Value], nodes: Sequence[Node]) -> list[Node]:
-    """Those of the nodes that it takes to compute `results`, in their order."""
-    wanted, found = set(results), []
-    for node in reversed(nodes):
-        if not wanted.isdisjoint(node.results):
-            wanted |= set(node.operands)
-            found.append(node)
-    return found[::-1]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rewright.ir import Arg, Graph, Input, Node, TensorType, Value
 from rewright.ir.interpret import Reference, interpret
+from rewright.ir.loops import needed_nodes
 from rewright.passes.budget import Plan
 from rewright.passes.emitter import Emitter
 from rewright.passes.quantize.formats import FORMAT_OF, FOUR_BITS, Format
@@ -129,13 +130,7 @@ def _inputs(graph: Graph, sample: Sequence[Any]) -> dict[Value, Any]:
 def _computed(graph: Graph, wanted: Set[Value], sample: Sequence[Any]) -> dict[Value, Any]:
     """What values are on a sample."""
     made = tuple(wanted - {i.value for i in graph.inputs})
-    needed, todo = set[str](), list(made)
-    while todo:
-        node = graph.producers.get(todo.pop())
-        if node is not None and node.name not in needed:
-            needed.add(node.name)
-            todo += node.operands
-    nodes = tuple(n for n in graph.nodes if n.name in needed)
+    nodes = tuple(needed_nodes(graph.nodes, made))
     part = dataclasses.replace(graph, nodes=nodes, outputs=made, updates=())
     found = dict(zip(made, interpret(part, list(sample)), strict=True))
     return found | {v: x for v, x in _inputs(graph, sample).items() if v in wanted}
