@@ -28,6 +28,7 @@ from rewright.ir.loops import (
     AttentionBackwardNest,
     AttentionNest,
     Buffer,
+    ConvolutionNest,
     Nest,
     QuantizedNest,
 )
@@ -102,6 +103,8 @@ def build_kernels(
         try:
             if isinstance(nest, QuantizedNest):
                 raise UnsupportedError("kernels of quantized layers are for CPUs")
+            if isinstance(nest, ConvolutionNest):
+                raise UnsupportedError("kernels of convolutions are for CPUs")
             if isinstance(nest, AttentionBackwardNest):
                 raise UnsupportedError("kernels of attention's gradient are for CPUs")
             if not _is_on_gpu(nest):

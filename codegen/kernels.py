@@ -11,6 +11,7 @@ from rewright.ir.loops import (
     lower,
     lower_attention,
     lower_attention_backward,
+    lower_convolution,
     lower_quantized,
 )
 
@@ -50,6 +51,8 @@ def lower_region(region: Node, name: str) -> AnyNest:
         return lower_attention(region.graph("body"), name)
     if region.op.name == "rw.attention_backward":
         return lower_attention_backward(region.graph("body"), name)
+    if region.op.name == "rw.convolution":
+        return lower_convolution(region.graph("body"), name)
     if region.op.name == "rw.quantized_linear":
         return lower_quantized(region, name)
     return lower(region.graph("body"), name, fast=is_fast(region))

@@ -44,7 +44,9 @@ from rewright.passes import (
     EVERY_STAGE,
     Bytes,
     ChannelsLast,
+    Convolutions,
     Env,
+    Epilogues,
     FlashAttention,
     Freeze,
     Fuse,
@@ -462,6 +464,8 @@ def _with_frozen(passes: Iterable[Pass]) -> Iterator[Pass]:
         if isinstance(step, Libraries):
             yield Freeze()
         yield step
+        if isinstance(step, Epilogues):
+            yield Convolutions()
 
 
 def _with_quantized(passes: Iterable[Pass], objective: str) -> Iterator[Pass]:
@@ -485,7 +489,7 @@ def _with_window(passes: Iterable[Pass], window: str) -> Iterator[Pass]:
 def _without_regions(passes: Iterable[Pass]) -> Iterator[Pass]:
     """Without what only kernels of ours can run."""
     for step in passes:
-        if not isinstance(step, (FlashAttention, Quantize)):
+        if not isinstance(step, (Convolutions, FlashAttention, Quantize)):
             yield Fuse(max_ops=0) if isinstance(step, Fuse) else step
 
 

@@ -14,6 +14,7 @@ from rewright.ir.target import Target, known_targets
 from rewright.passes import (
     EVERY_STAGE,
     ChannelsLast,
+    Convolutions,
     Epilogues,
     FlashAttention,
     Freeze,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from rewright.options import Options
 
 # What chooses among kernels and layouts of CPUs.
-_OF_CPUS: Final = (ChannelsLast, Epilogues, Freeze, Libraries, Quantize)
+_OF_CPUS: Final = (ChannelsLast, Convolutions, Epilogues, Freeze, Libraries, Quantize)
 
 # The compute capability from which on kernels are built.
 OLDEST: Final = (8, 0)

@@ -61,6 +61,7 @@ class Features:
 OWN: Final = {
     "rw.attention": "tiled attention",
     "rw.attention_backward": "gradient of tiled attention",
+    "rw.convolution": "convolution on packed weights",
     "rw.quantized_linear": "quantized layer",
 }
 

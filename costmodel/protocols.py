@@ -60,6 +60,10 @@ class Tools(Protocol):
         hundredths of a second, or as remembered; None when one of them does not run."""
         ...
 
+    def races(self, groups: Sequence[Sequence[Graph]]) -> list[list[float] | None]:
+        """`race` of each group by itself, for calls that are kernels: they are built together."""
+        ...
+
     def measure(self, calls: Sequence[Graph]) -> list[Estimate] | None:
         """What graphs of one call each take on the target, timed in turn, or as it was remembered;
         None when there is no budget left for it, or one of them does not run."""

@@ -216,7 +216,8 @@ def _rate(node: Node, target: Target) -> tuple[float, str]:
     tensors = list(_tensors(node))
     if node.op.name == "rw.quantized_linear":
         return 2 * target.peak(torch.float32), "int8"
-    if tensors and (node.op.kind is Kind.CONTRACTION or is_attention(node)):
+    multiplies = node.op.kind is Kind.CONTRACTION or node.op.name == "rw.convolution"
+    if tensors and (multiplies or is_attention(node)):
         dtype = tensors[0].dtype
         return target.peak(dtype), DTYPE_NAMES[dtype]
     doubles = any(t.dtype is torch.float64 for t in tensors)

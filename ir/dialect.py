@@ -47,6 +47,14 @@ _DECLARATIONS: Final = (
         body="body",
     ),
     DialectFacts(
+        "rw.convolution",
+        Kind.REGION,
+        "Images [N, C, H, W] that lie channels last by packed filters [O / 16, height, width, C or "
+        "1, 16], with a bias [O] or without, and another image for what follows, or none; `body` "
+        "is its formula.",
+        body="body",
+    ),
+    DialectFacts(
         "rw.quantized_linear",
         Kind.REGION,
         "x [M, K] times a weight [N, K] in the format `format`: packed, with scales, for int8 with "

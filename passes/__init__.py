@@ -14,7 +14,7 @@ from rewright.passes.dce import Dce
 from rewright.passes.decompose import Decompose
 from rewright.passes.fold import Fold
 from rewright.passes.fuse import Fuse
-from rewright.passes.libraries import ChannelsLast, Epilogues, Freeze, Libraries
+from rewright.passes.libraries import ChannelsLast, Convolutions, Epilogues, Freeze, Libraries
 from rewright.passes.log import Decision, DecisionLog
 from rewright.passes.memory import PlanMemory, held, held_bytes, peak_bytes
 from rewright.passes.move import Move
@@ -51,6 +51,7 @@ __all__ = [
     "Canonicalize",
     "ChannelsLast",
     "ChunkLoss",
+    "Convolutions",
     "Cse",
     "Dce",
     "Decision",

@@ -406,8 +406,9 @@ def test_unknown_passes_and_values(fail: Run) -> None:
     assert fail("optimize", "softplus.rw", "--passes", "fold,fuze,memory").startswith(
         "error: no pass named 'fuze'; did you mean 'fuse'?\n"
         "  = help: passes are attention, attention-pairs, canonicalize, channels-last, chunk-loss, "
-        "cse, dce, decompose, epilogues, flash-attention, flash-attention-pairs, fold, freeze, "
-        "fuse, libraries, lower-attention, memory, move, quantize, remat, rules, window"
+        "convolutions, cse, dce, decompose, epilogues, flash-attention, flash-attention-pairs, "
+        "fold, freeze, fuse, libraries, lower-attention, memory, move, quantize, remat, rules, "
+        "window"
     )
     assert fail("optimize", "softplus.rw", "--passes", "fuse{max-opps=3},memory") == (
         "error: [fuse] no option 'max-opps'; did you mean 'max-ops'?\n"

@@ -7,6 +7,7 @@ from typing import Final
 
 from rewright.codegen.cpp.attention import attention, attention_backward
 from rewright.codegen.cpp.columns import columns
+from rewright.codegen.cpp.convolution import convolution
 from rewright.codegen.cpp.elements import elements
 from rewright.codegen.cpp.kernel import Kernel
 from rewright.codegen.cpp.lanes import lanes
@@ -16,6 +17,7 @@ from rewright.ir.loops import (
     AttentionBackwardNest,
     AttentionNest,
     Axis,
+    ConvolutionNest,
     QuantizedNest,
 )
 from rewright.ir.loops.schedule import schedule
@@ -47,6 +49,7 @@ def _headers(nests: Sequence[AnyNest]) -> list[str]:
     special = {
         AttentionNest: "attention.h",
         AttentionBackwardNest: "attention_backward.h",
+        ConvolutionNest: "convolution.h",
         QuantizedNest: "quantized.h",
     }
     found = {special[type(nest)] for nest in nests if type(nest) in special}
@@ -73,6 +76,8 @@ def _kernel(nest: AnyNest, symbols: Sequence[str]) -> str:
         body = attention(nest)
     elif isinstance(nest, AttentionBackwardNest):
         body = attention_backward(nest)
+    elif isinstance(nest, ConvolutionNest):
+        body = convolution(nest)
     elif isinstance(nest, QuantizedNest):
         body = quantized(nest)
     else:
@@ -100,6 +105,10 @@ def _heading(nest: AnyNest) -> list[str]:
     if isinstance(nest, (AttentionNest, AttentionBackwardNest)):
         axes = (nest.row, nest.key, nest.inner, nest.width)
         return [*names, f"// attention, heads [{_extent(nest.batch)}], [{_extent(axes)}]"]
+    if isinstance(nest, ConvolutionNest):
+        by = ", ".join(map(str, (nest.results.shape[1], *nest.window)))
+        shape = ", ".join(map(str, nest.images.shape))
+        return [*names, f"// images [{shape}] by filters [{by}]"]
     if isinstance(nest, QuantizedNest):
         return [*names, f"// {nest.format}, [{nest.rows}, {nest.depth}] x [{nest.columns}, ...]"]
     space = f"rows [{_extent(nest.rows)}]"

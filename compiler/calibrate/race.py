@@ -17,6 +17,7 @@ import torch
 
 from rewright.calibrate.host import VERSION, fingerprint
 from rewright.calibrate.programs import executables
+from rewright.codegen import Executable
 from rewright.costmodel import Roofline
 from rewright.costmodel.timings import Timings
 from rewright.ir import Graph
@@ -40,23 +41,44 @@ _here: dict[str, list[float]] = {}
 
 def race(calls: Sequence[Graph], target: Target) -> list[float] | None:
     """Seconds that each takes when little disturbs; None when one of them does not run."""
+    return races([calls], target)[0]
+
+
+def races(groups: Sequence[Sequence[Graph]], target: Target) -> list[list[float] | None]:
+    """The same of several groups, each raced by itself; what is new is built together."""
+    names = [_name(calls) for calls in groups]
+    found = {name: _remembered(name) for name in names}
+    new = {name: calls for name, calls in zip(names, groups, strict=True) if found[name] is None}
+    try:
+        env = Env(cost=Roofline(target), target=target)
+        programs = executables([call for calls in new.values() for call in calls], env)
+        for name, calls in new.items():
+            found[name] = _timed([programs.pop(0) for _ in calls])
+            _remember(name, found[name])
+    except (RuntimeError, NotImplementedError):  # this build of torch has no such operator
+        pass
+    return [found[name] for name in names]
+
+
+def _name(calls: Sequence[Graph]) -> str:
     texts = [str(call) for call in calls]
-    name = digest("race", VERSION, *texts, *fingerprint(torch.get_num_threads())) + ".race"
+    return digest("race", VERSION, *texts, *fingerprint(torch.get_num_threads())) + ".race"
+
+
+def _remembered(name: str) -> list[float] | None:
     record = default_cache().read(name)
     if record is not None:
         return [float(seconds) for seconds in json.loads(record)]
-    if name in _here:
-        return _here[name]
-    try:
-        found = _timed(calls, target)
-    except (RuntimeError, NotImplementedError):  # this build of torch has no such operator
-        return None
+    return _here.get(name)
+
+
+def _remember(name: str, found: list[float] | None) -> None:
+    assert found is not None
     if _is_busy():
         _here[name] = found
-        return found
+        return
     with suppress(OSError):
         default_cache().write(name, json.dumps(found).encode())
-    return found
 
 
 def _is_busy() -> bool:
@@ -66,8 +88,7 @@ def _is_busy() -> bool:
         return False
 
 
-def _timed(calls: Sequence[Graph], target: Target) -> list[float]:
-    programs = executables(calls, Env(cost=Roofline(target), target=target))
+def _timed(programs: Sequence[Executable]) -> list[float]:
     inputs = [random_inputs(program.graph) for program in programs]
     turns: list[Callable[[], object]] = [
         lambda p=program, given=given: p(list(given))  # type: ignore[misc]

@@ -10,7 +10,7 @@ from pathlib import Path
 from rewright.calibrate.bench import Bench, Sample
 from rewright.calibrate.calibration import Calibration, read_calibration, write_calibration
 from rewright.calibrate.corpus import Call
-from rewright.calibrate.race import race
+from rewright.calibrate.race import race, races
 from rewright.costmodel import Estimate
 from rewright.ir import Graph
 from rewright.ir.alone import call_name
@@ -27,6 +27,9 @@ class BenchTools:
 
     def race(self, calls: Sequence[Graph]) -> list[float] | None:
         return race(calls, self.target)
+
+    def races(self, groups: Sequence[Sequence[Graph]]) -> list[list[float] | None]:
+        return races(groups, self.target)
 
     def measure(self, calls: Sequence[Graph]) -> list[Estimate] | None:
         names = [call_name(str(call)) for call in calls]

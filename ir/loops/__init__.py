@@ -3,6 +3,13 @@
 from rewright.ir.loops.affine import Affine, Axis
 from rewright.ir.loops.attention import AttentionNest, Place, lower_attention
 from rewright.ir.loops.attention_backward import AttentionBackwardNest, lower_attention_backward
+from rewright.ir.loops.convolution import (
+    FILTER_STEP,
+    SUM,
+    ConvolutionNest,
+    filter_steps,
+    lower_convolution,
+)
 from rewright.ir.loops.lower import lower, needed_nodes
 from rewright.ir.loops.nest import (
     Apply,
@@ -37,10 +44,12 @@ from rewright.ir.loops.rough import is_costly, rough_nanoseconds
 from rewright.ir.loops.views import VIEWS, is_view, view_roots
 
 # What a kernel is made from.
-AnyNest = Nest | AttentionNest | AttentionBackwardNest | QuantizedNest
+AnyNest = Nest | AttentionNest | AttentionBackwardNest | ConvolutionNest | QuantizedNest
 
 __all__ = [
+    "FILTER_STEP",
     "OPERATORS",
+    "SUM",
     "VIEWS",
     "Affine",
     "AnyNest",
@@ -50,6 +59,7 @@ __all__ = [
     "Axis",
     "Buffer",
     "Convert",
+    "ConvolutionNest",
     "Inside",
     "Let",
     "Load",
@@ -68,6 +78,7 @@ __all__ = [
     "Term",
     "Within",
     "computes_in",
+    "filter_steps",
     "indices_of",
     "is_costly",
     "is_view",
@@ -75,6 +86,7 @@ __all__ = [
     "lower",
     "lower_attention",
     "lower_attention_backward",
+    "lower_convolution",
     "lower_quantized",
     "needed",
     "needed_nodes",

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from rewright.ir.loops.affine import Affine, Axis
 from rewright.ir.loops.attention import AttentionNest, Place
 from rewright.ir.loops.attention_backward import AttentionBackwardNest
+from rewright.ir.loops.convolution import ConvolutionNest
 from rewright.ir.loops.nest import (
     Apply,
     Buffer,
@@ -32,7 +33,9 @@ from rewright.ir.show import show_type
 from rewright.ir.types import DTYPE_NAMES
 
 
-def show_nest(nest: Nest | AttentionNest | AttentionBackwardNest | QuantizedNest) -> str:
+def show_nest(
+    nest: Nest | AttentionNest | AttentionBackwardNest | ConvolutionNest | QuantizedNest,
+) -> str:
     """One nest, without a line break at its end."""
     head = f"kernel {nest.name}({_buffers(nest.inputs)}) -> ({_buffers(nest.outputs)}) {{"
     match nest:
@@ -40,6 +43,8 @@ def show_nest(nest: Nest | AttentionNest | AttentionBackwardNest | QuantizedNest
             lines = _attention(nest)
         case AttentionBackwardNest():
             lines = _attention_backward(nest)
+        case ConvolutionNest():
+            lines = _convolution(nest)
         case QuantizedNest():
             lines = iter((f"{nest.format}: [{nest.rows}, {nest.depth}] x [{nest.columns}, ...]",))
         case Nest():
@@ -49,6 +54,18 @@ def show_nest(nest: Nest | AttentionNest | AttentionBackwardNest | QuantizedNest
 
 def _buffers(buffers: Sequence[Buffer]) -> str:
     return ", ".join(f"%{b.name}: {show_type(b.type)}" for b in buffers)
+
+
+def _convolution(nest: ConvolutionNest) -> Iterator[str]:
+    way = "each channel" if nest.depthwise else "all channels"
+    stride, padding = _by(nest.stride), _by(nest.padding)
+    yield f"filters see {_by(nest.window)} of {way}, {stride} apart, margins {padding}"
+    yield from map(_statement, nest.epilogue)
+    yield f"give %{nest.result.name}"
+
+
+def _by(pair: tuple[int, int]) -> str:
+    return f"{pair[0]} by {pair[1]}"
 
 
 def _nest(nest: Nest) -> Iterator[str]:

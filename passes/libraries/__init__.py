@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from rewright.passes.libraries.channels_last import ChannelsLast
 from rewright.passes.libraries.choose import Libraries
+from rewright.passes.libraries.convolutions import Convolutions
 from rewright.passes.libraries.epilogues import Epilogues
 from rewright.passes.libraries.freeze import Freeze
 
-__all__ = ["ChannelsLast", "Epilogues", "Freeze", "Libraries"]
+__all__ = ["ChannelsLast", "Convolutions", "Epilogues", "Freeze", "Libraries"]

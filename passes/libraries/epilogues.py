@@ -10,6 +10,7 @@ from typing import Final
 from rewright.ir import Arg, Graph, Kind, Node, Value, op
 from rewright.ir.onednn import CONVOLUTION, CONVOLUTION_BINARY, LINEAR, PLAIN
 from rewright.passes.base import Env, Pass
+from rewright.passes.emitter import Emitter
 
 # What follows the operands among the arguments: the function, its numbers, its variant.
 Function = tuple[str, tuple[Arg, ...], str]
@@ -39,6 +40,18 @@ _FUNCTIONS: Final[Mapping[str, Callable[[Node], Function]]] = {
     "aten.hardtanh.default": _numbers("hardtanh", "min_val", "max_val"),
     "aten.gelu.default": _gelu,
 }
+_OPERATORS: Final = {
+    **{name.split(".")[1]: name for name in _FUNCTIONS},
+    "swish": "aten.silu.default",
+}
+
+
+def applied(value: Value, name: Arg, numbers: Arg, variant: Arg, emit: Emitter) -> Value:
+    """What a call's function gives of a value, by ATen's operator."""
+    assert isinstance(name, str) and isinstance(numbers, tuple)
+    if name == "gelu":
+        return emit("aten.gelu.default", value, approximate=variant)
+    return emit(_OPERATORS[name], value, *numbers)
 
 
 @dataclass(frozen=True)

@@ -135,9 +135,14 @@ def _can_pack(node: Node, frozen: set[Value]) -> bool:
         and images[0].dtype == torch.float32
         and is_channels_last(images[0])
         and is_channels_last(node.result.tensor)
-        and not node.result.tensor.is_contiguous
+        and (not node.result.tensor.is_contiguous or _is_pixel(node.result.tensor))
         and node.args[1] in frozen
     )
+
+
+def _is_pixel(image: TensorType) -> bool:
+    """True for images of one pixel, as of what squeezes and excites: these lie in both ways."""
+    return image.shape[2:] == (1, 1)
 
 
 def _convolution(node: Node, emit: Emitter) -> None:
@@ -147,7 +152,9 @@ def _convolution(node: Node, emit: Emitter) -> None:
     plain = emit(TO_MKLDNN, weight)
     packed = emit(PACK_CONVOLUTION, plain, padding, stride, dilation, groups, sizes)
     how = padding, stride, dilation, groups
-    emit(PACKED_CONVOLUTION, image, packed, bias, *how, *PLAIN)
+    made = emit(PACKED_CONVOLUTION, image, packed, bias, *how, *PLAIN)
+    if made.type != node.result.type:
+        emit("aten.view.default", made, node.result.tensor.shape)
 
 
 def _product(node: Node, emit: Emitter) -> None:
