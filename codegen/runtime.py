@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import operator
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -230,13 +231,13 @@ class Frozen:
 
     def __init__(self, compute: Callable[..., Sequence[torch.Tensor]]) -> None:
         self._compute = compute
-        self._seen: list[tuple[int, int]] = []
+        self._seen: list[int] = []
         self._held: list[torch.Tensor] = []
         self._kept: list[torch.Tensor] = []
         self._lock = threading.Lock()
 
     def __call__(self, *parameters: torch.Tensor) -> list[torch.Tensor]:
-        seen = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+        seen = [*map(torch.Tensor.data_ptr, parameters), *_versions(parameters)]
         with self._lock:
             if seen != self._seen:
                 with torch.inference_mode(False), torch.no_grad():
@@ -244,3 +245,15 @@ class Frozen:
                     self._held = [p.detach() for p in parameters]
                 self._seen = seen
             return self._kept
+
+
+def _versions(tensors: Sequence[torch.Tensor]) -> list[int]:
+    """How often each was written to, asked at every call: in C, unless there are inference tensors,
+    which have no counter."""
+    try:
+        return [*map(_version, tensors)]
+    except RuntimeError:
+        return [0 if t.is_inference() else t._version for t in tensors]
+
+
+_version = operator.attrgetter("_version")

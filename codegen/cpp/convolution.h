@@ -1,10 +1,10 @@
 // Convolutions of images that lie as [batch, row, column, channel], on weights packed for them.
 //
-// What a filter sees of one row of an image lies in one piece, so a convolution is a sum of products
-// of matrices: tiles of neighbouring pixels by steps of filters, summed in registers over all that
-// a filter sees. Sums run over rows, then columns, then channels, each step an fma: the same bits
-// however the work is cut. An epilogue is applied to a tile while it lies in the innermost cache.
-// Images with margins are copied into a frame of zeros, block by block.
+// What a filter sees of one row of an image lies in one piece, so a convolution is a sum of
+// products of matrices: tiles of neighbouring pixels by steps of filters, summed in registers over
+// all that a filter sees. Sums run over rows, then columns, then channels, each step an fma: the
+// same bits however the work is cut. An epilogue is applied to a tile while it lies in the
+// innermost cache. Images with margins are copied into a frame of zeros, block by block.
 #pragma once
 
 #include "loops.h"
