@@ -120,6 +120,23 @@ def test_races_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert tools.race(calls) == found
 
 
+def test_races_of_kernels_of_ours_go_by_their_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = contestants(Product(64, 64, 64, False, True, True))
+    ours = parse("""rewright 1
+graph f(%x: f32[4]) {
+  %y = rw.fused(%x) body(%x: f32[4]) {
+    %y = aten.relu.default(%x) : f32[4]
+    return %y
+  } : f32[4]
+  return %y
+}
+""")
+    before = racing._name(library), racing._name([ours])
+    monkeypatch.setattr(racing, "all_headers", lambda: "another header")
+    after = racing._name(library), racing._name([ours])
+    assert before[0] == after[0] and before[1] != after[1]
+
+
 @pytest.mark.learned
 def test_races_on_a_busy_machine_are_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

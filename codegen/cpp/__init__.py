@@ -3,6 +3,7 @@
 from rewright.codegen.cpp.build import (
     Library,
     Toolchain,
+    all_headers,
     build,
     headers_of,
     openmp_runtime,
@@ -10,4 +11,13 @@ from rewright.codegen.cpp.build import (
 )
 from rewright.codegen.cpp.emit import emit
 
-__all__ = ["Library", "Toolchain", "build", "emit", "headers_of", "openmp_runtime", "toolchain"]
+__all__ = [
+    "Library",
+    "Toolchain",
+    "all_headers",
+    "build",
+    "emit",
+    "headers_of",
+    "openmp_runtime",
+    "toolchain",
+]

@@ -97,7 +97,7 @@ def build(source: str, *, march: str = "native", contract: bool = False) -> Libr
 
 def _key(source: str, tools: Toolchain) -> str:
     linked = (Path(library).name for library in _libraries())
-    return digest(source, _headers(), *tools.flags, *linked, tools.fingerprint)
+    return digest(source, all_headers(), *tools.flags, *linked, tools.fingerprint)
 
 
 def headers_of(source: str) -> dict[str, str]:
@@ -113,7 +113,8 @@ def headers_of(source: str) -> dict[str, str]:
 
 
 @cache
-def _headers() -> str:
+def all_headers() -> str:
+    """The text of every header of ours."""
     return "".join(path.name + path.read_text() for path in sorted(FOLDER.glob("*.h")))
 
 
