@@ -11,8 +11,18 @@ from rewright.passes.base import Env, Pass
 from rewright.passes.fuse.choice import shortest, ways
 from rewright.passes.fuse.measured import settled
 from rewright.passes.fuse.plan import FusionPlan
+from rewright.passes.fuse.reads import moved_reads
 from rewright.passes.fuse.region import Regions
 from rewright.passes.log import DecisionLog
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What a plan is made of: a graph, the model that is asked, and what was decided."""
+
+    graph: Graph
+    cost: CostModel
+    log: DecisionLog
 
 
 @dataclass(frozen=True)
@@ -59,22 +69,24 @@ class Fuse(Pass, name="fuse", takes="aten", gives="fused"):
             raise OptionError(f"numerics is 'eager' or 'fast', not '{self.numerics}'", who="fuse")
         if self.max_ops == 0:
             return graph
-        cost, fused, log = self._shortest(graph, env)
+        way, fused = self._shortest(graph, env)
         if env.tools is not None and env.tools.seconds:
-            without = dataclasses.replace(env, cost=cost, tools=None)
-            return settled(lambda e: self._fused(graph, e), without, env.tools)
-        env.log.take(log)
+            without = dataclasses.replace(env, cost=way.cost, tools=None)
+            return settled(lambda e: self._fused(way.graph, e), without, env.tools)
+        env.log.take(way.log)
         return fused
 
-    def _shortest(self, graph: Graph, env: Env) -> tuple[CostModel, Graph, DecisionLog]:
-        """Of the plans of several models the one that `env`'s expects to be short, and whose it
-        is."""
-        models, plans, logs = ways(env.cost), [], []
-        for cost in models:
-            logs.append(DecisionLog())
-            plans.append(self._fused(graph, dataclasses.replace(env, cost=cost, log=logs[-1])))
+    def _shortest(self, graph: Graph, env: Env) -> tuple[_Way, Graph]:
+        """Of the plans of several models, and with reads moved, the one that `env`'s model expects
+        to be short, and how it came about."""
+        graphs = [g for g in (graph, moved_reads(graph, env.target)) if g is not None]
+        found = [_Way(g, cost, DecisionLog()) for g in graphs for cost in ways(env.cost)]
+        plans = [
+            self._fused(way.graph, dataclasses.replace(env, cost=way.cost, log=way.log))
+            for way in found
+        ]
         place = shortest(env.cost, plans) if len(plans) > 1 else 0
-        return models[place], plans[place], logs[place]
+        return found[place], plans[place]
 
     def _fused(self, graph: Graph, env: Env) -> Graph:
         plan = FusionPlan(graph, env, self.max_ops, self.max_reads)
