@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
@@ -23,7 +23,7 @@ from rewright.ir.infer_args import (
 )
 from rewright.ir.infer_contractions import CONTRACTIONS
 from rewright.ir.promotion import dtype_of
-from rewright.ir.types import CPU, TensorType, Type, contiguous_strides
+from rewright.ir.types import CPU, TensorType, Type, channels_last_strides, contiguous_strides
 
 # --- views --------------------------------------------------------------------------------------
 
@@ -302,8 +302,7 @@ def _cat(node: Node) -> tuple[Type, ...]:
     x, d = types[0], moving_dim(node.arg("dim"), types[0].rank)
     if any(t.rank != x.rank or t.dtype != x.dtype for t in types):
         raise UnsupportedError("joins of several ranks or dtypes", who="infer")
-    if x.rank > 3 and not all(t.is_contiguous for t in types):
-        raise UnsupportedError("joins that may keep channels last", who="infer")
+    is_last = _joins_channels_last(types)
     for other in types[1:]:
         if not all(
             equal(a, b) for i, (a, b) in enumerate(zip(x.shape, other.shape, strict=True)) if i != d
@@ -312,7 +311,20 @@ def _cat(node: Node) -> tuple[Type, ...]:
     total: Size = 0
     for other in types:
         total = total + other.shape[d]
-    return fresh(x, (*x.shape[:d], total, *x.shape[d + 1 :]))
+    shape = (*x.shape[:d], total, *x.shape[d + 1 :])
+    strides = channels_last_strides(shape) if is_last else None
+    return (TensorType(x.dtype, shape, strides, x.device),)
+
+
+def _joins_channels_last(types: Sequence[TensorType]) -> bool:
+    """True for a join of images that all lie channels last: it does so too.
+
+    Raises UnsupportedError for those that torch may take for either."""
+    if types[0].rank < 4 or any(t.layout == contiguous_strides(t.shape) for t in types):
+        return False
+    if not all(t.rank == 4 and t.layout == channels_last_strides(t.shape) for t in types):
+        raise UnsupportedError("joins that may keep channels last", who="infer")
+    return True
 
 
 _REDUCTIONS: Final[dict[str, Rule]] = {

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
+
+import pytest
+import torch
 
 from drawn_graphs import wide_graphs
 from fuzz.search import Search
-from rewright.ir import Graph, Node, TensorType, UnsupportedError
+from rewright.ir import Graph, Node, TensorType, UnsupportedError, Value, contiguous_strides, op
 from rewright.ir.dims import equal
 from rewright.ir.infer import can_infer, infer
 
@@ -59,3 +64,34 @@ def test_types_of_drawn_graphs() -> None:
                 wrong.append(f"{found} in\n{graph.with_nodes([node])}")
     assert not wrong, "\n".join(wrong[:20])
     assert len(seen) > 100 and sum(seen.values()) > 600
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_joins_of_images_lie_as_torch_has_them(seed: int) -> None:
+    """Row-major, channels last, and those that lie as both, for which strides decide."""
+    draw = random.Random(seed)
+    images = list(_images(draw))
+    dim = draw.randrange(4)
+    sizes = images[0].shape
+    fits = [i for i in images if all(i.shape[d] == sizes[d] for d in range(4) if d != dim)]
+    values = tuple(Value(f"v{n}", _type_of(image)) for n, image in enumerate(fits))
+    (found,) = infer(Node(op("aten.cat.default"), (values, dim), (), ()))
+    assert isinstance(found, TensorType)
+    assert tuple(found.layout) == torch.cat(fits, dim).stride()
+
+
+def _images(draw: random.Random) -> Iterator[torch.Tensor]:
+    shape = [draw.choice((1, 2, 3)) for _ in range(4)]
+    order = (0, 2, 3, 1) if draw.random() < 0.8 else (0, 1, 2, 3)
+    for _ in range(draw.randint(1, 8)):
+        sizes = [draw.choice((size, size, 2)) for size in shape]
+        strides, step = [0] * 4, 1
+        for d in reversed(order if draw.random() < 0.9 else (0, 1, 2, 3)):
+            strides[d], step = step, step * sizes[d]
+        yield torch.empty_strided(sizes, strides)
+
+
+def _type_of(image: torch.Tensor) -> TensorType:
+    shape = tuple(image.shape)
+    strides = None if image.stride() == contiguous_strides(shape) else image.stride()
+    return TensorType(image.dtype, shape, strides, image.device)
