@@ -33,6 +33,8 @@ IN_PARTS: Final = (
 def partition(options: Options) -> Callable[..., tuple[fx.GraphModule, fx.GraphModule]]:
     """PyTorch's min-cut partitioner, after our passes over the joint graph; with a memory budget
     only the start of a schedule of our own."""
+    from rewright.losses import opened
+    from rewright.passes import Fuse
     from rewright.torch_compat import forget_checkpoints, min_cut_partition
 
     part = min_cut_partition()
@@ -43,7 +45,7 @@ def partition(options: Options) -> Callable[..., tuple[fx.GraphModule, fx.GraphM
         joint = rewritten(joint, inputs, options)
         given["num_fwd_outputs"] = num_fwd_outputs
         if not options.memory_budget:
-            return part(joint, inputs, **given)
+            return part(opened(joint) if _has_kernels(options, Fuse) else joint, inputs, **given)
         from rewright.step_budget import partition_within
 
         found = starts(part, joint, inputs, options, **given)
@@ -140,13 +142,13 @@ def overrides_tags(options: Options) -> bool:
 
 def rewritten(joint: fx.GraphModule, inputs: Any, options: Options) -> fx.GraphModule:
     """The joint graph after the passes that act on pairs; the very one when none applies."""
-    from rewright.passes import Canonicalize, ChannelsLast, Cse, Rules
+    from rewright.passes import Canonicalize, ChannelsLast, Cse, FlashAttention, Rules
     from rewright.passes.attention import AttentionPairs, FlashAttentionPairs
 
     # Both parts of a step must agree on how images lie between them.
     joint = _after(joint, inputs, options, _is_image, (), ChannelsLast())
     before = Canonicalize(), Cse(), Rules()
-    ours = (FlashAttentionPairs(),) if _has_kernels(options) else ()
+    ours = (FlashAttentionPairs(),) if _has_kernels(options, FlashAttention) else ()
     return _after(joint, inputs, options, _is_attention, before, AttentionPairs(), *ours)
 
 
@@ -163,12 +165,12 @@ def _is_attention(node: fx.Node) -> bool:
     return node.target == aten._softmax_backward_data.default
 
 
-def _has_kernels(options: Options) -> bool:
-    """Whether attention may run in kernels of ours."""
+def _has_kernels(options: Options, maker: type[Pass]) -> bool:
+    """Whether what this pass makes may run in kernels of ours on a CPU."""
     from rewright.building import compiler_for
     from rewright.driver import pipeline_of, target_of
     from rewright.ir import ToolchainError
-    from rewright.passes import FlashAttention
+    from rewright.passes import Fuse
 
     target = target_of(options)
     try:
@@ -176,7 +178,8 @@ def _has_kernels(options: Options) -> bool:
     except ToolchainError:
         return False
     chosen = pipeline_of(options)
-    return target.device == "cpu" and any(isinstance(step, FlashAttention) for step in chosen)
+    steps = [step for step in chosen if not (isinstance(step, Fuse) and step.max_ops == 0)]
+    return target.device == "cpu" and any(isinstance(step, maker) for step in steps)
 
 
 def chunked(joint: fx.GraphModule, inputs: Any, options: Options) -> fx.GraphModule:
