@@ -10,7 +10,7 @@ from rewright.ir import Graph, Kind, Node, OptionError
 from rewright.passes.base import Env, Pass
 from rewright.passes.fuse.choice import shortest, ways
 from rewright.passes.fuse.measured import settled
-from rewright.passes.fuse.plan import FusionPlan
+from rewright.passes.fuse.plan import FusionPlan, Start
 from rewright.passes.fuse.reads import moved_reads
 from rewright.passes.fuse.region import Regions
 from rewright.passes.log import DecisionLog
@@ -21,6 +21,7 @@ class _Way:
     """What a plan is made of: a graph, the model that is asked, and what was decided."""
 
     graph: Graph
+    start: Start
     cost: CostModel
     log: DecisionLog
 
@@ -72,7 +73,7 @@ class Fuse(Pass, name="fuse", takes="aten", gives="fused"):
         way, fused = self._shortest(graph, env)
         if env.tools is not None and env.tools.seconds:
             without = dataclasses.replace(env, cost=way.cost, tools=None)
-            return settled(lambda e: self._fused(way.graph, e), without, env.tools)
+            return settled(lambda e: self._fused(way.graph, way.start, e), without, env.tools)
         env.log.take(way.log)
         return fused
 
@@ -80,16 +81,20 @@ class Fuse(Pass, name="fuse", takes="aten", gives="fused"):
         """Of the plans of several models, and with reads moved, the one that `env`'s model expects
         to be short, and how it came about."""
         graphs = [g for g in (graph, moved_reads(graph, env.target)) if g is not None]
-        found = [_Way(g, cost, DecisionLog()) for g in graphs for cost in ways(env.cost)]
+        found = [
+            _Way(g, start, cost, DecisionLog())
+            for g, start in ((g, Start(g, env.target)) for g in graphs)
+            for cost in ways(env.cost)
+        ]
         plans = [
-            self._fused(way.graph, dataclasses.replace(env, cost=way.cost, log=way.log))
+            self._fused(way.graph, way.start, dataclasses.replace(env, cost=way.cost, log=way.log))
             for way in found
         ]
         place = shortest(env.cost, plans) if len(plans) > 1 else 0
         return found[place], plans[place]
 
-    def _fused(self, graph: Graph, env: Env) -> Graph:
-        plan = FusionPlan(graph, env, self.max_ops, self.max_reads)
+    def _fused(self, graph: Graph, start: Start, env: Env) -> Graph:
+        plan = FusionPlan(start, env, self.max_ops, self.max_reads)
         plan.grow_vertically()
         plan.grow_inwards()
         if self.horizontal:

@@ -25,9 +25,16 @@ class Maker:
         self.graph, self.units = graph, units
         self._position = {v: i for i, node in enumerate(graph.nodes) for v in node.results}
         self._verdicts: dict[Hashable, str | None] = {}
+        self._regions: dict[tuple[int, ...], Node | str] = {}
 
     def region(self, members: Sequence[int]) -> Node | str:
         """The region of some units, or why there is no loop nest for it."""
+        key = tuple(members)
+        if key not in self._regions:
+            self._regions[key] = self._region(members)
+        return self._regions[key]
+
+    def _region(self, members: Sequence[int]) -> Node | str:
         nodes, results = [self.units.nodes[unit] for unit in members], self.leaving(members)
         why: str | None = None
         for views_of_outside in (True, False):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rewright.costmodel import Draft, Sketcher
 from rewright.ir import Graph, Node, Value, hint, lasts
@@ -13,10 +13,36 @@ from rewright.passes.fuse.legality import Domain, domain_of, obstacle
 from rewright.passes.fuse.make import Maker
 from rewright.passes.fuse.units import Units, sources_of
 
+if TYPE_CHECKING:
+    from rewright.ir.target import Target
+
 Join = tuple[int, int]
 
 # Kernels this many places apart in the schedule still run at about the same time.
 NEIGHBOURHOOD: Final = 32
+
+
+class Start:
+    """What all plans of a graph start from: its units, each alone.
+
+    `domains` and `drafts` are of those that may be in kernels, `refusals` why others may not.
+    """
+
+    def __init__(self, graph: Graph, target: Target) -> None:
+        self.units = Units.of(graph)
+        self.sources = sources_of(graph, self.units)
+        self.maker = Maker(graph, self.units)
+        self.sketcher = Sketcher(self.units.roots.__getitem__)
+        self.domains: dict[int, Domain] = {}
+        self.drafts: dict[int, Draft] = {}
+        self.refusals: list[tuple[str, str]] = []
+        for i, node in enumerate(self.units.nodes):
+            why = obstacle(node, target)
+            if why is None:
+                self.domains[i] = domain_of(node)
+                self.drafts[i] = self.sketcher.draft([node], self.maker.leaving([i]))
+            elif not lasts(node):  # for which nothing runs
+                self.refusals.append((node.name, why))
 
 
 class FusionPlan:
@@ -26,25 +52,15 @@ class FusionPlan:
     grew, in order.
     """
 
-    def __init__(self, graph: Graph, env: Env, max_ops: int, max_reads: int) -> None:
+    def __init__(self, start: Start, env: Env, max_ops: int, max_reads: int) -> None:
         self.env, self.max_ops, self.max_reads = env, max_ops, max_reads
-        self.units = Units.of(graph)
-        self.maker = Maker(graph, self.units)
-        self._sketcher = Sketcher(self.units.roots.__getitem__)
-        self._drafts: dict[int, Draft] = {}
-        self.groups = Groups(sources_of(graph, self.units))
-        self.domains: dict[int, Domain] = {}
-        self.joins: dict[int, list[Join]] = {}
-        for i, node in enumerate(self.units.nodes):
-            self._admit(i, node)
-
-    def _admit(self, i: int, node: Node) -> None:
-        why = obstacle(node, self.env.target)
-        if why is None:
-            self.domains[i], self.joins[i] = domain_of(node), []
-            self._drafts[i] = self._sketcher.draft([node], self.maker.leaving([i]))
-        elif not lasts(node):  # for which nothing runs
-            self.env.log.refuse("fuse", node.name, why)
+        self.units, self.maker, self._sketcher = start.units, start.maker, start.sketcher
+        self.groups = Groups(start.sources)
+        self.domains = dict(start.domains)
+        self._drafts = dict(start.drafts)
+        self.joins: dict[int, list[Join]] = {i: [] for i in self.domains}
+        for name, why in start.refusals:
+            env.log.refuse("fuse", name, why)
 
     # --- growing ----------------------------------------------------------------------------
 
