@@ -92,6 +92,13 @@ def test_cautious_counts_on_what_is_sure() -> None:
     assert (found.seconds, found.low, found.high) == (-1.0, -1.0, 5.0)
 
 
+def test_plans_that_come_to_the_same_are_one_and_not_estimated() -> None:
+    def never(node: Node) -> Estimate:
+        raise AssertionError(f"{node} is estimated")
+
+    assert regions(Fuse().run(GRAPH, Env(cost=Says(never, sure(1.0)), target=TARGET))) == [2]
+
+
 class Timer(NoTools):
     """`Tools` whose every measurement says that joined kernels take as long as single ones."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from functools import partial
 
 from rewright.costmodel import CostModel
 from rewright.ir import Graph, Kind, Node, OptionError
@@ -72,8 +73,8 @@ class Fuse(Pass, name="fuse", takes="aten", gives="fused"):
             return graph
         way, fused = self._shortest(graph, env)
         if env.tools is not None and env.tools.seconds:
-            without = dataclasses.replace(env, cost=way.cost, tools=None)
-            return settled(lambda e: self._fused(way.graph, way.start, e), without, env.tools)
+            without = replace(env, cost=way.cost, tools=None)
+            return settled(partial(self._planned, way), without, env.tools)
         env.log.take(way.log)
         return fused
 
@@ -81,31 +82,35 @@ class Fuse(Pass, name="fuse", takes="aten", gives="fused"):
         """Of the plans of several models, and with reads moved, the one that `env`'s model expects
         to be short, and how it came about."""
         graphs = [g for g in (graph, moved_reads(graph, env.target)) if g is not None]
-        found = [
-            _Way(g, start, cost, DecisionLog())
-            for g, start in ((g, Start(g, env.target)) for g in graphs)
-            for cost in ways(env.cost)
-        ]
-        plans = [
-            self._fused(way.graph, way.start, dataclasses.replace(env, cost=way.cost, log=way.log))
-            for way in found
-        ]
+        found: dict[Hashable, tuple[_Way, FusionPlan]] = {}
+        for number, g in enumerate(graphs):
+            start = Start(g, env.target)
+            for cost in ways(env.cost):
+                way = _Way(g, start, cost, DecisionLog())
+                plan = self._grown(start, replace(env, cost=cost, log=way.log))
+                found.setdefault((number, plan.key), (way, plan))
+        plans = [self._built(way.graph, plan) for way, plan in found.values()]
         place = shortest(env.cost, plans) if len(plans) > 1 else 0
-        return found[place], plans[place]
+        return list(found.values())[place][0], plans[place]
 
-    def _fused(self, graph: Graph, start: Start, env: Env) -> Graph:
+    def _planned(self, way: _Way, env: Env) -> Graph:
+        return self._built(way.graph, self._grown(way.start, env))
+
+    def _grown(self, start: Start, env: Env) -> FusionPlan:
         plan = FusionPlan(start, env, self.max_ops, self.max_reads)
         plan.grow_vertically()
         plan.grow_inwards()
         if self.horizontal:
             plan.grow_horizontally()
+        return plan
+
+    def _built(self, graph: Graph, plan: FusionPlan) -> Graph:
         regions = Regions(graph, plan)
         regions.build()
         nodes = regions.nodes if self.numerics == "eager" else map(self._marked, regions.nodes)
-        fused = dataclasses.replace(graph, nodes=tuple(nodes))
-        return self.gave(fused, regions.renamed())
+        return self.gave(replace(graph, nodes=tuple(nodes)), regions.renamed())
 
     def _marked(self, node: Node) -> Node:
         if node.op.kind is not Kind.REGION:
             return node
-        return dataclasses.replace(node, kwargs=(("numerics", self.numerics),))
+        return replace(node, kwargs=(("numerics", self.numerics),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Final
 
 from rewright.costmodel import Draft, Sketcher
@@ -61,6 +62,12 @@ class FusionPlan:
         self.joins: dict[int, list[Join]] = {i: [] for i in self.domains}
         for name, why in start.refusals:
             env.log.refuse("fuse", name, why)
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for plans of one start that come to the same."""
+        members = self.groups.members
+        return frozenset((tuple(members[g]), tuple(self.joins[g])) for g in self.domains)
 
     # --- growing ----------------------------------------------------------------------------
 
