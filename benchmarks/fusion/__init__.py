@@ -1,0 +1,1 @@
+"""Fusion against the best plans there are."""
