@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import fsum
 from pathlib import Path
 from typing import Any, Final
 
@@ -117,7 +118,7 @@ def _point(
     """And the bytes at each node."""
     steps = scheduled.problem.steps
     found = tuple(step_memory(step.halves(scheduled, order)).bytes())
-    return Point(name, max(found), sum(steps[i].seconds for i in order)), found
+    return Point(name, max(found), fsum(steps[i].seconds for i in order)), found
 
 
 def _front(found: Sequence[tuple[Point, tuple[int, ...]]]) -> Iterator[tuple[Point, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,8 +12,10 @@ from rewright.ir import Graph, Value, is_call
 from rewright.ir.check import check
 from rewright.ir.interpret import interpret
 from rewright.ir.parse import parse
+from rewright.passes.remat.budget import fitted
 from rewright.passes.remat.graphs import Boundary, Scheduled
 from rewright.passes.remat.judge import Verdict, judge
+from rewright.passes.remat.problem import Order
 from rewright.passes.remat.solve import solve
 
 # Three layers and their gradients; views of a weight on both sides, and of an activation.
@@ -75,20 +79,20 @@ def deep(layers: int) -> Graph:
     lines = ["%wt = aten.t.default(%w) : f32[16, 16] strides [1, 16]"]
     for i in range(layers):
         read = f"%h{i - 1}" if i else "%x"
-        lines += [f"%p{i} = aten.mm.default({read}, %wt) : f32[8, 16]"]
-        lines += [f"%h{i} = aten.tanh.default(%p{i}) : f32[8, 16]"]
-    lines += [f"%y = aten.mul.Tensor(%h{layers - 1}, %x) : f32[8, 16]"]
-    lines += [f"%q{layers} = aten.mul.Tensor(%g, %x) : f32[8, 16]"]
+        lines += [f"%p{i} = aten.mm.default({read}, %wt) : f32[64, 16]"]
+        lines += [f"%h{i} = aten.tanh.default(%p{i}) : f32[64, 16]"]
+    lines += [f"%y = aten.mul.Tensor(%h{layers - 1}, %x) : f32[64, 16]"]
+    lines += [f"%q{layers} = aten.mul.Tensor(%g, %x) : f32[64, 16]"]
     for i in reversed(range(layers)):
-        lines += [f"%s{i} = aten.mul.Tensor(%h{i}, %h{i}) : f32[8, 16]"]
-        lines += [f"%c{i} = aten.mul.Tensor(%q{i + 1}, %s{i}) : f32[8, 16]"]
-        lines += [f"%t{i} = aten.t.default(%h{i}) : f32[16, 8] strides [1, 16]"]
+        lines += [f"%s{i} = aten.mul.Tensor(%h{i}, %h{i}) : f32[64, 16]"]
+        lines += [f"%c{i} = aten.mul.Tensor(%q{i + 1}, %s{i}) : f32[64, 16]"]
+        lines += [f"%t{i} = aten.t.default(%h{i}) : f32[16, 64] strides [1, 16]"]
         lines += [f"%w{i} = aten.mm.default(%t{i}, %c{i}) : f32[16, 16]"]
-        lines += [f"%q{i} = aten.mm.default(%c{i}, %w) : f32[8, 16]"]
+        lines += [f"%q{i} = aten.mm.default(%c{i}, %w) : f32[64, 16]"]
         total = f"%v{i + 1}" if i + 1 < layers else f"%w{i}"
         lines += [f"%v{i} = aten.add.Tensor({total}, %w{i}) : f32[16, 16]"]
     body = "\n".join(f"  {line}" for line in lines)
-    inputs = "%x: f32[8, 16], %w: f32[16, 16], %g: f32[8, 16]"
+    inputs = "%x: f32[64, 16], %w: f32[16, 16], %g: f32[64, 16]"
     return parse(f"graph step({inputs}) {{\n{body}\n  return %y, %v0, %q0\n}}")
 
 
@@ -134,3 +138,28 @@ graph g(%x: f32[4]) {
     assert set(first.makes) & set(second.reads)
     for schedule in solve(problem).schedules:
         assert schedule.order.index(0) < schedule.order.index(1)
+
+
+# --- budgets ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("waste", [1, 257])
+def test_less_memory_never_takes_less_time_and_is_never_more(waste: int) -> None:
+    """Also where a plan takes some bytes more than its schedule."""
+    graph = deep(8)
+    seconds = {node.name: 0.1 + 0.01 * i for i, node in enumerate(graph.nodes)}
+    step = Scheduled(graph, seconds)
+    problem = step.problem
+
+    def planned(order: Order) -> int:
+        verdict = judge(problem, order)
+        assert isinstance(verdict, Verdict)
+        return verdict.peak + sum(order) % waste
+
+    first, least = planned(problem.given_order), fitted(step, None, planned)
+    asked = [least.peak + (first - least.peak) * share // 7 for share in range(7, -1, -1)]
+    found = [fitted(step, budget, planned) for budget in asked]
+    assert all(f.peak <= budget for f, budget in zip(found, asked, strict=True))
+    points = [(f.peak, f.schedule.seconds) for f in found]
+    assert len(set(points)) > 3
+    assert all(a[0] >= b[0] and a[1] <= b[1] for a, b in itertools.pairwise(points))

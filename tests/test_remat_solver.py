@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
-import itertools
 from collections.abc import Callable, Iterator
 from random import Random
 
@@ -244,17 +243,6 @@ def test_a_chain_is_recomputed_once_where_half_of_it_fits() -> None:
     assert front.within(front.least.peak - 1) is None
 
 
-@pytest.mark.parametrize("length", [20, 40])
-def test_a_larger_budget_never_takes_longer_and_less_never_more_bytes(length: int) -> None:
-    problem = chain(length)
-    first, least = peak_of(problem), solve(problem).least.peak
-    asked = [least + (first - least) * share // 8 for share in range(8, -1, -1)]
-    found = [solve(problem, most=budget).within(budget) for budget in asked]
-    points = [(plan.peak, plan.seconds) for plan in found if plan is not None]
-    assert len(points) == len(asked) and len(set(points)) > 3
-    assert all(a[0] >= b[0] and a[1] <= b[1] for a, b in itertools.pairwise(points))
-
-
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.25])
 def test_one_budget_can_be_asked_for(share: float) -> None:
     problem = chain(40)
@@ -365,10 +353,3 @@ def test_the_twin_makes_the_same_moves(seed: int) -> None:
     quick = Annealer(problem).anneal(problem.given_order, settings)
     assert quick == anneal_slowly(problem, problem.given_order, settings, 128)
     assert quick != list(problem.given_order)
-
-
-@pytest.mark.parametrize("length", [20, 40])
-def test_the_last_schedule_is_the_same_for_every_budget(length: int) -> None:
-    problem = chain(length)
-    lasts = [solve(problem, most=budget).last for budget in (0, 700, peak_of(problem), None)]
-    assert len({last.order for last in lasts}) == 1

@@ -66,12 +66,10 @@ def fitted(
 def _candidates(
     problem: Problem, budget: int | None, seed: int, progress: Progress
 ) -> Iterable[Schedule]:
-    """Schedules for a budget, the fastest first; the last is one of the least peak, the same for
+    """Schedules for a budget, the fastest first; the last is that of the least peak, the same for
     every budget: its plan is what a budget can be that is refused."""
     if len(problem.steps) <= COMPARED:
-        front = solve(problem, seed, progress, budget or 0)
-        yield from (found for found in front.schedules if found != front.last)
-        yield front.last
+        yield from solve(problem, seed, progress).schedules
         return
     if budget is not None:
         for share in ROOM:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from itertools import accumulate
+from math import fsum
 
 from .problem import Order, Problem
 
@@ -49,7 +50,7 @@ def judge(problem: Problem, order: Order) -> Verdict | Fault:
         return fault
     live = live_bytes(problem, order)
     peak = max(live, default=0)
-    seconds = sum(problem.steps[i].seconds for i in order)
+    seconds = fsum(problem.steps[i].seconds for i in order)  # whatever the order, to the bit
     return Verdict(peak, live.index(peak) if live else 0, seconds)
 
 

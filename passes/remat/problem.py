@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from math import fsum
 from operator import or_
 
 import numpy as np
@@ -70,7 +71,7 @@ class Problem:
     @property
     def seconds(self) -> float:
         """Of every step, once."""
-        return sum(step.seconds for step in self.steps)
+        return fsum(step.seconds for step in self.steps)
 
 
 Order = Sequence[int]

@@ -32,7 +32,7 @@ APART: Final = 0.04
 UP_MOVES, FEWEST_UP_MOVES = 15, 15_000
 # How much more bytes are worth after a search that missed its budget.
 STIFFER: Final = 4.0
-# Those up to this share are looked for whatever the budget is: the least peak comes of them.
+# The least peak is looked for from rungs up to this share.
 LOW: Final = 0.5
 # The least peak: once with bytes this much stiffer; then ever less is asked for, until so many
 # times in a row nothing came of it.
@@ -56,12 +56,10 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Front:
-    """Schedules of falling peak and rising time, and bytes that none gets below. `last` is what was
-    found for the least peak, which does not go by what else was asked for."""
+    """Schedules of falling peak and rising time, and bytes that none gets below."""
 
     schedules: tuple[Schedule, ...]
     bound: int
-    last: Schedule
 
     def within(self, budget: int) -> Schedule | None:
         """The one of least time that holds at most so many bytes."""
@@ -87,30 +85,26 @@ def _silent(found: Schedule) -> None:
     pass
 
 
-def solve(
-    problem: Problem, seed: int = 0, progress: Progress = _silent, most: int | None = None
-) -> Front:
-    """The front of peak against time, for budgets of at most `most` bytes. The same problem gets
-    the same front, and what a budget gets does not go by `most`."""
+def solve(problem: Problem, seed: int = 0, progress: Progress = _silent) -> Front:
+    """The front of peak against time. The same problem gets the same front: whatever budget it is
+    for, all rungs are climbed, for one that was asked for more bytes may end with fewer."""
     search = _Search(problem, seed, progress)
     first = search.first
     down = [_Asked(first.peak, first)]
     for number, share in enumerate(RUNGS, DOWN):
         asked = int(share * first.peak)
-        if asked > search.bound and (most is None or share <= LOW or asked <= most):
+        if asked > search.bound:
             moves = max(FEWEST_RUNG_MOVES, RUNG_MOVES * len(problem.steps))
             down.append(_Asked(asked, search.fitting(asked, moves, number)))
     found = [search.least([a.found for a in down if a.budget <= LOW * first.peak] or [first])]
     for number, budget in enumerate(_rungs(found[0].peak, first.peak), UP):
-        if most is not None and budget > max(most, found[0].peak):
-            break
         start = _quickest((*(a.found for a in down if a.budget <= budget), found[-1]), budget)
         assert start is not None
         moves = max(FEWEST_UP_MOVES, UP_MOVES * len(problem.steps))
         found.append(search.relaxed(start, budget, moves, number))
-    asked_for = [a.found for a in down if most is None or a.budget <= most]
-    outside = [search.as_given, *map(search.outside, (first, *asked_for, *found))]
-    return Front(tuple(_front(outside)), search.bound, search.outside(_smallest(found[:2])))
+    asked_for = (a.found for a in down)
+    outside = [search.as_given, *map(search.outside, (*asked_for, *found))]
+    return Front(tuple(_front(outside)), search.bound)
 
 
 def fit(
