@@ -132,15 +132,16 @@ def step_memory(halves: Halves) -> StepMemory:
 
 
 def _handed(halves: Halves, split: int, count: int) -> Iterator[Span]:
-    """Storages that outlive the forward, and the gradients that the backward is given."""
+    """Storages that outlive the forward's calls, and the gradients that the backward is given; what
+    is only written to inputs is let go when the forward has returned."""
     roots = storage_roots(halves.forward)
     starts = {v: i for i, node in enumerate(halves.forward.nodes) for v in node.results}
     freed = _last_reads(halves)
-    written = (v for _, v in halves.forward.updates)
-    handed = (*values_in(halves.forward.outputs), *written)
-    for root in dict.fromkeys(roots[v] for v in handed):
+    handed = dict.fromkeys((roots[v] for v in values_in(halves.forward.outputs)), count - 1)
+    written = dict.fromkeys((roots[v] for _, v in halves.forward.updates), split - 1)
+    for root, end in (written | handed).items():
         if root in starts:
-            last = split + freed[root] if root in freed else count - 1
+            last = split + freed[root] if root in freed else end
             yield Span(starts[root], last, root.tensor.nbytes)
     for given in halves.backward.inputs:
         if given.role == "tangent" and split < count:

@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def falling(name: str) -> dict[str, Any]:
-    most, least = (fresh(name, budget)["measured"] for budget in ("", "min"))
+    most, least = fresh(name, "")["measured"], fresh(name, "min")["planned"]
     budgets = [most - (most - least) * place // (BUDGETS - 1) for place in range(BUDGETS)]
     rows = [fresh(name, str(budget)) for budget in budgets]
     kept = all(row["measured"] <= row["budget"] for row in rows)
@@ -69,7 +69,8 @@ def one(name: str, budget: str) -> dict[str, Any]:
     _, peak = run(training(name), {"memory_budget": budget} if budget else {})
     told = next((p.fitted for p in reversed(programs()) if isinstance(p.fitted, Fitted)), None)
     asked = int(budget) if budget.isdigit() else None
-    return {"budget": asked, "measured": peak, "seconds": told and told.schedule.seconds}
+    planned, seconds = (told.peak, told.schedule.seconds) if told else (None, None)
+    return {"budget": asked, "measured": peak, "planned": planned, "seconds": seconds}
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def fitted(
     if budget is not None and (peak := planned(first.order)) <= budget:
         return Fitted(first, peak, first, bound)
     for found in _candidates(problem, budget, seed, progress):
-        if budget is not None and found.peak <= budget:
+        if budget is not None and found.peak - scheduled.overstated <= budget:
             peak = planned(found.order)
             if peak <= budget:
                 return Fitted(found, peak, first, bound)

@@ -140,6 +140,16 @@ class Scheduled:
             steps.append(step)
         return Problem(tuple(steps), tuple(sizes), frozenset(kept))
 
+    @cached_property
+    def overstated(self) -> int:
+        """Bytes that the problem holds to the end of a training step although they are only written
+        to inputs, and let go when the forward ends."""
+        if self.boundary is None:
+            return 0
+        returned = {n for value in values_in(self.graph.outputs) for n in self.needed(value)}
+        written = {n for _, value in self.graph.updates for n in self.needed(value)}
+        return sum(self.problem.sizes[n] for n in written - returned)
+
     def _step(self, node: Node | None, kept: set[int]) -> Step:
         makes = tuple(self.values[v] for v in self._made(node))
         if node is None:
