@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
-from time import perf_counter
+from time import process_time
 from typing import NamedTuple
 
 from benchmarks.options import RESULTS, add_count, positive
@@ -125,12 +125,12 @@ class Row(NamedTuple):
 
 def measure(instance: Instance, seconds: float) -> Row:
     bound = lower_bound(MemoryProblem(instance.buffers, 1))
-    start = perf_counter()
+    start = process_time()
     try:
         found = plan_trace(instance.buffers, 1, instance.capacity, seconds).plan.nbytes
     except OptionError:
         found = None
-    return Row(instance.name, len(instance.buffers), bound, found, perf_counter() - start)
+    return Row(instance.name, len(instance.buffers), bound, found, process_time() - start)
 
 
 def main() -> int:
