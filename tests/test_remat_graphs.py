@@ -79,20 +79,20 @@ def deep(layers: int) -> Graph:
     lines = ["%wt = aten.t.default(%w) : f32[16, 16] strides [1, 16]"]
     for i in range(layers):
         read = f"%h{i - 1}" if i else "%x"
-        lines += [f"%p{i} = aten.mm.default({read}, %wt) : f32[64, 16]"]
-        lines += [f"%h{i} = aten.tanh.default(%p{i}) : f32[64, 16]"]
-    lines += [f"%y = aten.mul.Tensor(%h{layers - 1}, %x) : f32[64, 16]"]
-    lines += [f"%q{layers} = aten.mul.Tensor(%g, %x) : f32[64, 16]"]
+        lines += [f"%p{i} = aten.mm.default({read}, %wt) : f32[8, 16]"]
+        lines += [f"%h{i} = aten.tanh.default(%p{i}) : f32[8, 16]"]
+    lines += [f"%y = aten.mul.Tensor(%h{layers - 1}, %x) : f32[8, 16]"]
+    lines += [f"%q{layers} = aten.mul.Tensor(%g, %x) : f32[8, 16]"]
     for i in reversed(range(layers)):
-        lines += [f"%s{i} = aten.mul.Tensor(%h{i}, %h{i}) : f32[64, 16]"]
-        lines += [f"%c{i} = aten.mul.Tensor(%q{i + 1}, %s{i}) : f32[64, 16]"]
-        lines += [f"%t{i} = aten.t.default(%h{i}) : f32[16, 64] strides [1, 16]"]
+        lines += [f"%s{i} = aten.mul.Tensor(%h{i}, %h{i}) : f32[8, 16]"]
+        lines += [f"%c{i} = aten.mul.Tensor(%q{i + 1}, %s{i}) : f32[8, 16]"]
+        lines += [f"%t{i} = aten.t.default(%h{i}) : f32[16, 8] strides [1, 16]"]
         lines += [f"%w{i} = aten.mm.default(%t{i}, %c{i}) : f32[16, 16]"]
-        lines += [f"%q{i} = aten.mm.default(%c{i}, %w) : f32[64, 16]"]
+        lines += [f"%q{i} = aten.mm.default(%c{i}, %w) : f32[8, 16]"]
         total = f"%v{i + 1}" if i + 1 < layers else f"%w{i}"
         lines += [f"%v{i} = aten.add.Tensor({total}, %w{i}) : f32[16, 16]"]
     body = "\n".join(f"  {line}" for line in lines)
-    inputs = "%x: f32[64, 16], %w: f32[16, 16], %g: f32[64, 16]"
+    inputs = "%x: f32[8, 16], %w: f32[16, 16], %g: f32[8, 16]"
     return parse(f"graph step({inputs}) {{\n{body}\n  return %y, %v0, %q0\n}}")
 
 
