@@ -6,6 +6,7 @@ The tests also want pytest, hypothesis, lark and safetensors.
     tests      the tests that are marked `gpu`
     rows       softmax, norms and cross entropy in bf16, forward and backward, beside a copy
     attention  forward in bf16, heads of 128: our kernel, torch's, FlexAttention
+    gradients  the same backward
     products   a product with an epilogue, beside the product alone
     models     GPT-2 and a Llama in bf16: inference, and a training step
 
@@ -30,7 +31,7 @@ from typing import Any, Final
 
 import torch
 
-from benchmarks import gpu_cases
+from benchmarks import gpu_cases, gpu_gradients
 from benchmarks.device import Device
 from benchmarks.gpu_cases import Case, Setting
 from benchmarks.options import RESULTS, add_choice, add_count
@@ -40,13 +41,24 @@ from benchmarks.steady import duration
 PARTS: Final[Mapping[str, Callable[[Setting], Iterator[Case]]]] = {
     "rows": gpu_cases.rows,
     "attention": gpu_cases.attention,
+    "gradients": gpu_gradients.gradients,
     "products": gpu_cases.products,
     "models": gpu_cases.models,
 }
 # In this order, with the share of the time that each may take.
-SHARES: Final = {"tests": 0.25, "attention": 0.25, "rows": 0.2, "products": 0.1, "models": 0.2}
+SHARES: Final = {
+    "tests": 0.25,
+    "attention": 0.2,
+    "gradients": 0.15,
+    "rows": 0.15,
+    "products": 0.1,
+    "models": 0.15,
+}
 TESTS: Final = ("tests/test_triton.py", "tests/test_triton_attention.py")
-MORE_TESTS: Final = ("tests/test_gpu_artefact.py", "tests/test_gpu_here.py")
+MORE_TESTS: Final = (
+    *("tests/test_triton_attention_backward.py", "tests/test_gpu_artefact.py"),
+    "tests/test_gpu_here.py",
+)
 NO_GPU: Final = 2
 MESSAGE: Final = 400
 

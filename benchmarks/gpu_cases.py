@@ -119,14 +119,14 @@ def rows(setting: Setting) -> Iterator[Case]:
             yield Case(
                 title,
                 {n: partial(_without_gradient, call, inputs) for n, call in calls.items()},
-                partial(function, *map(_exact, inputs)),
+                partial(function, *map(exact, inputs)),
                 tuple(calls),
                 bytes=forward * nbytes,
             )
             yield Case(
                 f"{title}, backward",
                 {n: _backward(call, inputs) for n, call in calls.items()},
-                _backward(function, [_exact(x) for x in inputs]),
+                _backward(function, [exact(x) for x in inputs]),
                 tuple(calls),
                 bytes=backward * nbytes,
             )
@@ -140,7 +140,7 @@ def _row_inputs(name: str, count: int, length: int, setting: Setting) -> list[Te
     return [x, *(setting.drawn(length) for _ in range(parameters))]
 
 
-def _exact(x: Tensor) -> Tensor:
+def exact(x: Tensor) -> Tensor:
     return x.double() if x.is_floating_point() else x
 
 
@@ -178,7 +178,7 @@ def products(setting: Setting) -> Iterator[Case]:
         yield Case(
             f"gelu(x w + b), {m}x{n}x{k}",
             {**calls, "product alone": lambda x=x, w=weight: F.linear(x, w)},  # type: ignore[misc]
-            partial(gelu, *map(_exact, (x, weight, bias))),
+            partial(gelu, *map(exact, (x, weight, bias))),
             tuple(calls),
             flops=2.0 * m * n * k,
         )
@@ -213,9 +213,7 @@ def _attention(
     query, key, value = (setting.drawn(1, heads, length, width) for _ in range(3))
     given = (query, key, value)
     at = torch.arange(length, device=setting.device)
-    live = length**2
-    if sees is not None:
-        live = sum(int(sees(i[:, None], at[None]).sum()) for i in at.split(1024))
+    live = live_scores(sees, length, setting.device)
     few = at[-64:]
 
     def masked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -223,21 +221,21 @@ def _attention(
         seen = None if sees is None else sees(at[:, None], at[None])
         return F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
 
-    def exact() -> Tensor:
+    def reference() -> Tensor:
         mask = None if sees is None else sees(few[:, None], at[None])
-        rows = _exact(query)[:, :, few]
-        return F.scaled_dot_product_attention(rows, _exact(key), _exact(value), attn_mask=mask)
+        rows = exact(query)[:, :, few]
+        return F.scaled_dot_product_attention(rows, exact(key), exact(value), attn_mask=mask)
 
     calls: dict[str, Call] = {
         n: partial(_without_gradient, call, given) for n, call in setting.compiled(masked).items()
     }
     calls |= {"kernel": kernel_of(sees, given), "causal": partial(_causal, *given)}
     if not setting.quick:
-        calls["flex"] = _flex(query, key, value, sees, length)
+        calls["flex"] = flex(query, key, value, sees, length)
     return Case(
         title,
         calls,
-        exact,
+        reference,
         tuple(name for name in calls if name != "causal"),
         flops=4.0 * heads * width * live,
         checked=lambda answer: answer[:, :, few],
@@ -245,11 +243,18 @@ def _attention(
     )
 
 
+def live_scores(sees: Positions | None, length: int, device: str) -> int:
+    at = torch.arange(length, device=device)
+    if sees is None:
+        return length**2
+    return sum(int(sees(i[:, None], at[None]).sum()) for i in at.split(1024))
+
+
 def _causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
-def _flex(query: Tensor, key: Tensor, value: Tensor, sees: Positions | None, length: int) -> Call:
+def flex(query: Tensor, key: Tensor, value: Tensor, sees: Positions | None, length: int) -> Call:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     compiled = torch.compile(flex_attention, dynamic=False)
@@ -271,7 +276,7 @@ def kernel_of(sees: Positions | None, given: tuple[Tensor, ...]) -> Call:
     from rewright.ir.loops import lower_attention
 
     shapes = [torch.empty(x.shape, dtype=x.dtype) for x in given]
-    traced = make_fx(partial(_spelled, sees), tracing_mode="fake")(*shapes)
+    traced = make_fx(partial(spelled, sees), tracing_mode="fake")(*shapes)
     nest = lower_attention(from_fx(traced, name="attention"), "attention")
     if given[0].device.type == "cpu":
         return _on_cpu(nest, given)
@@ -300,7 +305,7 @@ def _on_cpu(nest: AttentionNest, given: tuple[Tensor, ...]) -> Call:
     return call
 
 
-def _spelled(sees: Positions | None, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def spelled(sees: Positions | None, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """As a kernel computes it: in f32, whatever the operands are."""
     b, h, t, d = query.shape
     q, k, v = (x.float().view(b * h, t, d) for x in (query, key, value))

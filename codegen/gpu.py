@@ -5,6 +5,7 @@ Both come to the same: a binary with an entry, and what a launch passes to it.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -38,14 +39,18 @@ from rewright.ir.storage import may_share_input_storage
 ALIGNMENT: Final = 16
 WARP: Final = 32
 
+# What Triton makes kernels from.
+TritonNest = Nest | AttentionNest | AttentionBackwardNest
+
 # What a parameter is in PTX.
-_PTX_TYPES: Final = {"pointer": "u64", "null": "u64", "i32": "u32", "i64": "u64"}
+_PTX_TYPES: Final = {"pointer": "u64", "scratch": "u64", "null": "u64", "i32": "u32", "i64": "u64"}
 
 
 @dataclass(frozen=True)
 class Argument:
-    """A `kind` of pointer (the next of the table), size (`value`, an expression over symbols, as
-    i32 or i64) or null (no address). `aligned`: a multiple of ALIGNMENT."""
+    """A `kind` of pointer (the next of the table), scratch (to memory of a launch's own, for so
+    many elements of f32 as `value`, an expression over symbols, says), size (`value` as i32 or
+    i64) or null (no address). `aligned`: a multiple of ALIGNMENT."""
 
     kind: str
     name: str = ""
@@ -67,7 +72,8 @@ class Image:
 @dataclass(frozen=True)
 class GpuKernel:
     """A kernel launched with `blocks` blocks of `threads` threads (x, y), unless one of `narrow` is
-    over LARGEST_NARROW (of `rewright.codegen.triton.kernel`)."""
+    over LARGEST_NARROW (of `rewright.codegen.triton.kernel`). Kernels `before` are launched before
+    it, with the same pointers and scratch memory."""
 
     name: str
     language: str  # triton | cuda
@@ -78,6 +84,7 @@ class GpuKernel:
     threads: tuple[int, int]
     arguments: tuple[Argument, ...]
     narrow: tuple[Size, ...] = ()
+    before: tuple[GpuKernel, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,8 +112,6 @@ def build_kernels(
                 raise UnsupportedError("kernels of quantized layers are for CPUs")
             if isinstance(nest, ConvolutionNest):
                 raise UnsupportedError("kernels of convolutions are for CPUs")
-            if isinstance(nest, AttentionBackwardNest):
-                raise UnsupportedError("kernels of attention's gradient are for CPUs")
             if not _is_on_gpu(nest):
                 raise UnsupportedError("it is on the CPU")
             if not has_triton():
@@ -125,7 +130,7 @@ def build_kernels(
     return GpuKernels(tuple(built[n.name] for n in nests if n.name in built), refused)
 
 
-def _is_on_gpu(nest: Nest | AttentionNest) -> bool:
+def _is_on_gpu(nest: TritonNest) -> bool:
     return all(b.type.device.type != "cpu" for b in nest.outputs)
 
 
@@ -149,6 +154,7 @@ def described(kernel: GpuKernel) -> dict[str, Any]:
         "threads": list(kernel.threads),
         "narrow": [str(size) for size in kernel.narrow],
         "arguments": [_told(argument) for argument in kernel.arguments],
+        "before": [described(k) for k in kernel.before],
     }
 
 
@@ -156,6 +162,8 @@ def _told(argument: Argument) -> dict[str, Any]:
     found: dict[str, Any] = {"kind": argument.kind, "name": argument.name}
     if argument.kind == "pointer":
         return found | {"aligned": argument.aligned}
+    if argument.kind == "scratch":
+        return found | {"value": argument.value}
     return found | ({"type": argument.type, "value": argument.value} if argument.type else {})
 
 
@@ -163,7 +171,7 @@ def _told(argument: Argument) -> dict[str, Any]:
 
 
 def by_triton(
-    nest: Nest | AttentionNest,
+    nest: TritonNest,
     symbols: Sequence[str],
     archs: Sequence[int],
     unaligned: Collection[int] = (),
@@ -172,17 +180,26 @@ def by_triton(
     kernel = triton.emit(nest, symbols)
     pointers = [p.name for p in kernel.parameters if p.size is None]
     anywhere = {pointers[place] for place in unaligned}
-    images = [triton.compile_for(kernel, arch, unaligned=anywhere) for arch in archs]
+    before = tuple(_of_triton(k, archs, anywhere) for k in kernel.before)
+    return dataclasses.replace(_of_triton(kernel, archs, anywhere), before=before)
+
+
+def _of_triton(
+    kernel: triton.TritonKernel, archs: Sequence[int], unaligned: Collection[str]
+) -> GpuKernel:
+    images = [triton.compile_for(kernel, arch, unaligned=unaligned) for arch in archs]
     built = images[0]
     arguments = [
         Argument("size", p.name, p.type or "i32", str(p.size), p.name in built.divisible)
         if p.size is not None
         else Argument("pointer", p.name, aligned=p.name in built.divisible)
+        if p.scratch is None
+        else Argument("scratch", p.name, value=str(p.scratch))
         for p in kernel.parameters
     ]
     arguments += [Argument("null", "global_scratch"), Argument("null", "profile_scratch")]
     found = GpuKernel(
-        name=nest.name,
+        name=kernel.name,
         language="triton",
         source=kernel.source,
         entry=built.name,

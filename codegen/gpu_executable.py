@@ -14,7 +14,7 @@ import torch
 
 from rewright.codegen.cuda.driver_runtime import Driver, DriverError, Launch
 from rewright.codegen.executable import Executable
-from rewright.codegen.gpu import ALIGNMENT, GpuKernels, described
+from rewright.codegen.gpu import ALIGNMENT, GpuKernel, GpuKernels, described
 from rewright.ir import Graph, TensorType, ToolchainError
 
 
@@ -31,8 +31,14 @@ def launches(kernels: GpuKernels, symbols: Sequence[str], driver: Driver) -> dic
     """The kernels by name, loaded on the driver's device, whose architecture their first image is
     for. Raises ToolchainError with the driver's words."""
     units: dict[bytes, list[str]] = {}
-    for kernel in kernels.built:
+    for kernel in (k for built in kernels.built for k in (*built.before, built)):
         units.setdefault(kernel.images[0].cubin, []).append(kernel.entry)
+
+    def launch(kernel: GpuKernel) -> Launch:
+        (image, *_), before = kernel.images, [launch(k) for k in kernel.before]
+        function = functions[image.cubin, kernel.entry]
+        return Launch(driver, function, described(kernel), image.shared, symbols, before)
+
     try:
         with driver.entered():
             functions = {
@@ -40,16 +46,7 @@ def launches(kernels: GpuKernels, symbols: Sequence[str], driver: Driver) -> dic
                 for cubin, entries in units.items()
                 for entry, function in zip(entries, driver.functions(cubin, entries), strict=True)
             }
-            return {
-                k.name: Launch(
-                    driver,
-                    functions[k.images[0].cubin, k.entry],
-                    described(k),
-                    k.images[0].shared,
-                    symbols,
-                )
-                for k in kernels.built
-            }
+            return {kernel.name: launch(kernel) for kernel in kernels.built}
     except DriverError as error:
         raise ToolchainError(f"kernels cannot be loaded: {error}", who="cuda") from error
 

@@ -269,7 +269,7 @@ def environment(
     graph: Graph, options: Options, samples: tuple[Sequence[Any], ...] = ()
 ) -> tuple[Env, str | None]:
     """What passes over `graph` may use, and why it gets no kernels, if so."""
-    target = _target_for(graph, options)
+    target = target_for(graph, options)
     env = Env(
         cost=cost_model(target),
         target=target,
@@ -351,7 +351,7 @@ def _has_other_ranks() -> bool:
     )
 
 
-def _target_for(graph: Graph, options: Options) -> Target:
+def target_for(graph: Graph, options: Options) -> Target:
     """Raises UnsupportedError when the graph lies on another kind of device."""
     target, devices = target_of(options), devices_of(graph)
     device = gpu_of(graph)

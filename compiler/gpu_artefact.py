@@ -20,7 +20,7 @@ from rewright.passes import Env
 from rewright.trace import write_trace
 
 FORMAT: Final = "rewright-kernels"
-VERSION: Final = 1
+VERSION: Final = 2
 
 
 def compile_for_target(
@@ -114,10 +114,16 @@ def _write_kernel(kernel: GpuKernel, place: Path) -> dict[str, Any]:
         from rewright.codegen.cuda.build import HEADERS
 
         (place / "kernels.cuh").write_bytes((HEADERS / "kernels.cuh").read_bytes())
+    return _written(kernel, source, stem)
+
+
+def _written(kernel: GpuKernel, source: Path, stem: str) -> dict[str, Any]:
+    place = source.parent
     return described(kernel) | {
         "language": kernel.language,
         "source": f"{place.name}/{source.name}",
         "images": [_write_image(image, place / stem) for image in kernel.images],
+        "before": [_written(k, source, k.name) for k in kernel.before],
     }
 
 

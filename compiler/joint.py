@@ -21,6 +21,7 @@ from rewright.options import Options
 
 if TYPE_CHECKING:
     from rewright.ir import Graph
+    from rewright.ir.target import Target
     from rewright.passes import Pass
     from rewright.step_budget import Start
 
@@ -33,6 +34,7 @@ IN_PARTS: Final = (
 def partition(options: Options) -> Callable[..., tuple[fx.GraphModule, fx.GraphModule]]:
     """PyTorch's min-cut partitioner, after our passes over the joint graph; with a memory budget
     only the start of a schedule of our own."""
+    from rewright.driver import target_of
     from rewright.losses import opened
     from rewright.passes import Fuse
     from rewright.torch_compat import forget_checkpoints, min_cut_partition
@@ -45,7 +47,8 @@ def partition(options: Options) -> Callable[..., tuple[fx.GraphModule, fx.GraphM
         joint = rewritten(joint, inputs, options)
         given["num_fwd_outputs"] = num_fwd_outputs
         if not options.memory_budget:
-            return part(opened(joint) if _has_kernels(options, Fuse) else joint, inputs, **given)
+            is_opened = _has_kernels(options, target_of(options), Fuse)
+            return part(opened(joint) if is_opened else joint, inputs, **given)
         from rewright.step_budget import partition_within
 
         found = starts(part, joint, inputs, options, **given)
@@ -142,14 +145,20 @@ def overrides_tags(options: Options) -> bool:
 
 def rewritten(joint: fx.GraphModule, inputs: Any, options: Options) -> fx.GraphModule:
     """The joint graph after the passes that act on pairs; the very one when none applies."""
-    from rewright.passes import Canonicalize, ChannelsLast, Cse, FlashAttention, Rules
-    from rewright.passes.attention import AttentionPairs, FlashAttentionPairs
+    from rewright.passes import Canonicalize, ChannelsLast, Cse, Rules
 
     # Both parts of a step must agree on how images lie between them.
-    joint = _after(joint, inputs, options, _is_image, (), ChannelsLast())
+    joint = _after(joint, inputs, options, _is_image, (), lambda target: (ChannelsLast(),))
     before = Canonicalize(), Cse(), Rules()
-    ours = (FlashAttentionPairs(),) if _has_kernels(options, FlashAttention) else ()
-    return _after(joint, inputs, options, _is_attention, before, AttentionPairs(), *ours)
+    return _after(joint, inputs, options, _is_attention, before, partial(_of_attention, options))
+
+
+def _of_attention(options: Options, target: Target) -> Sequence[Pass]:
+    from rewright.passes import FlashAttention
+    from rewright.passes.attention import AttentionPairs, FlashAttentionPairs
+
+    ours = (FlashAttentionPairs(),) if _has_kernels(options, target, FlashAttention) else ()
+    return AttentionPairs(), *ours
 
 
 def _is_image(node: fx.Node) -> bool:
@@ -165,21 +174,25 @@ def _is_attention(node: fx.Node) -> bool:
     return node.target == aten._softmax_backward_data.default
 
 
-def _has_kernels(options: Options, maker: type[Pass]) -> bool:
-    """Whether what this pass makes may run in kernels of ours on a CPU."""
+def _has_kernels(options: Options, target: Target, maker: type[Pass]) -> bool:
+    """Whether what this pass makes may run in kernels of ours."""
     from rewright.building import compiler_for
-    from rewright.driver import pipeline_of, target_of
+    from rewright.codegen.gpu import has_triton
+    from rewright.driver import pipeline_of
     from rewright.ir import ToolchainError
     from rewright.passes import Fuse
 
-    target = target_of(options)
+    chosen = pipeline_of(options)
+    steps = [step for step in chosen if not (isinstance(step, Fuse) and step.max_ops == 0)]
+    if not any(isinstance(step, maker) for step in steps):
+        return False
+    if target.device != "cpu":
+        return has_triton()
     try:
         compiler_for(target)
     except ToolchainError:
         return False
-    chosen = pipeline_of(options)
-    steps = [step for step in chosen if not (isinstance(step, Fuse) and step.max_ops == 0)]
-    return target.device == "cpu" and any(isinstance(step, maker) for step in steps)
+    return True
 
 
 def chunked(joint: fx.GraphModule, inputs: Any, options: Options) -> fx.GraphModule:
@@ -190,7 +203,7 @@ def chunked(joint: fx.GraphModule, inputs: Any, options: Options) -> fx.GraphMod
         return node.target == torch.ops.aten._log_softmax_backward_data.default
 
     before = Canonicalize(), Cse(), Rules(("joins",))
-    return _after(joint, inputs, options, is_loss, before, ChunkLoss())
+    return _after(joint, inputs, options, is_loss, before, lambda target: (ChunkLoss(),))
 
 
 def _after(
@@ -199,11 +212,11 @@ def _after(
     options: Options,
     is_sign: Callable[[fx.Node], bool],
     before: Sequence[Pass],
-    *steps: Pass,
+    steps: Callable[[Target], Sequence[Pass]],
 ) -> fx.GraphModule:
-    """The joint graph after passes, and those that prepare for them, where they change something.
-    What has no sign that they may, or has checkpoints of the user, which the IR does not know,
-    stays."""
+    """The joint graph after the passes for its target, and those that prepare for them, where they
+    change something. What has no sign that they may, or has checkpoints of the user, which the IR
+    does not know, stays."""
     from torch._guards import detect_fake_mode
     from torch._subclasses.fake_tensor import unset_fake_temporarily
     from torch.fx.passes.fake_tensor_prop import FakeTensorProp
@@ -227,20 +240,27 @@ def _after(
 
 
 def _changed(
-    joint: fx.GraphModule, options: Options, before: Sequence[Pass], steps: Sequence[Pass]
+    joint: fx.GraphModule,
+    options: Options,
+    before: Sequence[Pass],
+    steps: Callable[[Target], Sequence[Pass]],
 ) -> Graph | None:
     """What passes make of a graph that others have prepared; None when they leave it."""
     from rewright.costmodel import Roofline
-    from rewright.driver import target_of, tools_of
+    from rewright.driver import target_for, tools_of
+    from rewright.ir import UnsupportedError
     from rewright.ir.fx_import import from_fx
     from rewright.passes import Env
 
-    target = target_of(options)
-    env = Env(cost=Roofline(target), target=target, tools=tools_of(options, target))
     graph = from_fx(joint, name="joint")
+    try:
+        target = target_for(graph, options)
+    except UnsupportedError:
+        return None  # the parts will be refused with the same words
+    env = Env(cost=Roofline(target), target=target, tools=tools_of(options, target))
     for preparation in before:
         graph = preparation.run(graph, env)
     found = graph
-    for step in steps:
+    for step in steps(target):
         found = step.run(found, env)
     return None if found is graph else found

@@ -54,9 +54,17 @@ class Move(Pass, name="move", takes="aten", gives="aten"):
         return graph if moved == graph else self.gave(moved, {})
 
 
+def to_cpu(graph: Graph) -> Graph:
+    """The graph with everything of GPUs on the CPU."""
+    return _Mover(torch.device("cpu"), "cuda").graph(graph)
+
+
 @dataclass(frozen=True)
 class _Mover:
+    """Puts on a device what is on others of some kind."""
+
     device: torch.device
+    kind: str = "cpu"
 
     def graph(self, graph: Graph) -> Graph:
         return dataclasses.replace(
@@ -79,13 +87,13 @@ class _Mover:
     def arg(self, arg: Arg) -> Arg:
         if isinstance(arg, tuple):
             return tuple(map(self.arg, arg))
-        if isinstance(arg, torch.device) and arg.type == "cpu":
+        if isinstance(arg, torch.device) and arg.type == self.kind:
             return self.device
         return self.value(arg) if isinstance(arg, Value) else arg
 
     def value(self, value: Value) -> Value:
         type = value.type
-        if not isinstance(type, TensorType) or type.device.type != "cpu":
+        if not isinstance(type, TensorType) or type.device.type != self.kind:
             return value
         return Value(value.name, dataclasses.replace(type, device=self.device))
 

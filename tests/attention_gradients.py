@@ -16,7 +16,12 @@ from attention_kernels import MARGIN, UNTOUCHED, Score
 from rewright.codegen.cpp import build, emit
 from rewright.ir import Graph, Node, ScalarType, TensorType, Value, fresh_names, op
 from rewright.ir.fx_import import from_fx
-from rewright.ir.loops import AttentionBackwardNest, lower_attention_backward
+from rewright.ir.loops import (
+    AttentionBackwardNest,
+    AttentionNest,
+    lower_attention,
+    lower_attention_backward,
+)
 from rewright.passes.attention.backward import backward_of, with_sums
 from rewright.passes.emitter import Emitter
 
@@ -81,17 +86,22 @@ class Gradients:
 
     def body(self) -> Graph:
         """Of the gradient, made of what the forward does."""
-        trace = make_fx(attention(self.score), tracing_mode="fake")(*self.inputs[:-1])
-        traced = from_fx(trace, name="body")
-        forward, backward = Emitter(fresh_names(()), LIKE), Emitter(fresh_names(()), LIKE)
-        operands = tuple(i.value for i in traced.inputs)
-        forward.region("rw.attention", operands, traced)
-        sums = Value("sums", _type(self.forward()[1]))
-        node = with_sums(forward.nodes[-1], sums)
+        backward, node = Emitter(fresh_names(()), LIKE), self._attention()
         given = Value("given", _type(self.inputs[-1]))
         types = tuple(_type(x) for x in self.inputs[:3])
         backward_of(node, given, types, backward)
         return backward.nodes[-1].graph("body")
+
+    def _attention(self) -> Node:
+        """Which gives the logarithms of its sums too."""
+        trace = make_fx(attention(self.score), tracing_mode="fake")(*self.inputs[:-1])
+        traced = from_fx(trace, name="body")
+        forward = Emitter(fresh_names(()), LIKE)
+        forward.region("rw.attention", tuple(i.value for i in traced.inputs), traced)
+        return with_sums(forward.nodes[-1], Value("sums", _type(self.forward()[1])))
+
+    def forward_nest(self, name: str) -> AttentionNest:
+        return lower_attention(self._attention().graph("body"), name)
 
     def nest(self, name: str) -> AttentionBackwardNest:
         return lower_attention_backward(self.body(), name)

@@ -62,7 +62,8 @@ class Recorded:
 
     def __init__(self, recipe: Recipe) -> None:
         assert recipe.gpu is not None
-        self.kernels = {kernel.entry: kernel for kernel in recipe.gpu.built}
+        built = recipe.gpu.built
+        self.kernels = {k.entry: k for kernel in built for k in (*kernel.before, kernel)}
         self.bodies = {
             name: on_host(node.graph("body"))
             for node in recipe.graph.nodes
@@ -70,6 +71,7 @@ class Recorded:
         }
         self.sizes: dict[str, int] = {}
         self.launches: dict[str, int] = {}
+        self.scratch: dict[str, int] = {}
         self.functions: list[GpuKernel] = []
         self.images: list[bytes] = []
 
@@ -112,7 +114,9 @@ class Recorded:
         blocks = evaluate(kernel.blocks, self.sizes)
         assert grid == [blocks, 1, 1, *kernel.threads, 1] and blocks > 0
         assert shared == kernel.images[0].shared and len(parameters) == len(kernel.arguments)
-        self.compute(kernel, self.pointers(kernel, parameters))
+        addresses = self.pointers(kernel, parameters)
+        if kernel.name in self.bodies:  # the last of those that compute it
+            self.compute(kernel, addresses)
         self.launches[kernel.name] = self.launches.get(kernel.name, 0) + 1
         return 0
 
@@ -126,6 +130,12 @@ class Recorded:
             if argument.kind == "pointer":
                 assert not argument.aligned or (value or 0) % 16 == 0
                 found.append(value or 0)
+            elif argument.kind == "scratch":
+                assert value and value % 16 == 0
+                if kernel.name in self.bodies:
+                    assert self.scratch.pop(argument.name) == value
+                else:
+                    self.scratch[argument.name] = value
             elif argument.kind == "null":
                 assert value is None
             else:

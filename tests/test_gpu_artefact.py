@@ -118,7 +118,7 @@ def test_kernels_lie_in_it_as_source_ptx_and_cubin(tmp_path: Path) -> None:
         "machine": "",
         "needs": [],
     }
-    assert (about["format"], about["version"], about["aten"]) == ("rewright-kernels", 1, {})
+    assert (about["format"], about["version"], about["aten"]) == ("rewright-kernels", 2, {})
     assert about["symbols"] == [s.name for s in program.graph.symbols]
     assert {node for k in about["kernels"] for node in k["nodes"]} == set(program.recipe.kernels)
     for kernel in about["kernels"]:

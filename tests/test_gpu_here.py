@@ -4,6 +4,7 @@ GPU, on that. Tensors lie on the CPU, and torch is told that it is a GPU."""
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -78,6 +79,8 @@ def drivers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Recorded]]:
     def on_cpu(recipe: Recipe, *rest: Any) -> Any:
         found.append(Recorded(recipe))
         here = Driver(GPU, found[-1])
+        on_host = Driver(torch.device("cpu"), found[-1])
+        monkeypatch.setattr(here, "scratch", on_host.scratch)
         monkeypatch.setattr(building, "driver_of", lambda device: here)
         return on_gpu(dataclasses.replace(recipe, graph=back.graph(recipe.graph)), *rest)
 
@@ -123,6 +126,27 @@ def test_attention_is_launched_too(drivers: list[Recorded]) -> None:
     torch.testing.assert_close(compiled(module)(x), module(x), rtol=1e-4, atol=1e-5)
     (fake,) = drivers
     assert "attention" in "".join(fake.launches)
+
+
+def windowed(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention over windows, written out, with heads of keys that are shared."""
+    key, value = (x.repeat_interleave(2, 1) for x in (key[:, :2], value[:, :2]))
+    scores = query @ key.mT * query.shape[-1] ** -0.5
+    weights = scores.masked_fill(~window(query.shape[2]), -math.inf).softmax(-1)
+    return torch.matmul(weights, value)
+
+
+def test_attention_is_launched_in_training(drivers: list[Recorded]) -> None:
+    """What is kept between forward and backward are no scores, but logarithms of their sums; the
+    backward is two launches, which share scratch memory."""
+    module = Heads(windowed)
+    x = torch.randn(2, 200, 32, requires_grad=True)
+    compiled(module)(x).square().sum().backward()
+    found, x.grad = x.grad, None
+    module(x).square().sum().backward()
+    torch.testing.assert_close(found, x.grad, rtol=1e-4, atol=1e-5)
+    forward, backward = ([k for k in fake.launches if "attention" in k] for fake in drivers)
+    assert len(forward) == 1 and len(backward) == 2
 
 
 def test_training_steps_are_launched(drivers: list[Recorded]) -> None:

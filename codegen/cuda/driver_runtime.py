@@ -12,12 +12,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 
 ALIGNMENT = 16
+ELEMENTS = 64  # of f32, at multiples of which scratch memory of different kinds begins
 LARGEST_NARROW = 2**31 - 2**20  # what indices of 32 bits reach
 LARGEST_GRID = 2**31 - 1
 STATIC_SHARED = 48 << 10  # bytes of shared memory that need not be asked for
@@ -71,6 +73,13 @@ class Driver:
         if nbytes > STATIC_SHARED:
             self.call("cuFuncSetAttribute", function, MAX_DYNAMIC_SHARED_SIZE_BYTES, nbytes)
 
+    def scratch(self, count: int) -> torch.Tensor | None:
+        """Memory for elements of f32 that what is launched now works in: whatever has it next on
+        this stream waits for that."""
+        if count == 0:
+            return None
+        return torch.empty(count, dtype=torch.float32, device=self.device)
+
     def launch(
         self,
         function: ctypes.c_void_p,
@@ -85,7 +94,8 @@ class Driver:
 
 
 class Launch:
-    """A kernel, called as kernels of the CPU are: with a table of pointers, and the sizes."""
+    """A kernel, called as kernels of the CPU are: with a table of pointers, and the sizes. Kernels
+    `before` are launched before it, with the same scratch memory."""
 
     def __init__(
         self,
@@ -94,9 +104,10 @@ class Launch:
         about: Mapping[str, Any],
         shared: int,
         symbols: Sequence[str],
+        before: Sequence[Launch] = (),
     ) -> None:
         self._driver, self._function, self._about = driver, function, about
-        self._shared = shared
+        self._shared, self._before = shared, before
         self._symbols, self._evaluate = len(symbols), _expressions(about, symbols)
         pointers = [a for a in about["arguments"] if a["kind"] == "pointer"]
         self._pointers = len(pointers)
@@ -106,13 +117,28 @@ class Launch:
 
     def __call__(self, table: ctypes.Array[ctypes.c_void_p], sizes: ctypes.Array[Any]) -> None:
         """Raises DriverError."""
-        blocks, values = self._sized(*sizes[: self._symbols])
+        _, scratch, _ = self._sized(*sizes[: self._symbols])
+        memory = self._driver.scratch(sum(scratch))
+        for kernel in (*self._before, self):
+            kernel._launch(table, sizes, memory)
+
+    def _launch(
+        self,
+        table: ctypes.Array[ctypes.c_void_p],
+        sizes: ctypes.Array[Any],
+        memory: torch.Tensor | None,
+    ) -> None:
+        blocks, scratch, values = self._sized(*sizes[: self._symbols])
         if blocks == 0:
             return
         self._check(table)
         # The driver is given the address of every argument, and reads them before it returns.
-        slot = iter(range(ctypes.addressof(table), ctypes.addressof(table) + 8 * len(table), 8))
-        addresses = [next(slot) if v is None else ctypes.addressof(v) for v in values]
+        slots: dict[str, Iterator[int]] = {"pointer": iter(range(*_reach(table)))}
+        if memory is not None:
+            begins = (memory.data_ptr() + 4 * before for before in accumulate((0, *scratch)))
+            owned = [ctypes.c_void_p(address) for address in begins]
+            slots["scratch"] = map(ctypes.addressof, owned)
+        addresses = [next(slots[v]) if isinstance(v, str) else ctypes.addressof(v) for v in values]
         parameters = (ctypes.c_void_p * len(values))(*addresses)
         threads = self._about["threads"]
         self._driver.launch(self._function, blocks, threads, self._shared, parameters)
@@ -125,21 +151,28 @@ class Launch:
             if (table[place] or 0) % ALIGNMENT:
                 raise DriverError(f"pointer {place} of {name} is no multiple of {ALIGNMENT} bytes")
 
-    def _at_sizes(self, *sizes: int) -> tuple[int, list[Any]]:
-        """Blocks, and what the addresses of arguments are taken of: None for pointers, which differ
-        from call to call."""
-        blocks, narrow, passed = self._evaluate(*sizes)
+    def _at_sizes(self, *sizes: int) -> tuple[int, list[int], list[Any]]:
+        """Blocks, elements of scratch memory, and what the addresses of arguments are taken of: a
+        kind for pointers, which differ from call to call."""
+        blocks, narrow, scratch, passed = self._evaluate(*sizes)
         if blocks > LARGEST_GRID or max(narrow, default=0) > LARGEST_NARROW:
             raise DriverError(
                 f"{self._about['name']} was built for fewer elements: its indices have 32 bits"
             )
         numbers = iter(passed)
-        return blocks, [_held(argument, numbers) for argument in self._about["arguments"]]
+        held = [_held(argument, numbers) for argument in self._about["arguments"]]
+        return blocks, [-(-count // ELEMENTS) * ELEMENTS for count in scratch], held
+
+
+def _reach(table: ctypes.Array[ctypes.c_void_p]) -> tuple[int, int, int]:
+    """The range of addresses of a table's elements."""
+    first = ctypes.addressof(table)
+    return first, first + 8 * len(table), 8
 
 
 def _held(argument: Mapping[str, Any], sizes: Iterator[int]) -> Any:
-    if argument["kind"] == "pointer":
-        return None
+    if argument["kind"] in ("pointer", "scratch"):
+        return argument["kind"]
     if argument["kind"] == "null":
         return ctypes.c_void_p(0)
     size, type = next(sizes), ctypes.c_int32 if argument["type"] == "i32" else ctypes.c_int64
@@ -150,10 +183,14 @@ def _held(argument: Mapping[str, Any], sizes: Iterator[int]) -> Any:
 
 def _expressions(
     about: Mapping[str, Any], symbols: Sequence[str]
-) -> Callable[..., tuple[int, list[int], list[int]]]:
-    """Blocks, the sizes that must be narrow, and those that are passed, at sizes of a call."""
-    passed = [a["value"] for a in about["arguments"] if a["kind"] == "size"]
-    listed = (f"[{', '.join(texts)}]" for texts in (about["narrow"], passed))
+) -> Callable[..., tuple[int, list[int], list[int], list[int]]]:
+    """Blocks, the sizes that must be narrow, those of scratch memory, and those that are passed, at
+    sizes of a call."""
+    scratch, passed = (
+        [a["value"] for a in about["arguments"] if a["kind"] == kind]
+        for kind in ("scratch", "size")
+    )
+    listed = (f"[{', '.join(texts)}]" for texts in (about["narrow"], scratch, passed))
     text = f"lambda {', '.join(symbols)}: ({about['blocks']}, {', '.join(listed)})"
     return eval(text, {"__builtins__": {}, "max": max, "min": min})  # type: ignore[no-any-return]
 
@@ -165,18 +202,27 @@ def kernels_in(
     about = json.loads((folder / "kernels.json").read_text())
     kernels, symbols = about["kernels"], about["symbols"]
     arch, kind = image_for(kernels, torch.cuda.get_device_capability(device))
-    images = [next(i for i in kernel["images"] if i["arch"] == arch) for kernel in kernels]
     driver = Driver(device, library)
-    found = {}
+    every = [k for kernel in kernels for k in (*kernel["before"], kernel)]
+    images = {k["name"]: next(i for i in k["images"] if i["arch"] == arch) for k in every}
+    entries: dict[str, list[str]] = {}
+    for k in every:
+        entries.setdefault(images[k["name"]][kind], []).append(k["entry"])
+
+    def launch(k: Mapping[str, Any]) -> Launch:
+        image, before = images[k["name"]], [launch(other) for other in k["before"]]
+        function = functions[image[kind], k["entry"]]
+        return Launch(driver, function, k, image["shared"], symbols, before)
+
     with driver.entered():
-        for file in dict.fromkeys(image[kind] for image in images):
-            pairs = [(k, i) for k, i in zip(kernels, images, strict=True) if i[kind] == file]
-            entries = [kernel["entry"] for kernel, _ in pairs]
-            functions = driver.functions((folder / file).read_bytes(), entries)
-            for (kernel, image), function in zip(pairs, functions, strict=True):
-                launch = Launch(driver, function, kernel, image["shared"], symbols)
-                found[kernel["name"]] = launch
-    return driver, found
+        functions = {
+            (file, entry): function
+            for file, names in entries.items()
+            for entry, function in zip(
+                names, driver.functions((folder / file).read_bytes(), names), strict=True
+            )
+        }
+        return driver, {kernel["name"]: launch(kernel) for kernel in kernels}
 
 
 def image_for(kernels: Sequence[Mapping[str, Any]], capability: tuple[int, int]) -> tuple[int, str]:

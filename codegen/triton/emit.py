@@ -1,4 +1,5 @@
-"""A loop nest as a Triton module: one kernel, and the function that launches it.
+"""A loop nest as a Triton module: a kernel, of gradients of attention two, and the function that
+launches them.
 
 The module stands alone (it imports triton only), works on Triton 3.6 to 3.9, and uses plain
 pointers. One program computes a block of rows with all their columns; `Nest.kept` says nothing
@@ -13,27 +14,41 @@ is not the order that `Nest.order` asks of kernels for the CPU.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rewright.codegen.python_text import python_names
 from rewright.codegen.triton.attention import (
     AttentionBody,
-    attention_extents,
     attention_programs,
     tiles_of,
+)
+from rewright.codegen.triton.attention_backward import (
+    BASE,
+    DELTA,
+    LOST,
+    SHARE,
+    KeysBody,
+    QueriesBody,
+    keys_programs,
+    notes,
+    queries_programs,
+    tiles_of_keys,
+    tiles_of_queries,
 )
 from rewright.codegen.triton.blocks import blocks_of, programs_of
 from rewright.codegen.triton.body import Body
 from rewright.codegen.triton.extents import OPEN, far_extents, widening
+from rewright.codegen.triton.heads import Buffers, HeadBody, attention_extents
 from rewright.codegen.triton.indices import Indices
 from rewright.codegen.triton.kernel import ARITHMETIC, POINTER, Parameter, TritonKernel
 from rewright.codegen.triton.module import module_text, shown
 from rewright.codegen.triton.primitives import POINTER_TYPES
 from rewright.ir import DTYPE_NAMES, Size, UnsupportedError, product
-from rewright.ir.loops import AttentionNest, Buffer, Nest, loads
+from rewright.ir.loops import AttentionBackwardNest, AttentionNest, Buffer, Nest, loads
+from rewright.ir.loops.tiles import AnyAttention
 
 
-def emit(nest: Nest | AttentionNest, symbols: Sequence[str]) -> TritonKernel:
+def emit(nest: Nest | AnyAttention, symbols: Sequence[str]) -> TritonKernel:
     """The kernel of a nest; `symbols` names the run-time sizes in the order they are passed.
 
     Raises UnsupportedError for element types that Triton does not round as eager does.
@@ -43,7 +58,9 @@ def emit(nest: Nest | AttentionNest, symbols: Sequence[str]) -> TritonKernel:
     inputs = {b.name: name for b, name in zip(nest.inputs, names, strict=False)}
     outputs = {b.name: n for b, n in zip(nest.outputs, names[len(inputs) :], strict=True)}
     if isinstance(nest, AttentionNest):
-        return _attention(nest, pointers, inputs, outputs, symbols)
+        return _attention(nest, pointers, (inputs, outputs), symbols)
+    if isinstance(nest, AttentionBackwardNest):
+        return _attention_backward(nest, pointers, (inputs, outputs), symbols)
     blocks, extents = blocks_of(nest), _far_extents(nest)
     body = Body(nest, blocks, inputs, outputs, widening(extents))
     body.write()
@@ -63,33 +80,74 @@ def emit(nest: Nest | AttentionNest, symbols: Sequence[str]) -> TritonKernel:
     count = product(a.size for a in blocks.row_axes)
     if blocks.style == "tile":
         count = count * product(a.size for a in blocks.col_axes)
-    source = module_text(kernel, summary, count, body.lines, symbols)
+    source = module_text(kernel, summary, count, [body.lines], symbols)
     return dataclasses.replace(kernel, source=source)
 
 
 def _attention(
     nest: AttentionNest,
     pointers: Sequence[Parameter],
-    inputs: Mapping[str, str],
-    outputs: Mapping[str, str],
+    buffers: Buffers,
     symbols: Sequence[str],
 ) -> TritonKernel:
-    blocks, extents = tiles_of(nest), attention_extents(nest)
-    body = AttentionBody(nest, blocks, inputs, outputs, widening(extents))
+    tiles, wide = tiles_of(nest), widening(attention_extents(nest))
+    body = AttentionBody(nest, tiles, buffers, wide)
     body.write()
-    kernel = TritonKernel(
-        name=nest.name,
+    programs = attention_programs(nest, tiles)
+    kernel = _of_heads(nest, nest.name, pointers, body, programs)
+    summary = f"{_shown_heads(nest)}; tiles"
+    return _with_source(kernel, summary, [body.lines], symbols)
+
+
+def _attention_backward(
+    nest: AttentionBackwardNest,
+    pointers: Sequence[Parameter],
+    buffers: Buffers,
+    symbols: Sequence[str],
+) -> TritonKernel:
+    tiles = tiles_of_queries(nest), tiles_of_keys(nest)
+    wide = widening(attention_extents(nest))
+    counts = notes(nest, tiles[0])
+    names = {name: name + POINTER for name in counts}
+    scratch = [Parameter(names[n], "*fp32", scratch=count) for n, count in counts.items()]
+    given = (*pointers, *scratch)
+    first, second = (kind(nest, tiles, buffers, wide, names) for kind in (QueriesBody, KeysBody))
+    first.write()
+    second.write()
+    programs = queries_programs(nest, tiles[0]), keys_programs(nest, tiles[1])
+    before = _of_heads(nest, f"{nest.name}_queries", given, first, programs[0])
+    kernel = _of_heads(nest, nest.name, given, second, programs[1])
+    kernel = dataclasses.replace(kernel, before=(before,))
+    summary = f"gradients of {_shown_heads(nest)}; tiles"
+    return _with_source(kernel, summary, [first.lines, second.lines], symbols)
+
+
+def _of_heads(
+    nest: AnyAttention, name: str, pointers: Sequence[Parameter], body: HeadBody, programs: Size
+) -> TritonKernel:
+    extents = attention_extents(nest)
+    return TritonKernel(
+        name=name,
         source="",
         parameters=(*pointers, *_sizes(body.indices)),
-        constants=blocks.constants,
+        constants=body.tiles.constants,
         extents=extents if widening(extents) == OPEN else (),
-        options=blocks.options,
-        programs=attention_programs(nest, blocks),
+        options=body.tiles.options,
+        programs=programs,
     )
+
+
+def _shown_heads(nest: AnyAttention) -> str:
     heads, rows, keys = shown(nest.batch), shown([nest.row]), shown([nest.key])
-    summary = f"{heads} heads of {rows} queries and {keys} keys; tiles"
-    source = module_text(kernel, summary, kernel.programs, body.lines, symbols)
-    return dataclasses.replace(kernel, source=source)
+    return f"{heads} heads of {rows} queries and {keys} keys"
+
+
+def _with_source(
+    kernel: TritonKernel, summary: str, bodies: Sequence[Sequence[str]], symbols: Sequence[str]
+) -> TritonKernel:
+    source = module_text(kernel, summary, kernel.programs, bodies, symbols)
+    before = tuple(dataclasses.replace(k, source=source) for k in kernel.before)
+    return dataclasses.replace(kernel, source=source, before=before)
 
 
 def _sizes(indices: Indices) -> list[Parameter]:
@@ -104,12 +162,13 @@ def _far_extents(nest: Nest) -> tuple[Size, ...]:
     return far_extents([rows * cols], buffers, nest.statements(), counts)
 
 
-def _pointers(nest: Nest | AttentionNest, symbols: Sequence[str]) -> list[Parameter]:
+def _pointers(nest: Nest | AnyAttention, symbols: Sequence[str]) -> list[Parameter]:
     """One for each input and output; an output may be the copy of an input, with its name."""
     buffers = (*nest.inputs, *nest.outputs)
     keys = [b.name for b in nest.inputs]
     keys += [f"{b.name}_out" if b.name in keys else b.name for b in nest.outputs]
-    names = python_names(keys, taken=(*symbols, nest.name, "triton", "tl"))
+    taken = (*symbols, nest.name, "triton", "tl", DELTA, BASE, SHARE, LOST)
+    names = python_names(keys, taken=taken)
     return [
         Parameter(names[key] + POINTER, _pointer_type(buffer))
         for key, buffer in zip(keys, buffers, strict=True)

@@ -19,11 +19,13 @@ LARGEST_NARROW: Final = 2**31 - 2**20
 
 @dataclass(frozen=True)
 class Parameter:
-    """A pointer (`type` is Triton's name for it), or a size known only at run time (an integer)."""
+    """A pointer (`type` is Triton's name for it), or a size known only at run time (an integer).
+    A pointer with `scratch` is to memory for so many elements of f32, which nobody else knows."""
 
     name: str
     type: str = ""
     size: Size | None = None
+    scratch: Size | None = None
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class TritonKernel:
 
     The kernel's own parameters are `parameters`, then `constants` (block sizes), then INDEX where
     `extents` is not empty: `tl.int64` when one of these sizes exceeds LARGEST_NARROW, else
-    `tl.int32`. `options` are what Triton compiles it with; `programs` are launched.
+    `tl.int32`. `options` are what Triton compiles it with; `programs` are launched. Kernels
+    `before`, of the same module, are launched before it, and leave it what they found in scratch
+    memory.
     """
 
     name: str
@@ -44,3 +48,4 @@ class TritonKernel:
     extents: tuple[Size, ...]
     options: tuple[tuple[str, int], ...]
     programs: Size
+    before: tuple[TritonKernel, ...] = ()

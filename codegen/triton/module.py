@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rewright.codegen.triton.kernel import LARGEST_NARROW, POINTER, TritonKernel
+from rewright.codegen.triton.kernel import LARGEST_NARROW, POINTER, Parameter, TritonKernel
 from rewright.codegen.triton.primitives import DEVICE_FUNCTIONS, device_functions
 from rewright.codegen.triton.ranges import RANGES
 from rewright.codegen.triton.weights import ATTENTION
@@ -15,16 +15,27 @@ LINE = 100
 
 
 def module_text(
-    kernel: TritonKernel, summary: str, count: Size, body: Sequence[str], symbols: Sequence[str]
+    kernel: TritonKernel,
+    summary: str,
+    count: Size,
+    bodies: Sequence[Sequence[str]],
+    symbols: Sequence[str],
 ) -> str:
-    """`count` elements are computed: nothing is launched for none."""
-    functions = device_functions(body, DEVICE_FUNCTIONS | RANGES | ATTENTION)
-    uses_libdevice = any("libdevice." in text for text in (*functions, *body))
+    """`bodies` are of the kernels before, and of the kernel. `count` elements are computed: nothing
+    is launched for none."""
+    lines = [line for body in bodies for line in body]
+    functions = device_functions(lines, DEVICE_FUNCTIONS | RANGES | ATTENTION)
+    uses_libdevice = any("libdevice." in text for text in (*functions, *lines))
+    kernels = zip((*kernel.before, kernel), bodies, strict=True)
     paragraphs = [
-        [f'"""{kernel.name}: {summary}."""', "", "import triton", "import triton.language as tl"]
+        [f'"""{kernel.name}: {summary}."""', "", *["import torch"] * bool(kernel.before)]
+        + ["import triton", "import triton.language as tl"]
         + ["from triton.language.extra import libdevice"] * uses_libdevice,
         *([function.rstrip()] for function in functions),
-        ["@triton.jit", *_called(f"def {kernel.name}", _parameters(kernel), ":"), *_indented(body)],
+        *(
+            ["@triton.jit", *_called(f"def {k.name}", _parameters(k), ":"), *_indented(body)]
+            for k, body in kernels
+        ),
         _launch(kernel, count, symbols),
     ]
     return "\n\n\n".join("\n".join(lines) for lines in paragraphs) + "\n"
@@ -41,16 +52,30 @@ def _parameters(kernel: TritonKernel) -> list[str]:
 
 
 def _launch(kernel: TritonKernel, count: Size, symbols: Sequence[str]) -> list[str]:
-    tensors = [p.name.removesuffix(POINTER) for p in kernel.parameters if p.size is None]
+    pointers = [p for p in kernel.parameters if p.size is None]
+    tensors = [_tensor(p) for p in pointers if p.scratch is None]
     head = _called(f"def launch_{kernel.name}", [*tensors, *symbols], ":")
     if count == 0:
         return [*head, "    return"]
     check = [] if isinstance(count, int) else [f"if {count} == 0:", "    return"]
-    arguments = [*tensors, *(str(p.size) for p in kernel.parameters if p.size is not None)]
+    scratch = [
+        f"{_tensor(p)} = {tensors[0]}.new_empty(({p.scratch},), dtype=torch.float32)"
+        for p in pointers
+        if p.scratch is not None
+    ]
+    calls = [line for k in (*kernel.before, kernel) for line in _call(k)]
+    return [*head, *_indented([*check, *scratch, *calls])]
+
+
+def _tensor(pointer: Parameter) -> str:
+    return pointer.name.removesuffix(POINTER)
+
+
+def _call(kernel: TritonKernel) -> list[str]:
+    arguments = [_tensor(p) if p.size is None else str(p.size) for p in kernel.parameters]
     arguments += [f"{name}={value}" for name, value in (*kernel.constants, *kernel.options)]
     arguments += [f"INDEX={_index_type(kernel.extents)}"] * bool(kernel.extents)
-    call = _called(f"{kernel.name}[({kernel.programs},)]", arguments)
-    return [*head, *_indented([*check, *call])]
+    return _called(f"{kernel.name}[({kernel.programs},)]", arguments)
 
 
 def _index_type(extents: Sequence[Size]) -> str:

@@ -1,6 +1,6 @@
 """What a score can be anywhere in a tile, in Triton: scalar expressions over intervals.
 
-The intervals of codegen/cpp/ranges.h, evaluated for many tiles of keys at once: a range is a pair
+The intervals of codegen/cpp/ranges.h, evaluated for many tiles at once: a range is a pair
 (low, high) of blocks of f32 along tiles, of one element where all are alike; truths are within
 [0, 1]. Integers count as known below 2^24 only, which f32 holds exactly; what may be further away
 may be anything. So may what masks read for a query and a key together. Scores are taken to be
@@ -59,11 +59,11 @@ def range_along(low, high):
     zero = tl.zeros((1,), tl.float32)
     return zero + tl.cast(low, tl.float32), zero + tl.cast(high, tl.float32)
 
-def range_of_rows(x):
+def range_of_block(x):
     value = x.to(tl.float32)
     return range_checked(tl.min(value, 0, keep_dims=True), tl.max(value, 0, keep_dims=True))
 
-def range_of_keys(x):
+def range_of_tiles(x):
     value = x.to(tl.float32)
     return range_checked(tl.min(value, 1), tl.max(value, 1))
 

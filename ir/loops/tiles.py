@@ -56,7 +56,7 @@ def conditions(nest: AnyAttention) -> tuple[str, ...]:
     return tuple(s.name for s in nest.statements if s.name in truths & read)
 
 
-def live_values(nest: AttentionNest) -> dict[str, bool]:
+def live_values(nest: AnyAttention) -> dict[str, bool]:
     """The conditions that leave no score alive where they are one value, each with the other."""
     found = {}
     for name in conditions(nest):

@@ -241,10 +241,9 @@ def obstacle(nest: AnyAttention, env: Env) -> str | None:
     here, target = nest.outputs[0].type.device.type, env.target.device
     if here not in ("cpu", target):  # a graph on the CPU is moved to the GPU later
         return f"it is on {here}, and kernels are made for {target}"
-    gives_more = isinstance(nest, AttentionBackwardNest) or nest.sums is not None
-    if target != "cpu" and gives_more:
-        return "kernels of ours for GPUs are for inference"
-    types = {place.dtype for place in (nest.queries, nest.keys, nest.values)}
+    places = [nest.queries, nest.keys, nest.values]
+    places += [nest.outer, nest.results] if isinstance(nest, AttentionBackwardNest) else []
+    types = {place.dtype for place in places}
     if target != "cpu" and (len(types) > 1 or not types <= {*ON_GPUS}):
         return "kernels of ours for GPUs multiply f32, f16 or bf16, of one kind"
     if max(hint(nest.inner.size), hint(nest.width.size)) > WIDEST:

@@ -31,6 +31,7 @@ from rewright.passes.attention.site import Site, sites
 from rewright.passes.base import Env, Pass
 from rewright.passes.dce import split_dead
 from rewright.passes.emitter import Emitter
+from rewright.passes.move import to_cpu
 
 # Of gradients in float64, old against new, relative to their norm.
 TOLERANCE = 1e-9
@@ -99,7 +100,7 @@ class AttentionPairs(Pass, name="attention-pairs", takes="aten", gives="aten"):
         }
 
     Refuses: what is between them being read by anything else; biases that want a gradient; scores
-    that more is done to than scaling and adding.
+    that more is done to than scaling and adding; other devices than the CPU.
     """
 
     def run(self, graph: Graph, env: Env) -> Graph:
@@ -158,6 +159,9 @@ def replaced(
 
 def _atens(site: Site, gradient: Gradient, graph: Graph, fresh: Callable[[str], str]) -> Pair:
     """ATen's fused attention and its gradient."""
+    device = site.query.tensor.device
+    if device.type != "cpu":
+        raise NotFound(f"it is on {device}")
     emit = Emitter(fresh, site.values)
     affine = affine_of(site, graph, emit)
     operands = Operands.of(site, emit)
@@ -235,7 +239,7 @@ def _compare(site: Site, gradient: Gradient, old: Graph, new: Graph) -> None:
     generator = torch.Generator().manual_seed(0)
     drawn = [_draw(i.value.tensor, generator) for i in inputs]
     results = [
-        interpret(dataclasses.replace(part, inputs=inputs), drawn, dtype=torch.float64)
+        interpret(to_cpu(dataclasses.replace(part, inputs=inputs)), drawn, dtype=torch.float64)
         for part in parts
     ]
     for value, a, b in zip(outputs, *results, strict=True):

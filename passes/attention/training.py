@@ -26,7 +26,7 @@ from rewright.ir.pointwise import compute_dtype
 from rewright.passes.attention.absorb import Absorber
 from rewright.passes.attention.backward import BACKWARD, backward_of, gradient_of_call, with_sums
 from rewright.passes.attention.canonical import Call, as_attention
-from rewright.passes.attention.flash import VIA, is_worthwhile, may_skip, obstacle
+from rewright.passes.attention.flash import EMITTERS, is_worthwhile, may_skip, obstacle
 from rewright.passes.attention.gradient import Gradient, NotFound
 from rewright.passes.attention.lower import FLASH, FLASH_BACKWARD
 from rewright.passes.attention.pair import Pair, replaced, sites_with_gradients
@@ -271,7 +271,11 @@ class _Chosen:
         if why is not None:
             raise UnsupportedError(why)
         backward, ended = self.absorber.with_copies(self.absorber.absorbed(gradient))
-        new = {attention.name: _ours(forward), gradient.name: _ours(backward)}
+        via = ("via", EMITTERS[self.env.target.device])
+        new = {
+            old.name: dataclasses.replace(node, kwargs=(*node.kwargs, via))
+            for old, node in ((attention, forward), (gradient, backward))
+        }
         nodes = [new.get(n.name, n) for n in self.graph.nodes if n.name not in ended]
         kept, _ = split_dead(self.graph.with_nodes(nodes))
         return self.graph.with_nodes(kept)
@@ -298,7 +302,3 @@ def _reads_scores(nest: AttentionNest) -> bool:
     loads = (t for s in nest.statements for t in subterms(s.term) if isinstance(t, Load))
     axes = {nest.row.name, nest.key.name}
     return any(axes <= {name for name, _ in load.at.terms} for load in loads)
-
-
-def _ours(node: Node) -> Node:
-    return dataclasses.replace(node, kwargs=(*node.kwargs, ("via", VIA)))
