@@ -96,6 +96,25 @@ def test_kernels_for_any_size_compile(name: str) -> None:
         assert compile_for(kernel, 90, sizes).cubin.startswith(b"\x7fELF")
 
 
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_few_queries_are_answered_by_many_programs(arch: int) -> None:
+    """Each for a part of the keys, until there are enough of them; heads alone may be that."""
+    kernel = emit(of_few(heads=8, length=8192), ())
+    (parts,) = kernel.before
+    assert (parts.programs, kernel.programs) == (256, 8)
+    assert compile_for(kernel, arch).cubin.startswith(b"\x7fELF")
+    built = compile_for(parts, arch)
+    assert "mma" in built.ptx and "cp.async" in built.ptx and "st.local" not in built.ptx
+    assert not emit(of_few(heads=256, length=8192), ()).before
+    assert not emit(of_few(heads=8, length=256), ()).before
+
+
+def of_few(heads: int, length: int) -> AttentionNest:
+    shape = Shape(1, heads, 1, length, 128, 128)
+    given = (torch.empty(1, heads, n, 128, dtype=torch.bfloat16) for n in (1, length, length))
+    return nest_of(MASKS["padding"].score, (*given, *MASKS["padding"].read(shape, torch.bfloat16)))
+
+
 def test_a_mask_is_left_out_where_it_is_known_to_hold() -> None:
     """One loop of tiles evaluates it, and one does not."""
     source = emit(nest("sinks", torch.bfloat16), ()).source

@@ -34,6 +34,8 @@ SHAPES: Final = (
 LENGTH: Final = 512
 HALF: Final = LENGTH // 2
 SECOND = (torch.arange(LENGTH) >= HALF).long().expand(2, -1).contiguous()
+# For few queries of many keys, to which the masks of whole parts are of all kinds.
+IN_PARTS: Final = ("none", "causal", "lowest", "padding")
 LOWEST: Final = torch.finfo(torch.float32).min
 
 
@@ -174,6 +176,11 @@ def cases() -> Iterator[tuple[str, Tried]]:
     ids = torch.randint(0, 4, (2, 150)).sort(1).values
     case = Case("documents", kept(same_document), (*given, ids))
     yield "any size: documents", Tried(case, symbolic=True)
+    for name, dtype in zip(IN_PARTS, (*DTYPES, *DTYPES), strict=False):
+        mask, shape = MASKS[name], Shape(2, 2, 1 if name == "padding" else 3, 1111, 16, 24)
+        torch.manual_seed(zlib.crc32(name.encode()))
+        given = (*numbers(shape, dtype), *mask.read(shape, dtype))
+        yield f"in parts: {name}", Tried(Case(name, mask.score, given))
 
 
 def condition(text: str) -> Callable[..., Tensor]:

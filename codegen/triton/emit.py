@@ -14,7 +14,7 @@ is not the order that `Nest.order` asks of kernels for the CPU.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rewright.codegen.python_text import python_names
 from rewright.codegen.triton.attention import (
@@ -37,6 +37,8 @@ from rewright.codegen.triton.attention_backward import (
 )
 from rewright.codegen.triton.blocks import blocks_of, programs_of
 from rewright.codegen.triton.body import Body
+from rewright.codegen.triton.decode import MADE, TOP, TOTAL, PartBody, WholeBody, parts_of
+from rewright.codegen.triton.decode import scratch as scratch_of_parts
 from rewright.codegen.triton.extents import OPEN, far_extents, widening
 from rewright.codegen.triton.heads import Buffers, HeadBody, attention_extents
 from rewright.codegen.triton.indices import Indices
@@ -91,12 +93,42 @@ def _attention(
     symbols: Sequence[str],
 ) -> TritonKernel:
     tiles, wide = tiles_of(nest), widening(attention_extents(nest))
+    parts, programs = parts_of(nest, tiles), attention_programs(nest, tiles)
+    if parts > 1:
+        return _attention_in_parts(nest, pointers, buffers, symbols, parts)
     body = AttentionBody(nest, tiles, buffers, wide)
     body.write()
-    programs = attention_programs(nest, tiles)
     kernel = _of_heads(nest, nest.name, pointers, body, programs)
-    summary = f"{_shown_heads(nest)}; tiles"
-    return _with_source(kernel, summary, [body.lines], symbols)
+    return _with_source(kernel, f"{_shown_heads(nest)}; tiles", [body.lines], symbols)
+
+
+def _attention_in_parts(
+    nest: AttentionNest,
+    pointers: Sequence[Parameter],
+    buffers: Buffers,
+    symbols: Sequence[str],
+    parts: int,
+) -> TritonKernel:
+    tiles, wide = tiles_of(nest), widening(attention_extents(nest))
+    programs = attention_programs(nest, tiles)
+    given, names = _with_scratch(pointers, scratch_of_parts(nest, tiles, parts))
+    first, second = (k(nest, tiles, buffers, wide, parts, names) for k in (PartBody, WholeBody))
+    first.write()
+    second.write()
+    before = _of_heads(nest, f"{nest.name}_parts", given, first, programs * parts)
+    kernel = _of_heads(nest, nest.name, given, second, programs)
+    kernel = dataclasses.replace(kernel, before=(before,))
+    summary = f"{_shown_heads(nest)} in {parts} parts; tiles"
+    return _with_source(kernel, summary, [first.lines, second.lines], symbols)
+
+
+def _with_scratch(
+    pointers: Sequence[Parameter], counts: Mapping[str, Size]
+) -> tuple[tuple[Parameter, ...], dict[str, str]]:
+    """Pointers with those to scratch memory, and the names of these."""
+    names = {name: name + POINTER for name in counts}
+    scratch = (Parameter(names[n], "*fp32", scratch=count) for n, count in counts.items())
+    return (*pointers, *scratch), names
 
 
 def _attention_backward(
@@ -107,10 +139,7 @@ def _attention_backward(
 ) -> TritonKernel:
     tiles = tiles_of_queries(nest), tiles_of_keys(nest)
     wide = widening(attention_extents(nest))
-    counts = notes(nest, tiles[0])
-    names = {name: name + POINTER for name in counts}
-    scratch = [Parameter(names[n], "*fp32", scratch=count) for n, count in counts.items()]
-    given = (*pointers, *scratch)
+    given, names = _with_scratch(pointers, notes(nest, tiles[0]))
     first, second = (kind(nest, tiles, buffers, wide, names) for kind in (QueriesBody, KeysBody))
     first.write()
     second.write()
@@ -167,7 +196,7 @@ def _pointers(nest: Nest | AnyAttention, symbols: Sequence[str]) -> list[Paramet
     buffers = (*nest.inputs, *nest.outputs)
     keys = [b.name for b in nest.inputs]
     keys += [f"{b.name}_out" if b.name in keys else b.name for b in nest.outputs]
-    taken = (*symbols, nest.name, "triton", "tl", DELTA, BASE, SHARE, LOST)
+    taken = (*symbols, nest.name, "triton", "tl", DELTA, BASE, SHARE, LOST, MADE, TOP, TOTAL)
     names = python_names(keys, taken=taken)
     return [
         Parameter(names[key] + POINTER, _pointer_type(buffer))

@@ -175,6 +175,9 @@ class HeadBody(ABC):
         }
         self.walked = sides.pop(walked)
         (self.own,) = sides.values()
+        # Which program this is, and the tiles that it walks along, where these are not all.
+        self.program = "tl.program_id(0)"
+        self.part: tuple[str, str] | None = None
         self.lines: list[str] = []
         self._margin = ""
         self.masks: dict[str, str] = {}
@@ -197,9 +200,9 @@ class HeadBody(ABC):
         """The head, and the block of it that is the program's."""
         own = self.own
         blocks = self.indices.size(programs([own.axis], own.tile))
-        self._line(f"head = {self._wide(f'tl.program_id(0) // {blocks}')}")
+        self._line(f"head = {self._wide(f'{self.program} // {blocks}')}")
         turned = f"{blocks} - 1 - " if last_first else ""
-        self._line(f"block = {turned}tl.program_id(0) % {blocks}")
+        self._line(f"block = {turned}{self.program} % {blocks}")
         self._positions("head", heads)
         count = self.indices.size(own.axis.size)
         self._line(f"{own.first} = {self._wide(f'block * {own.constant}')}")
@@ -292,15 +295,22 @@ class HeadBody(ABC):
         walked, step = self.walked, self.walked.constant
         count = walked.axis.size
         whole = self.indices.size(count // walked.tile * walked.tile)
-        self._loop(f"for start in range(0, {whole}, {step}):", known=True)
+        first, last, end = "0", whole, self.indices.size(count)
+        begin = whole
+        if self.part is not None:
+            first, end = (f"{tile} * {step}" for tile in self.part)
+            last = f"tl.minimum({end}, {whole})"
+            begin = f"tl.maximum({first}, {whole})"
+            end = f"tl.minimum({end}, {self.indices.size(count)})"
+        self._loop(f"for start in range({first}, {last}, {step}):", known=True)
         if not walked.is_whole:
-            self._loop(f"for start in range({whole}, {self.indices.size(count)}, {step}):")
+            self._loop(f"for start in range({begin}, {end}, {step}):")
 
     def _over_live_tiles(self) -> None:
         """Those in which some score is not below `dead`."""
         count = self.indices.size(self.walked.axis.size)
-        head = f"for chunk in range(0, tl.cdiv({count}, {self.walked.constant}), TILES):"
-        with self._block(head):
+        first, end = self.part or ("0", f"tl.cdiv({count}, {self.walked.constant})")
+        with self._block(f"for chunk in range({first}, {end}, TILES):"):
             self._verdicts(count)
             self._runs("sure", known=True)
             self._runs("open")
@@ -318,7 +328,8 @@ class HeadBody(ABC):
         for statement in self._needed({self._head.taken.name, *self.live}):
             self._line(f"{ranges.name(statement.name)} = {ranges.term(statement.term)}")
         score = ranges.name(self._head.taken.name)
-        self._line(f"there = {first} < {count}")
+        there = "" if self.part is None else f" & (tile < {self.part[1]})"
+        self._line(f"there = ({first} < {count}){there}" if there else f"there = {first} < {count}")
         self._judged(score)
         known = [f"({ranges.name(n)}[{0 if v else 1}] == {int(v)})" for n, v in self.live.items()]
         self._line(f"sure = {' & '.join(['live', f'({first} + {step} <= {count})', *known])}")
