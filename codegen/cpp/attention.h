@@ -188,14 +188,13 @@ struct Sizes {
   i64 rows, keys, depth, width;
 };
 
-// Scores of a tile from products, where they lie, and the largest of each row in `factor`. `keys`
-// of KEYS there are; the others score nothing. `known` has conditions, or leaves them open.
+// Scores of rows of a tile from products, where they lie, and the largest of each row. `keys` of KEYS there are; the others score nothing. `known` has conditions, or leaves them open.
 template <class T, class Score, class Known>
-inline void score_tile(const Bench<T>& at, i64 first, i64 count, i64 j, i64 keys, Score score,
+inline void score_tile(T* scores, T* largest, i64 first, i64 count, i64 j, i64 keys, Score score,
                        Known known) {
   const V<T> lowest = splat(T(-ENDLESS));
   for (i64 r = 0; r < count; ++r) {
-    T* const row = at.scores + r * KEYS;
+    T* const row = scores + r * KEYS;
     V<T> most = lowest;
     for (i64 c = 0; c < KEYS; c += W) {
       V<T> x = lowest;
@@ -208,7 +207,18 @@ inline void score_tile(const Bench<T>& at, i64 first, i64 count, i64 j, i64 keys
       store(row + c, x);
       most = maximum(most, x);
     }
-    at.factor[r] = hmax(most);
+    largest[r] = hmax(most);
+  }
+}
+
+// The same, with conditions as a verdict has them.
+template <class T, class Score, int Conditions>
+inline void score_rows(T* scores, T* largest, i64 first, i64 count, i64 j, i64 keys, Score score,
+                       const Verdict<Conditions>& found) {
+  if (found.known) {
+    score_tile(scores, largest, first, count, j, keys, score, Decided<Conditions>{found.value});
+  } else {
+    score_tile(scores, largest, first, count, j, keys, score, Open{});
   }
 }
 
@@ -283,12 +293,7 @@ inline bool sum_up(const Bench<T>& at, const Sizes& sizes, i64 first, i64 count,
       continue;
     }
     multiply_keys(at, sizes, count, j, keys, key);
-    if (found.known) {
-      constexpr int conditions = static_cast<int>(sizeof(found.value)) - 1;
-      score_tile(at, first, count, j, keys, score, Decided<conditions>{found.value});
-    } else {
-      score_tile(at, first, count, j, keys, score, Open{});
-    }
+    score_rows(at.scores, at.factor, first, count, j, keys, score, found);
     weigh_tile(at, count, width);
     add_values(at, count, j, keys, sizes.width, value);
   }

@@ -21,6 +21,7 @@ from rewright.codegen.cpp.text import (
     number_text,
     size_text,
 )
+from rewright.ir import Size, hint
 from rewright.ir.loops import (
     Affine,
     Apply,
@@ -52,9 +53,20 @@ BOUNDED: Final = frozenset(
 )
 
 
+# Queries of a head, up to which a tile has room for those of others.
+FEW: Final = 32
+
+
 def attention(nest: AttentionNest) -> list[str]:
     """The body of the kernel."""
-    return _Writer(nest).lines()
+    writer = _PartsWriter if in_parts(nest) else _Writer
+    return writer(nest).lines()
+
+
+def in_parts(nest: AttentionNest) -> bool:
+    """True where queries are few, or keys lie apart: then heads that read the same keys are taken
+    together, and results of pieces are merged."""
+    return len(nest.runs) > 1 or hint(nest.row.size) <= FEW
 
 
 def attention_backward(nest: AttentionBackwardNest) -> list[str]:
@@ -165,18 +177,66 @@ class _Writer(_HeadWriter):
 
     def matrices(self, heads: Block) -> Lines:
         nest = self.nest
-        sums = [] if nest.sums is None else [self.matrix(nest.sums, nest.row, heads)]
         return [
             self.matrix(nest.queries, nest.row, heads, nest.inner),
             self.matrix(nest.keys, nest.key, heads, nest.inner),
             self.matrix(nest.values, nest.key, heads, nest.width),
-            self.matrix(nest.results, nest.row, heads, nest.width),
-            *sums,
+            *self.made(heads),
         ]
+
+    def made(self, heads: Block) -> Lines:
+        nest = self.nest
+        sums = [] if nest.sums is None else [self.matrix(nest.sums, nest.row, heads)]
+        return [self.matrix(nest.results, nest.row, heads, nest.width), *sums]
 
     def told(self, heads: Block, numbers: count[int]) -> Lines:
         nest = self.nest
         return [*self.scalar(heads, [nest.given], nest.taken, numbers), *self.ranges(heads)]
+
+
+@dataclass(frozen=True)
+class _PartsWriter(_Writer):
+    """Calls what takes heads that read the same keys together, part by part of these."""
+
+    def lines(self) -> Lines:
+        nest, type = self.nest, STORAGE[self.nest.dtype]
+        axes = nest.batch or (Axis("a", 1),)
+        sizes = ", ".join(size_text(axis.size) for axis in axes)
+        lines = self.written(
+            lambda described, head: (
+                f"attend_parts<{type}>(Axes<{len(axes)}>{{{{{sizes}}}}}, {described}, parts, {head}"
+            ),
+            "auto",
+        )
+        return [*self.parts(), *lines[:-1], "},", *self.keys(), ");"]
+
+    def matrices(self, heads: Block) -> Lines:
+        nest = self.nest
+        return [self.matrix(nest.queries, nest.row, heads, nest.inner), *self.made(heads)]
+
+    def parts(self) -> Lines:
+        """Where each begins, how many keys it has, and which axes share them."""
+        first: Size = 0
+        lines = ["const Part parts[] = {"]
+        for run in self.nest.runs:
+            shared = sum(run.is_shared_by(a) << n for n, a in enumerate(self.nest.batch))
+            lines.append(f"  {{{size_text(first)}, {size_text(run.size)}, {shared}}},")
+            first = first + run.size
+        return [*lines, "};"]
+
+    def keys(self) -> Lines:
+        nest = self.nest
+        heads = Block(counter("r", nest.batch), None, count())
+        lines = []
+        for number, run in enumerate(nest.runs):
+            key = self.matrix(run.keys, nest.key, heads, nest.inner)
+            value = self.matrix(run.values, nest.key, heads, nest.width)
+            is_last = number == len(nest.runs) - 1
+            lines += [] if is_last else [f"if (part == {number})"]
+            lines += [f"{'' if is_last else '  '}return pair({key}, {value});"]
+        assert heads.counter is not None
+        head = f"[=](i64 part, i64 {heads.counter.name}) {{"
+        return [head, *indented([*heads.text(), *lines]), "}"]
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ template <class T> struct Look {
     for (i64 j = 0; j < sizes.keys; j += KEYS) {
       const i64 keys = size_min(KEYS, sizes.keys - j);
       multiply_keys(at, sizes, count, j, keys, key);
-      score_tile(at, first, count, j, keys, score, Open{});
+      score_tile(at.scores, at.factor, first, count, j, keys, score, Open{});
       weigh_tile(at, count, 0);
     }
     for (i64 r = 0; r < count; ++r) {

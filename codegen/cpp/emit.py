@@ -47,7 +47,7 @@ def emit(nests: Sequence[AnyNest], symbols: Sequence[str] = (), *, graph: str = 
 
 def _headers(nests: Sequence[AnyNest]) -> list[str]:
     special = {
-        AttentionNest: "attention.h",
+        AttentionNest: "attention_parts.h",
         AttentionBackwardNest: "attention_backward.h",
         ConvolutionNest: "convolution.h",
         QuantizedNest: "quantized.h",

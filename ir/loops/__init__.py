@@ -1,7 +1,7 @@
 """The loop IR: regions as loop nests over typed scalars, before any choice of schedule."""
 
 from rewright.ir.loops.affine import Affine, Axis
-from rewright.ir.loops.attention import AttentionNest, Place, lower_attention
+from rewright.ir.loops.attention import JOIN, AttentionNest, Place, Run, lower_attention
 from rewright.ir.loops.attention_backward import AttentionBackwardNest, lower_attention_backward
 from rewright.ir.loops.convolution import (
     FILTER_STEP,
@@ -48,6 +48,7 @@ AnyNest = Nest | AttentionNest | AttentionBackwardNest | ConvolutionNest | Quant
 
 __all__ = [
     "FILTER_STEP",
+    "JOIN",
     "OPERATORS",
     "SUM",
     "VIEWS",
@@ -72,6 +73,7 @@ __all__ = [
     "Reduce",
     "Ref",
     "Round",
+    "Run",
     "Stage",
     "Statement",
     "Store",

@@ -28,6 +28,7 @@ SOFTMAX = "aten._softmax.default"
 PRODUCT = "aten.bmm.default"
 SUMS = "aten.logsumexp.default"
 CAST = "aten._to_copy.default"
+JOIN = "aten.cat.default"
 PROBABILITIES = "its probabilities"
 
 Lowered = TypeVar("Lowered")
@@ -79,11 +80,28 @@ class HeadNest:
 
 
 @dataclass(frozen=True)
+class Run:
+    """Keys that follow each other, `size` of them, and their values. The axis of keys is that of
+    all runs; here it counts from the run's first."""
+
+    size: Size
+    keys: Place
+    values: Place
+
+    def is_shared_by(self, axis: Axis) -> bool:
+        """True when all heads along an axis of the batch read the same."""
+        places = (self.keys, self.values)
+        return all(equal(place.at.coefficient(axis.name), 0) for place in places)
+
+
+@dataclass(frozen=True)
 class AttentionNest(HeadNest):
     """One kernel of attention. `sums` is where the logarithms of sums of exponentials go, when they
-    are wanted."""
+    are wanted. `runs` are the keys, in order, where these are joined from parts that lie apart;
+    `keys` and `values` are those of the first."""
 
     sums: Place | None
+    runs: tuple[Run, ...]
 
 
 @dataclass(frozen=True)
@@ -173,24 +191,15 @@ class HeadLowering:
 
     def place(self, matrix: Value, *axes: Axis) -> Place:
         """Where a factor of a product is read from."""
-        found = self.at_head(matrix, *axes)
+        return self.place_of(matrix, self.at_head(matrix, *axes), self.scope)
+
+    def place_of(self, matrix: Value, ref: Ref, scope: Scope) -> Place:
+        """The same of an element of one that `scope` knows."""
         for given in self.body.inputs:
-            term = self.read(found, given.value.tensor.dtype)
+            term = read_of(ref, given.value.tensor.dtype, scope)
             if term is not None and term.buffer == given.value.name and not term.guards:
                 return Place(term.buffer, given.value.tensor.dtype, term.at)
         raise UnsupportedError(f"%{matrix.name} is computed, and not only looked at otherwise")
-
-    def read(self, ref: Ref, dtype: torch.dtype) -> Load | None:
-        """The read that a value is, as a tensor of `dtype` holds it."""
-        term: Term = ref
-        while not isinstance(term, Load):
-            if isinstance(term, Ref):
-                term = self.scope.defined[term.name].statement.term
-            elif isinstance(term, Round) and term.storage == dtype:
-                term = term.arg
-            else:
-                return None
-        return term
 
     def only_carries(self, value: Value, source: Value, *axes: Axis, what: str) -> None:
         """Raises UnsupportedError where something is done to a source but rounding."""
@@ -246,7 +255,7 @@ class HeadLowering:
             position = linear([axis_index(a) for a in axes], [a.size for a in axes])
             try:
                 index = delinearize(position, output.tensor.shape, self.scope.sizes)
-                term = self.read(self.scope.at(output, index), output.tensor.dtype)
+                term = read_of(self.scope.at(output, index), output.tensor.dtype, self.scope)
             except (NeedSplit, UnsupportedError):
                 continue
             if term is not None and term.buffer == made.name and term.at == wanted:
@@ -276,7 +285,8 @@ class _Forward(HeadLowering):
         anchors += [] if parts.sums is None else [parts.sums]
         ends = parts.scores.operands[0], parts.values.result
         widths = ends[0].tensor.shape[-1], ends[1].tensor.shape[-1]
-        super().__init__(body, batch, parts.softmax, widths, anchors)
+        self.joined = {n.result: n for n in body.nodes if n.op.name == JOIN}
+        super().__init__(body, batch, parts.softmax, widths, [*anchors, *self.joined.values()])
         self.parts = parts
 
     def nest(self, name: str) -> AttentionNest:
@@ -285,24 +295,94 @@ class _Forward(HeadLowering):
         weights, value = values.operands
         self.only_carries(weights, softmax.result, self.row, self.key, what=PROBABILITIES)
         taken = self.at_head(softmax.operands[0], self.row, self.key)
-        places = (
-            self.place(query, self.row, self.inner),
-            self.place(key, self.inner, self.key),
-            self.place(value, self.key, self.width),
-        )
+        queries, runs = self.place(query, self.row, self.inner), self.runs(key, value)
         statements, (given,) = self.statements([taken], [scores.result])
+        held = {i.value.name for i in self.body.inputs}
+        if any(
+            t.buffer not in held
+            for s in statements
+            for t in subterms(s.term)
+            if isinstance(t, Load)
+        ):
+            raise UnsupportedError("its scores read what is joined")
         results = self.result(self.body.outputs[0], values.result, self.row, self.width)
         sums = None
         if self.parts.sums is not None:
             sums = self.result(self.body.outputs[1], self.parts.sums.result, self.row)
-            if sums.dtype != compute_dtype(places[0].dtype):
+            if sums.dtype != compute_dtype(queries.dtype):
                 raise UnsupportedError("its sums are of another type than it is computed in")
         axes = (self.batch, self.row, self.key, self.inner, self.width)
         nodes = tuple(n.name for n in self.body.nodes)
         return AttentionNest(
-            *(name, *axes, *places, results, given, taken, statements),
-            *(self.inputs(), self.outputs(), nodes, sums),
+            *(name, *axes, queries, runs[0].keys, runs[0].values, results, given, taken),
+            *(statements, self.inputs(), self.outputs(), nodes, sums, runs),
         )
+
+    def runs(self, key: Value, value: Value) -> tuple[Run, ...]:
+        """The parts that keys are joined from, and values with them."""
+        keys = self.parts_at(key, self.at_head(key, self.inner, self.key), self.scope)
+        values = self.parts_at(value, self.at_head(value, self.key, self.width), self.scope)
+        if len(keys) != len(values):
+            raise UnsupportedError("keys and values are not joined alike")
+        runs = tuple(Run(n, k, v) for (n, k), (_, v) in zip(keys, values, strict=True))
+        if not all(equal(n, m) for (n, _), (m, _) in zip(keys, values, strict=True)):
+            raise UnsupportedError("keys and values are not joined alike")
+        first = runs[0]
+        if any(
+            (r.keys.dtype, r.values.dtype) != (first.keys.dtype, first.values.dtype) for r in runs
+        ):
+            raise UnsupportedError("what its keys are joined from is not of one type")
+        return runs
+
+    def parts_at(self, matrix: Value, ref: Ref, scope: Scope) -> list[tuple[Size, Place]]:
+        """Where a factor is read from, and how many keys from there."""
+        size = scope.sizes[self.key.name]
+        for joined in self.joined:
+            term = read_of(ref, joined.tensor.dtype, scope)
+            if term is not None and term.buffer == joined.name and not term.guards:
+                return self.joined_parts(self.joined[joined], term.at, scope)
+        return [(size, self.place_of(matrix, ref, scope))]
+
+    def joined_parts(self, cat: Node, at: Affine, scope: Scope) -> list[tuple[Size, Place]]:
+        """The same of an element of what is joined along the keys."""
+        parts, dim = cat.args[0], cat.arg("dim")
+        type, axis = cat.result.tensor, axis_index(self.key)
+        assert isinstance(parts, tuple) and isinstance(dim, int)
+        if not type.is_contiguous:
+            raise UnsupportedError(f"%{cat.name} does not lie row by row")
+        index, dim = delinearize(at, type.shape, scope.sizes), dim % type.rank
+        along = frozenset({self.key.name})
+        if index[dim] != axis or any(i.reads(along) for d, i in enumerate(index) if d != dim):
+            raise UnsupportedError(f"%{cat.name} joins other things than keys")
+        found: list[tuple[Size, Place]] = []
+        for part in parts:
+            assert isinstance(part, Value)
+            size = part.tensor.shape[dim]
+            if equal(size, 0):
+                continue
+            own = Axis(self.key.name, size)
+            inner = Scope(
+                self.between,
+                [own if a == self.key else a for a in self.scope.axes],
+                frozenset(),
+                None,
+            )
+            ref = inner.at(part, (*index[:dim], axis_index(own), *index[dim + 1 :]))
+            found += self.parts_at(part, ref, inner)
+        return found
+
+
+def read_of(ref: Ref, dtype: torch.dtype, scope: Scope) -> Load | None:
+    """The read that a value is, as a tensor of `dtype` holds it."""
+    term: Term = ref
+    while not isinstance(term, Load):
+        if isinstance(term, Ref):
+            term = scope.defined[term.name].statement.term
+        elif isinstance(term, Round) and term.storage == dtype:
+            term = term.arg
+        else:
+            return None
+    return term
 
 
 def _carries(term: Term) -> bool:

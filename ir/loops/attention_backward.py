@@ -23,6 +23,7 @@ from rewright.ir.loops.attention import (
     HeadNest,
     Place,
     cut_until_affine,
+    read_of,
 )
 from rewright.ir.loops.nest import Let, Load, Ref
 from rewright.ir.loops.views import VIEWS
@@ -280,7 +281,7 @@ class _Backward(HeadLowering):
         kept = tuple(d for d in range(taken.tensor.rank) if d not in dims)
         index = self._along(left, taken, kept) | self._along(group, taken, dims)
         found = self.scope.at(taken, tuple(index[d] for d in sorted(index)))
-        if self.read(found, taken.tensor.dtype) != wanted:
+        if read_of(found, taken.tensor.dtype, self.scope) != wanted:
             raise UnsupportedError("its gradients are added up over other heads")
 
     def _element(self, made: Value, *axes: Axis) -> Load:

@@ -89,6 +89,8 @@ def _stage(stage: Stage) -> Iterator[str]:
 def _attention(nest: AttentionNest) -> Iterator[str]:
     places = {"results": nest.results} | ({} if nest.sums is None else {"sums": nest.sums})
     yield from _heads(nest, places)
+    for run in nest.runs if len(nest.runs) > 1 else ():
+        yield f"then {run.size} keys of {_place(run.keys)}, values of {_place(run.values)}"
     yield f"softmax of {nest.taken.name}"
 
 

@@ -4,13 +4,12 @@ where they are needed, and views and copies of queries, keys, values and results
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
 from rewright.ir import Graph, Input, Kind, Node, UnsupportedError, Value, fresh_names, hint
 from rewright.ir.effects import effects_of
-from rewright.ir.loops import OPERATORS, is_view, lower_attention_backward
+from rewright.ir.loops import JOIN, OPERATORS, is_view, lower_attention_backward
 from rewright.ir.work import flops
 from rewright.passes.attention.backward import BACKWARD
 from rewright.passes.attention.site import COPIES
@@ -21,6 +20,8 @@ MOST_NODES: Final = 48
 MOST_WORK: Final = 16
 
 SUM: Final = "aten.sum.dim_IntList"
+# What makes keys or values of parts, or of the same ones again.
+_JOINED: Final = (JOIN, "aten.repeat.default")
 
 # Results whose copies a kernel makes, each by itself.
 _COPIES: Final = tuple(((place,), False) for place in range(3))
@@ -38,19 +39,37 @@ class Absorber:
         self._cheaply: dict[Value, list[Node]] = {}  # layers share masks, and masks have diamonds
         self._places = {node.name: place for place, node in enumerate(graph.nodes)}
 
-    def absorbed(self, attention: Node) -> Node:
-        """The same attention, or gradient of one, over what its operands are made of."""
+    def absorbed(self, attention: Node, *, joined: bool = False) -> Node:
+        """The same attention, or gradient of one, over what its operands are made of; with
+        `joined`, over the parts that keys and values are joined from, too."""
         operands = [v for v in attention.args if isinstance(v, Value)]
         is_backward = attention.op.name == BACKWARD
         matrices, kept = (4, 2) if is_backward else (3, 0)
         inside: dict[str, Node] = {}
         for place, value in enumerate(operands[: len(operands) - kept]):
-            taken = self._carriers(value) if place < matrices else self._cheap(value)
+            if place >= matrices:
+                taken = self._cheap(value)
+            else:
+                taken = self.carriers(value, joined=joined and place in (1, 2))
             inside |= {node.name: node for node in taken}
         if not inside:
             return attention
         nodes = sorted(inside.values(), key=lambda node: self._places[node.name])
         return _with_nodes(attention, operands, nodes, kept)
+
+    def carriers(self, value: Value, *, joined: bool = False) -> list[Node]:
+        """What hands a value on in another shape, or as a tensor of its own; with `joined`, also
+        what joins it, and what hands its parts on."""
+        found: dict[str, Node] = {}
+        todo = [value]
+        while todo:
+            node = self._producers.get(todo.pop())
+            if node is None or node.name in found:
+                continue
+            if is_view(node) or _is_copy(node) or (joined and node.op.name in _JOINED):
+                found[node.name] = node
+                todo += node.operands
+        return list(found.values())
 
     def with_copy(
         self, attention: Node, place: int = 0, *, sums: bool = False
@@ -96,13 +115,6 @@ class Absorber:
                 return None
             ends.add(end.name)
         return gradient, ends
-
-    def _carriers(self, value: Value) -> Iterator[Node]:
-        """What hands a value on in another shape, or as a tensor of its own."""
-        node = self._producers.get(value)
-        while node is not None and (is_view(node) or _is_copy(node)):
-            yield node
-            node = self._producers.get(node.operands[0])
 
     def _cheap(self, value: Value) -> list[Node]:
         """What computes a value of no more bytes than it has."""

@@ -10,10 +10,12 @@ from typing import Final
 import torch
 
 from rewright.costmodel import show_seconds
-from rewright.ir import CheckError, Graph, Node, UnsupportedError, fresh_names, hint
+from rewright.ir import CheckError, Graph, Node, UnsupportedError, fresh_names, hint, product
 from rewright.ir.alone import alone, at_hints
 from rewright.ir.loops import (
+    JOIN,
     AttentionBackwardNest,
+    AttentionNest,
     Load,
     lower_attention,
     lower_attention_backward,
@@ -35,6 +37,8 @@ WIDEST: Final = 256
 WORTHWHILE: Final = 0.85
 # What a kernel of ours must save where both compute as much.
 MARGIN: Final = 0.03
+# Parts of keys that a kernel reads where they lie.
+MOST_RUNS: Final = 8
 VIA: Final = "cpp"
 # The emitter of such a kernel, by kind of device, and what it multiplies on GPUs.
 EMITTERS: Final = {"cpu": VIA, "cuda": "triton"}
@@ -48,7 +52,8 @@ class FlashAttention(Pass, name="flash-attention", takes="aten", gives="aten"):
 
     Masks and biases become part of the kernel, as far as they are cheap to compute; a tile in which
     every score is masked is skipped, which is decided from intervals of positions and of what masks
-    read. Repeated heads and turned operands are read where they lie.
+    read. Repeated heads and turned operands are read where they lie, and so are the parts that keys
+    and values are joined from: those that all sequences share are read once.
 
     before:
         graph f(%q: f32[1, 2, 3, 4], %k: f32[1, 2, 3, 4], %v: f32[1, 2, 3, 8]) {
@@ -156,12 +161,37 @@ class _Choice:
             attention = as_attention(Call.of(node), emit)
             if not is_plain_call(node, self._graph):
                 attention = with_sums(attention, node.results[1])
-        attention = self._absorber.absorbed(attention)
+        attention = self._joined(attention) or self._absorber.absorbed(attention)
         with_copy, copy = self._absorber.with_copy(attention)
         if copy is not None:
             with suppress(UnsupportedError):
                 return with_copy, {copy.name}, lower_attention(with_copy.graph("body"), "attention")
         return attention, set(), lower_attention(attention.graph("body"), "attention")
+
+    def _joined(self, attention: Node) -> Node | None:
+        """The attention over the parts that keys and values are joined from or repeated of, where
+        that saves joining them, or reading some for each sequence."""
+        over_parts = self._absorber.absorbed(attention, joined=True)
+        over_whole = self._absorber.absorbed(attention)
+        if self._env.target.device != "cpu" or over_parts == over_whole:
+            return None
+        try:
+            nest = lower_attention(over_parts.graph("body"), "attention")
+            whole = lower_attention(over_whole.graph("body"), "attention")
+        except UnsupportedError:
+            return None
+        saves = keys_read(nest) <= WORTHWHILE * keys_read(whole) or self._vanishes(attention)
+        return over_parts if saves and len(nest.runs) <= MOST_RUNS else None
+
+    def _vanishes(self, attention: Node) -> bool:
+        """True when nothing else reads what its keys and values are joined to."""
+        keys = attention.operands[1:3]
+        made = {n.name: n for v in keys for n in self._absorber.carriers(v, joined=True)}
+        joined = [n.result for n in made.values() if n.op.name == JOIN]
+        readers = {r.name for v in joined for r in self._graph.readers.get(v, ())}
+        return readers <= {*made, attention.name} and not any(
+            v in self._graph.returned for v in joined
+        )
 
     def _not_worth_it(self, node: Node, ours: Node, nest: AnyAttention) -> str | None:
         """Why the kernel that there is anyway is as good; the log is told when it is not."""
@@ -171,9 +201,13 @@ class _Choice:
             return None
         why = atens_obstacle(node) if node.op.name == "rw.attention" else None
         share = kept_share(nest)
+        parts = nest.runs if isinstance(nest, AttentionNest) else ()
         told = f"{share:.0%} of its tiles are kept"
         is_causal = node.op.name != "rw.attention" and bool(node.arg("is_causal"))
-        if why is not None:
+        if len(parts) > 1:
+            told = f"keys are read from {len(parts)} parts where they lie"
+            log.decide(FlashAttention.name, node.name, f"a kernel of ours: {told}")
+        elif why is not None:
             log.decide(
                 FlashAttention.name, node.name, f"a kernel of ours: {told}; ATen has none: {why}"
             )
@@ -234,6 +268,16 @@ def may_skip(nest: AnyAttention) -> bool:
     loads = [t for s in nest.statements for t in subterms(s.term) if isinstance(t, Load)]
     of_one = any(len(axes & {name for name, _ in load.at.terms}) == 1 for load in loads)
     return of_one and may_be_dead(nest)
+
+
+def keys_read(nest: AttentionNest) -> int:
+    """Keys of all heads that are read, at the sizes seen, where heads that share some read them
+    once."""
+    read = 0
+    for run in nest.runs:
+        own = (axis for axis in nest.batch if not run.is_shared_by(axis))
+        read += hint(run.size) * hint(product(axis.size for axis in own))
+    return read
 
 
 def obstacle(nest: AnyAttention, env: Env) -> str | None:
