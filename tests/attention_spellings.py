@@ -153,12 +153,18 @@ def alibi(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5 + bias + _additive(q, k), -1) @ v
 
 
+def operator_in_parts(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What PyTorch's operator comes to with a bias of rank 3: rows without a key are 0."""
+    bias = _additive(q, k)[0].expand(q.shape[1], -1, -1)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
 SPELLINGS: Final[Mapping[str, Spelling]] = {
     f.__name__: f
     for f in (
         *(div_scale, mul_scale, no_scale, div_scale_mask, mul_scale_mask, huggingface),
         *(mul_masked_fill, div_masked_fill, div_where, scale_in_query, softcap),
         *(grouped_mul, grouped_div, einsum, einsum_rows_first, manual_softmax),
-        *(folded_bmm, folded_baddbmm, sink_column, alibi),
+        *(folded_bmm, folded_baddbmm, sink_column, alibi, operator_in_parts),
     )
 }

@@ -247,3 +247,22 @@ def test_a_bias_made_of_diamonds_is_looked_at_once() -> None:
     inputs = tuple(torch.randn(1, 2, 128, 16) for _ in range(3))
     model = Diamonds()
     torch.testing.assert_close(rewright.optimize(model, inputs)(*inputs), model(*inputs))
+
+
+@pytest.mark.cpu
+def test_a_bias_of_rank_three() -> None:
+    """PyTorch exports it in parts, with zeros in rows that see no key."""
+    q, k, v = numbers(Shape(2, 4, 130, 130, 16, 16))
+    bias = torch.randn(4, 130, 130)
+    bias[:, 50:60] = -math.inf
+    bias[:, :, 64:] = -math.inf
+
+    class Biased(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+            return sdpa(q, k, v, attn_mask=bias)
+
+    optimized = rewright.optimize(Biased(), (q, k, v, bias))
+    assert calls(optimized.graph) in ([OURS], [ATENS])  # whichever is quicker here
+    found, wanted = optimized(q, k, v, bias), sdpa(q, k, v, attn_mask=bias[None])
+    assert (found[:, :, 50:60] == 0).all()
+    torch.testing.assert_close(found, wanted)

@@ -8,6 +8,7 @@ what is read from memory; what repeats or turns operands is part of the places w
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -106,12 +107,23 @@ class AttentionNest(HeadNest):
 
 @dataclass(frozen=True)
 class Parts:
-    """The two products of a body, the softmax between them, and what sums its exponentials."""
+    """The two products of a body, the softmax between them, and what sums its exponentials. `zeros`
+    makes probabilities 0 in rows without a live score, as kernels do anyway."""
 
     scores: Node
     softmax: Node
     values: Node
     sums: Node | None
+    zeros: Node | None
+
+    @property
+    def probabilities(self) -> Value:
+        return (self.softmax if self.zeros is None else self.zeros).result
+
+    @property
+    def all(self) -> tuple[Node, ...]:
+        found = (self.scores, self.softmax, self.values, self.sums, self.zeros)
+        return tuple(node for node in found if node is not None)
 
 
 def parts_of(body: Graph) -> Parts:
@@ -123,7 +135,25 @@ def parts_of(body: Graph) -> Parts:
         raise UnsupportedError("its body is not two products and a softmax between them")
     if sums and softmaxes[0].operands[0] not in (sums[0].operands[0], _cast_from(body, sums[0])):
         raise UnsupportedError("it sums up other scores than its softmax does")
-    return Parts(products[0], softmaxes[0], products[1], sums[0] if sums else None)
+    zeros = _zeros(body, softmaxes[0])
+    return Parts(products[0], softmaxes[0], products[1], sums[0] if sums else None, zeros)
+
+
+def _zeros(body: Graph, softmax: Node) -> Node | None:
+    """where(all(scores == -inf), 0, softmax(scores)), as it stands in bodies."""
+    dims, scores = (-1, softmax.result.tensor.rank - 1), softmax.args[0]
+    for node in body.readers.get(softmax.result, ()):
+        if node.op.name != "aten.where.self" or node.args[2] != softmax.result:
+            continue
+        none, zero = (body.producers.get(v) for v in node.operands[:2])
+        if none is None or none.op.name != "aten.all.dim" or none.args[1] not in dims:
+            continue
+        dead = body.producers.get(none.operands[0])
+        if dead is None or dead.op.name != "aten.eq.Scalar" or dead.args != (scores, -math.inf):
+            continue
+        if zero is not None and zero.op.name == "aten.full.default" and zero.args[1] == 0:
+            return node
+    return None
 
 
 def _cast_from(body: Graph, node: Node) -> Value | None:
@@ -281,19 +311,18 @@ class _Forward(HeadLowering):
     """Attention, and the logarithms of its sums."""
 
     def __init__(self, body: Graph, parts: Parts, batch: Sequence[Axis]) -> None:
-        anchors = [parts.scores, parts.softmax, parts.values]
-        anchors += [] if parts.sums is None else [parts.sums]
         ends = parts.scores.operands[0], parts.values.result
         widths = ends[0].tensor.shape[-1], ends[1].tensor.shape[-1]
         self.joined = {n.result: n for n in body.nodes if n.op.name == JOIN}
-        super().__init__(body, batch, parts.softmax, widths, [*anchors, *self.joined.values()])
+        super().__init__(body, batch, parts.softmax, widths, [*parts.all, *self.joined.values()])
         self.parts = parts
 
     def nest(self, name: str) -> AttentionNest:
-        scores, softmax, values = self.parts.scores, self.parts.softmax, self.parts.values
+        parts = self.parts
+        scores, softmax, values = parts.scores, parts.softmax, parts.values
         query, key = scores.operands
         weights, value = values.operands
-        self.only_carries(weights, softmax.result, self.row, self.key, what=PROBABILITIES)
+        self.only_carries(weights, parts.probabilities, self.row, self.key, what=PROBABILITIES)
         taken = self.at_head(softmax.operands[0], self.row, self.key)
         queries, runs = self.place(query, self.row, self.inner), self.runs(key, value)
         statements, (given,) = self.statements([taken], [scores.result])

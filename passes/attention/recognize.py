@@ -67,7 +67,8 @@ class Attention(Pass, name="attention", takes="aten", gives="aten"):
         replaced: dict[str, list[Node]] = {}
         # Where the softmax itself is spelled out it is only recognized, unless that leads further.
         plain = _softmaxes().run(graph, DecisionLog(), lambda found, _: found[0]).graph
-        for found in sites(plain):
+        plain = plain.with_nodes(split_dead(plain)[0])  # what nobody needs is no reader
+        for found in sites(plain, zeros=True):
             if isinstance(found, tuple):
                 env.log.refuse(self.name, found[0].name, f"not attention: {found[1]}")
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -182,6 +183,12 @@ class _Body:
         if scores.tensor.dtype != dtype:
             scores = self.emit("aten._to_copy.default", scores, dtype=dtype)
         weights = self.emit("aten._softmax.default", scores, -1, False)
+        if self.site.zeros is not None:
+            none = self.emit("aten.eq.Scalar", scores, -math.inf)
+            none = self.emit("aten.all.dim", none, -1, True)
+            type = weights.tensor
+            zero = self.emit("aten.full.default", (), 0.0, dtype=type.dtype, device=type.device)
+            weights = self.emit("aten.where.self", none, zero, weights)
         for kept in self.operands.kept:
             weights = self.thinned(weights, self.input("kept", kept))
         if weights.tensor.dtype != value.tensor.dtype:

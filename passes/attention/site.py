@@ -9,11 +9,13 @@ one bias.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from rewright.ir import Graph, Kind, Node, Size, Value, equal, product, runs_as
+from rewright.passes.scalars import number_of
 
 PRODUCTS: Final = frozenset({"aten.bmm.default", "aten.mm.default", "aten.baddbmm.default"})
 SOFTMAX: Final = "aten._softmax.default"
@@ -47,6 +49,8 @@ class Site:
     """`scores` = a @ b for each of `batch` and for rows and keys; `steps` lead to what `softmax` is
     taken of, `after` from it to the product with the values; one of them may be a `dropout`.
     `sinks`, when there are some, are scores [..., rows, 1] that take probability and have no value.
+    `zeros` is what makes probabilities 0 in rows whose scores are all minus infinity, if anything
+    does.
     """
 
     scores: Node
@@ -56,6 +60,7 @@ class Site:
     values: Node
     batch: tuple[Size, ...]
     sinks: Value | None = None
+    zeros: Node | None = None
 
     @property
     def dropout(self) -> Node | None:
@@ -87,26 +92,47 @@ class Site:
         return value
 
 
-def sites(graph: Graph) -> Iterator[Site | tuple[Node, str]]:
-    """Every attention of a graph; for a softmax that belongs to none, the node and why."""
+def sites(graph: Graph, *, zeros: bool = False) -> Iterator[Site | tuple[Node, str]]:
+    """Every attention of a graph; for a softmax that belongs to none, the node and why. With
+    `zeros` also where rows without a live score are set to 0, as `scaled_dot_product_attention`
+    does where it comes in its parts."""
     for node in graph.nodes:
         if node.op.name == SOFTMAX:
-            found = _site(graph, node)
+            found = _site(graph, node, _zeros(graph, node) if zeros else None)
             yield found if isinstance(found, Site) else (node, found)
 
 
-def _site(graph: Graph, softmax: Node) -> Site | str:
+def _zeros(graph: Graph, softmax: Node) -> Node | None:
+    """where(all(scores == -inf), 0, softmax(scores))."""
+    readers = graph.readers.get(softmax.result, ())
+    if len(readers) != 1 or readers[0].op.name != "aten.where.self":
+        return None
+    (node,) = readers
+    none, zero = (graph.producers.get(v) for v in node.operands[:2])
+    if none is None or zero is None or number_of(zero) != 0 or node.args[2] != softmax.result:
+        return None
+    dim, rank = none.args[1:2], softmax.result.tensor.rank
+    if none.op.name != "aten.all.dim" or dim not in ((-1,), (rank - 1,)) or not none.arg("keepdim"):
+        return None
+    equal_to = graph.producers.get(none.operands[0])
+    if equal_to is None or equal_to.op.name != "aten.eq.Scalar" or equal_to.args[1] != -math.inf:
+        return None
+    return node if equal_to.args[0] == softmax.args[0] else None
+
+
+def _site(graph: Graph, softmax: Node, zeros: Node | None) -> Site | str:
     rank = softmax.result.tensor.rank
     if rank < 2 or softmax.args[1] not in (-1, rank - 1):
         return "the softmax is not over the last dimension"
-    forth = _forth(graph, softmax)
+    forth = _forth(graph, softmax if zeros is None else zeros)
     if isinstance(forth, str):
         return forth
     after, values = forth
     taken_of = softmax.args[0]
     assert isinstance(taken_of, Value)
     joined = _sinks(graph, taken_of, after)
-    back = _back(graph, taken_of if joined is None else joined[0])
+    aside = None if zeros is None else graph.producers[zeros.operands[0]].operands[0]
+    back = _back(graph, taken_of if joined is None else joined[0], aside)
     if isinstance(back, str):
         return back
     sinks = None if joined is None else joined[1]
@@ -114,7 +140,7 @@ def _site(graph: Graph, softmax: Node) -> Site | str:
     kept = tuple(n for n in after if n.op.name != _SLICE)
     if len(kept) != len(after) and sinks is None:
         return "some of the probabilities are left out"
-    site = Site(*back, softmax, kept, values, shape[:-2], sinks)
+    site = Site(*back, softmax, kept, values, shape[:-2], sinks, zeros)
     return _misfit(site) or site
 
 
@@ -141,10 +167,10 @@ def _sinks(graph: Graph, scores: Value, after: tuple[Node, ...]) -> tuple[Value,
 # --- from the softmax to the values -------------------------------------------------------------
 
 
-def _forth(graph: Graph, softmax: Node) -> tuple[tuple[Node, ...], Node] | str:
-    """What carries the probabilities, and the product that reads them."""
+def _forth(graph: Graph, made: Node) -> tuple[tuple[Node, ...], Node] | str:
+    """What carries the probabilities that are `made`, and the product that reads them."""
     after: list[Node] = []
-    value = softmax.result
+    value = made.result
     while True:
         if value in graph.returned:
             return f"%{value.name} leaves the graph"
@@ -177,14 +203,15 @@ def _not_redrawn(dropout: Node, after: list[Node]) -> str | None:
 # --- from the softmax to the scores -------------------------------------------------------------
 
 
-def _back(graph: Graph, value: Value) -> tuple[Node, tuple[Step, ...]] | str:
-    """The product that makes the scores, and the steps from there to `value`, in order."""
+def _back(graph: Graph, value: Value, aside: Value | None) -> tuple[Node, tuple[Step, ...]] | str:
+    """The product that makes the scores, and the steps from there to `value`, in order. What makes
+    `aside` may read them, too."""
     steps: list[Step] = []
     while True:
         node = graph.producers.get(value)
         if node is None:
             return f"%{value.name} is an input, and no scores"
-        readers = graph.readers.get(value, ())
+        readers = [r for r in graph.readers.get(value, ()) if aside not in r.results]
         if len(readers) != 1 or value in graph.returned:
             return f"%{value.name} is read by others too"
         if node.op.name in PRODUCTS:
