@@ -9,12 +9,13 @@
 
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs browser sweep fuzz bench costmodel lint
+.PHONY: help demo test docs browser sweep fuzz mutants bench costmodel lint
 
 VENV ?= .venv
 WORKERS ?= 2
 ARGS ?=
 SECONDS ?= 600
+COUNT ?= 1000
 PINNED := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH ?= $(PINNED)
 # The first Python that works and can make environments (a version manager's shim may be on PATH
@@ -52,6 +53,9 @@ sweep: $(LINKED) ## every operator of PyTorch's own tables through our backend, 
 
 fuzz: $(LINKED) ## random graphs, compiled, against float64, for SECONDS (600)
 	PYTHONPATH=tests $(PY) -m fuzz --seconds $(SECONDS) --workers $(WORKERS) $(ARGS)
+
+mutants: $(LINKED) ## COUNT (1000) graphs that are nearly attention, before and after the passes
+	PYTHONPATH=tests $(PY) tests/attention_mutants.py $(COUNT) $(ARGS)
 
 bench: $(LINKED) ## kernels, models and start-up against eager and Inductor
 	$(PY) -m benchmarks.kernels
