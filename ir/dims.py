@@ -189,10 +189,10 @@ def substitute(size: Size, replace: Mapping[str, Size]) -> Size:
 def from_sympy(expr: sympy.Expr, symbols: Mapping[str, Symbol]) -> Size:
     """A size from a sympy expression whose symbols are named as the keys of `symbols`."""
     plain = {s: _variable(symbols[s.name]) for s in expr.free_symbols}
-    used = tuple(symbols[s.name] for s in sorted(expr.free_symbols, key=lambda s: s.name))
+    used = tuple(sorted((symbols[s.name] for s in expr.free_symbols), key=_symbol_order))
     # Expanded, as products are in `_sympy_op`: one size has one form, however it came about.
-    written = expr.xreplace(plain).expand()
-    return _intern(written, tuple(sorted(used, key=_symbol_order)))
+    dim = _intern(expr.xreplace(plain).expand(), used)
+    return parse_dim(dim.text, used) if any(f"{kind}(" in dim.text for kind in _EXTREMES) else dim
 
 
 def parse_dim(
@@ -208,6 +208,7 @@ def parse_dim(
 
 # --- construction -------------------------------------------------------------------------------
 
+_EXTREMES: Final = ("min", "max")
 _INTERNED: dict[tuple[str, tuple[Symbol, ...]], Dim] = {}
 
 
@@ -249,6 +250,10 @@ def make(kind: str, *args: Size) -> Size:
 def _combine(kind: str, a: Size, b: Size) -> Size:
     if isinstance(a, int) and isinstance(b, int):
         return _FOLD[kind]([a, b])
+    if kind in _EXTREMES:  # min(64, 64*B) of a B of at least 1 is 64
+        for small, large in ((a, b), (b, a)):
+            if at_most(small, large):
+                return small if kind == "min" else large
     expr = _sympy_op(kind)(_expr(a), _expr(b))
     if expr.is_Integer:
         return int(expr)

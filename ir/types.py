@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
 import torch
 
-from rewright.ir.dims import Size, equal, hint, product
+from rewright.ir.dims import Dim, Size, equal, hint, product, substitute, symbols_of
 
 DTYPE_NAMES: Final[dict[torch.dtype, str]] = {
     torch.float64: "f64",
@@ -145,7 +145,19 @@ def is_channels_last(type: TensorType) -> bool:
 def _is_row_major(shape: tuple[Size, ...], strides: tuple[Size, ...]) -> bool:
     if any(size == 0 for size in shape):
         return True
-    return _chain(list(reversed(list(zip(strides, shape, strict=True)))))
+    axes = list(zip(strides, shape, strict=True))[::-1]
+    return _chain(axes) or _chain(_not_empty(axes))
+
+
+def _not_empty(axes: list[tuple[Size, Size]]) -> list[tuple[Size, Size]]:
+    """Strides and sizes where there are elements: without any, all strides are as good."""
+    count = product(size for _, size in axes)
+    least = {
+        s.name: Dim.of(replace(s, low=1))
+        for s in symbols_of([count])
+        if s.low == 0 and substitute(count, {s.name: 0}) == 0
+    }
+    return [(substitute(stride, least), substitute(size, least)) for stride, size in axes]
 
 
 def is_dense(type: TensorType) -> bool:
