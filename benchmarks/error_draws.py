@@ -147,9 +147,9 @@ def main() -> None:
         found.append(outcome(Draw.of(number)))
         if not found[-1].holds:
             print(f"over its budget: {found[-1]}", flush=True)
-    told = summary(found)
-    rows = [vars(o) | {"draw": vars(o.draw), "holds": o.holds} for o in found]
-    write_json(given.json, "error_draws", told, rows)
+        rows = [vars(o) | {"draw": vars(o.draw), "holds": o.holds} for o in found]
+        told = summary(found)
+        write_json(given.json, "error_draws", told, rows)
     print(*(f"{name}: {value}" for name, value in told.items()), sep="\n")
 
 
