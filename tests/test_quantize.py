@@ -13,6 +13,16 @@ import torch
 from torch import Tensor, nn
 
 import rewright
+from error_budgets import (
+    WIDTH,
+    held_out,
+    mlp,
+    optimized,
+    outliers,
+    quantized,
+    relative,
+    samples,
+)
 from rewright.api import export
 from rewright.artefact import load as artefact_in
 from rewright.calibration_samples import graph_samples
@@ -23,44 +33,6 @@ from rewright.ir.pt2 import load
 from rewright.options import Options
 from rewright.passes import Quantize
 from rewright.passes.quantize.formats import FORMAT_OF
-
-WIDTH = 96
-
-
-def mlp(seed: int = 0, depth: int = 3) -> nn.Module:
-    torch.manual_seed(seed)
-    layers = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()) for _ in range(depth)]
-    return nn.Sequential(*layers, nn.Linear(WIDTH, 80)).eval()
-
-
-def samples(count: int, rows: int = 24, seed: int = 1) -> list[tuple[Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    return [(torch.randn(rows, WIDTH, generator=generator),) for _ in range(count)]
-
-
-def optimized(model: nn.Module, budget: object, **given: Any) -> rewright.Compiled:
-    """For the least bytes, since which kernels are quicker is up to the machine."""
-    calibration = given.pop("calibration", samples(6))
-    example = given.pop("example", samples(1))[0]
-    options = {"objective": "bytes", **given}
-    return rewright.optimize(
-        model, example, error_budget=budget, calibration=calibration, **options
-    )
-
-
-def quantized(compiled: rewright.Compiled) -> list[str]:
-    nodes = compiled.graph.nodes
-    return [str(n.kwarg("format")) for n in nodes if n.op.name == "rw.quantized_linear"]
-
-
-def relative(got: Tensor, exact: Tensor) -> float:
-    return float((got.double() - exact.double()).norm() / exact.double().norm())
-
-
-def held_out(model: nn.Module, compiled: rewright.Compiled, count: int = 4) -> float:
-    """The largest error on samples that nobody has seen."""
-    with torch.no_grad():
-        return max(relative(compiled(*x), model(*x)) for x in samples(count, seed=99))
 
 
 @pytest.mark.parametrize("budget", [0.003, 0.01, 0.05])
@@ -127,13 +99,6 @@ def test_a_function_of_the_user() -> None:
 
 
 # --- harms ----------------------------------------------------------------------------------------
-
-
-def outliers(model: nn.Module) -> nn.Module:
-    """One channel of activations is a hundred times the others."""
-    with torch.no_grad():
-        model[0][0].weight[3] *= 100  # type: ignore[index]
-    return model
 
 
 def ties(model: nn.Module) -> nn.Module:
@@ -351,6 +316,21 @@ def test_dynamic_rows() -> None:
     with torch.no_grad():
         for count in (2, 7, 100):
             (x,) = samples(1, rows=count, seed=count)[0]
+            assert relative(compiled(x), model(x)) <= 0.06
+
+
+def test_dynamic_batches_of_dynamic_length() -> None:
+    model = mlp()
+    sizes = {0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("length", max=64)}
+    given = [(x.reshape(2, 12, WIDTH),) for (x,) in samples(6)]
+    compiled = optimized(
+        model, 0.05, calibration=given, example=given[:1], dynamic_shapes={"input": sizes}
+    )
+    assert len(quantized(compiled)) == 4
+    with torch.no_grad():
+        for batch, length in ((1, 2), (3, 7)):
+            (x,) = samples(1, rows=batch * length)[0]
+            x = x.reshape(batch, length, WIDTH)
             assert relative(compiled(x), model(x)) <= 0.06
 
 

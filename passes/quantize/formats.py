@@ -23,18 +23,26 @@ ROWS: Final = 16
 COLUMNS: Final = 4
 _LARGEST: Final = 127.0
 FOUR_BITS: Final = 7.0
+BALANCED: Final = "-balanced"
 
 
 @dataclass(frozen=True)
 class Format:
     """How a linear layer is computed. `bits` are those of a weight, without its scale, of which
-    there is one for each output, or for each `group` of its weights, or none for a half `dtype`."""
+    there is one for each output, or for each `group` of its weights, or none for a half `dtype`.
+    When it is `balanced`, outliers of activations are moved into weights first."""
 
     name: str
     bits: int
     quantizes_activations: bool
     group: int = 0
     dtype: torch.dtype | None = None
+    balanced: bool = False
+
+    @property
+    def kernel(self) -> str:
+        """The format as its kernel knows it."""
+        return self.name.removesuffix(BALANCED) if self.balanced else self.name
 
     def nbytes(self, rows: int, columns: int) -> int:
         """What a weight [rows, columns] takes, scales and all."""
@@ -48,6 +56,7 @@ class Format:
 
 FORMATS: Final = (
     Format("int8", 8, quantizes_activations=True),
+    Format(f"int8{BALANCED}", 8, quantizes_activations=True, balanced=True),
     Format("int8-weight", 8, quantizes_activations=False),
     Format("int4-g64", 4, quantizes_activations=True, group=64),
     Format("int4-g128", 4, quantizes_activations=True, group=128),
@@ -134,7 +143,7 @@ def quantized_linear(
         return _in_halves(x, weight[0], bias, emit)
     operands = (x, *weight, *(() if bias is None else (bias,)))
     body = _body(format, operands, rows, emit.inside())
-    (result,) = emit.region(LINEAR, operands, body, format=format.name)
+    (result,) = emit.region(LINEAR, operands, body, format=format.kernel)
     return result
 
 

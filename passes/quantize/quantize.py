@@ -33,6 +33,7 @@ from rewright.passes.quantize.sites import (
     shares,
     sites,
     small_layers,
+    times,
 )
 from rewright.passes.quantize.weights import Weights
 
@@ -143,15 +144,17 @@ class _Search:
     def applied(self, plan: Plan) -> Graph:
         """The graph with the formats and windows of a plan."""
         made: dict[object, tuple[Value, ...]] = {}
+        weights = self._weights
 
         def packed(site: Site, format: Format, emit: Emitter) -> tuple[Value, ...]:
             key = site.key(format)
             if key not in made:
-                made[key] = site.packed(format, emit, self._weights.moved(site, format))
+                moved, factors = (of(site, format) for of in (weights.moved, weights.factors))
+                made[key] = site.packed(format, emit, moved, factors)
             return made[key]
 
         fresh = names_beside(self._graph)
-        nodes = in_formats(self._graph, self._sites, plan, fresh, packed)
+        nodes = in_formats(self._graph, self._sites, plan, fresh, packed, weights.factors)
         narrowed = self._heads.applied(plan, fresh)
         return self._graph.with_nodes(
             [n for node in nodes for n in narrowed.get(node.name, [node])]
@@ -166,6 +169,7 @@ class _Search:
             sensitivity(self._graph, probed, sample, self._budget, self._env.seed)
             for sample in self._seen[:MOST_SEEN]
         ]
+        self._weights.balance(found[0].read)
         bids = {
             name: [self._float(site), *self._offers(site, found)]
             for name, site in self._sites.items()
@@ -183,7 +187,8 @@ class _Search:
             error = sum(self._error(site, format, of) for of in found) / len(found)
             nbytes = format.nbytes(*site.shape) // self._shares[name]
             if error == error and error < float("inf"):
-                bids.append(Bid(name, format.name, error, seconds[format.name], nbytes))
+                cost = seconds[format.kernel] + self._seconds_to_balance(site, format)
+                bids.append(Bid(name, format.name, error, cost, nbytes))
         # Of those that cost the same the first is taken.
         return sorted(bids, key=lambda bid: bid.error)
 
@@ -194,7 +199,12 @@ class _Search:
         return of.error(site.node.name, off, slice(None, None, step), step)
 
     def _formats_of(self, site: Site) -> list[Format]:
-        return [format for format in self._formats if site.admits(format)]
+        """Balanced ones only where there is anything to balance."""
+        return [
+            f
+            for f in self._formats
+            if site.admits(f) and (not f.balanced or self._weights.factors(site, f) is not None)
+        ]
 
     def _times(self, site: Site) -> Mapping[str, float]:
         """Seconds in each format; measured, or else expected."""
@@ -208,13 +218,13 @@ class _Search:
 
     def _timed(self, site: Site) -> Mapping[str, float]:
         graphs, beside = [_contestants(site.node)], [0.0]
-        formats = self._formats_of(site)
+        formats = [FORMAT_OF[k] for k in {f.kernel: 0 for f in self._formats if site.admits(f)}]
         for format in formats:
             emit = Emitter(names_beside(self._graph), site.node)
-            nodes = site.on(site.packed(format, emit), format, emit)
+            nodes = site.on(site.read, site.packed(format, emit), format, emit)
             product = next(n for n in reversed(nodes) if n.op.name in (LINEAR, *PLACES))
             graphs.append(_contestants(product))
-            beside.append(self._seconds_after(nodes[nodes.index(product) + 1 :]))
+            beside.append(self._seconds_of(nodes[nodes.index(product) + 1 :]))
         flat = [graph for each in graphs for graph in each]
         tools = self._env.tools
         found = None if tools is None else tools.race(flat)
@@ -225,8 +235,18 @@ class _Search:
         names = (FLOAT, *(format.name for format in formats))
         return {n: a + b for n, a, b in zip(names, least, beside, strict=True)}
 
-    def _seconds_after(self, nodes: Sequence[Node]) -> float:
-        """Of what is done to a product: conversions, a bias."""
+    def _seconds_to_balance(self, site: Site, format: Format) -> float:
+        """Of dividing what is read, for a site's part, as if nothing was fused with it."""
+        factors = self._weights.factors(site, format)
+        if factors is None:
+            return 0.0
+        emit = Emitter(names_beside(self._graph), site.node)
+        times(site.read, factors, emit)
+        sharing = sum(site.read in other.node.operands for other in self._sites.values())
+        return self._seconds_of(emit.nodes[-1:]) / sharing
+
+    def _seconds_of(self, nodes: Sequence[Node]) -> float:
+        """Of what is done besides a product: conversions, a bias."""
         calls = [alone(at_hints(node)).nodes[0] for node in nodes]
         return sum(e.seconds for e in self._env.cost.estimate(calls)) if calls else 0.0
 

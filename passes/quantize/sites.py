@@ -68,9 +68,11 @@ class Site(abc.ABC):
         rows = read.tensor.shape[: self.node.result.tensor.rank - 1]
         return TensorType(self.node.result.tensor.dtype, (*rows, self.node.result.tensor.shape[-1]))
 
-    def on(self, weight: tuple[Value, ...], format: Format, emit: Emitter) -> list[Node]:
+    def on(
+        self, read: Value, weight: tuple[Value, ...], format: Format, emit: Emitter
+    ) -> list[Node]:
         """Nodes that make the same result from the weight in a format."""
-        self.made(self.read, weight, format, emit)
+        self.made(read, weight, format, emit)
         emit.end_in(self.node.result)
         return emit.nodes
 
@@ -81,15 +83,22 @@ class Site(abc.ABC):
         return (sizes[0], sizes[1]) if self.is_turned else (sizes[1], sizes[0])
 
     def packed(
-        self, format: Format, emit: Emitter, moved: Tensor | None = None
+        self,
+        format: Format,
+        emit: Emitter,
+        moved: Tensor | None = None,
+        factors: Tensor | None = None,
     ) -> tuple[Value, ...]:
-        """The weight in a format, some of its integers `moved` steps from the nearest."""
+        """The weight in a format, multiplied by the `factors` of its columns, some of its integers
+        `moved` steps from the nearest."""
         rows = self.rows if self.is_turned else emit(_TURN, self.rows, (1, 0))
+        rows = rows if factors is None else times(rows, factors, emit)
         return quantized_weight(format, rows, emit, moved)
 
     def key(self, format: Format) -> tuple[object, ...]:
         """What a packed weight depends on: sites may share one."""
-        return self.rows.name, self.is_turned, format.group, format.dtype
+        balanced_for = self.read.name if format.balanced else None
+        return self.rows.name, self.is_turned, format.group, format.dtype, balanced_for
 
 
 class LinearSite(Site):
@@ -202,18 +211,31 @@ def in_formats(
     plan: Plan,
     fresh: Callable[[str], str],
     packed: Callable[[Site, Format, Emitter], tuple[Value, ...]],
+    factors: Callable[[Site, Format], Tensor | None],
 ) -> list[Node]:
     """The graph's nodes with the formats of a plan; `packed` gives the weight of a site in a
-    format, whose nodes, if any, come before it."""
+    format, whose nodes, if any, come before it, `factors` those of a balanced one."""
     nodes: list[Node] = []
+    divided: dict[Value, Value] = {}
     for node in graph.nodes:
         bid = plan.get(node.name)
         if bid is None or bid.choice == FLOAT:
             nodes.append(node)
             continue
         site, format, emit = found[node.name], FORMAT_OF[bid.choice], Emitter(fresh, node)
-        nodes += site.on(packed(site, format, emit), format, emit)
+        weight, read = packed(site, format, emit), site.read
+        by = factors(site, format)
+        if by is not None:
+            if read not in divided:
+                divided[read] = times(read, 1 / by, emit)
+            read = divided[read]
+        nodes += site.on(read, weight, format, emit)
     return nodes
+
+
+def times(x: Value, factors: Tensor, emit: Emitter) -> Value:
+    """Columns of x [M, K] by factors f32[K] that are powers of two."""
+    return emit("aten.mul.Tensor", x, emit.constant(factors.to(x.tensor.dtype)))
 
 
 def names_beside(graph: Graph) -> Callable[[str], str]:

@@ -13,9 +13,10 @@ from rewright.ir.interpret import Reference, interpret
 from rewright.ir.loops import needed_nodes
 from rewright.passes.budget import Plan
 from rewright.passes.emitter import Emitter
+from rewright.passes.quantize.balance import balance
 from rewright.passes.quantize.formats import FORMAT_OF, FOUR_BITS, Format
 from rewright.passes.quantize.rounding import Curvature, moved_steps
-from rewright.passes.quantize.sites import Site, in_formats, names_beside
+from rewright.passes.quantize.sites import LinearSite, Site, in_formats, names_beside, times
 
 # Samples that weights of few bits are rounded for, together.
 MOST_ROUNDED_FOR: Final = 4
@@ -35,10 +36,25 @@ class Weights:
         self._fresh = names_beside(graph)
         self._made: dict[object, tuple[tuple[Value, ...], list[Tensor]]] = {}
         self._moved: dict[object, Tensor] = {}
+        self._factors: dict[Value, Tensor | None] = {}
 
     def moved(self, site: Site, format: Format) -> Tensor | None:
         """The steps beyond the nearest that a weight is rounded by, once `measured` with it."""
         return self._moved.get(site.key(format))
+
+    def balance(self, read: Mapping[str, Sequence[Tensor]]) -> None:
+        """Find the factors of balanced formats, from what each site read."""
+        readers: dict[Value, list[Site]] = {}
+        for site in self._sites.values():
+            if isinstance(site, LinearSite):
+                readers.setdefault(site.read, []).append(site)
+        for value, found in readers.items():
+            rows = list(map(self._rows, found))
+            self._factors[value] = balance(read[found[0].node.name][0], rows)
+
+    def factors(self, site: Site, format: Format) -> Tensor | None:
+        """By what the weights of a balanced format are multiplied, and what is read divided."""
+        return self._factors.get(site.read) if format.balanced else None
 
     def change(self, site: Site, format: Format, read: Tensor) -> Tensor:
         """What a format changes in a site's result, on some rows of what it read."""
@@ -46,7 +62,9 @@ class Weights:
         part = Value(self._fresh(site.read.name), _type_of(read))
         given = dict(zip(weight, packed, strict=True)) | {part: read}
         emit = Emitter(self._fresh, site.node)
-        new = self._run(site.made(part, weight, format, emit), emit.nodes, given)
+        factors = self.factors(site, format)
+        taken = part if factors is None else times(part, 1 / factors, emit)
+        new = self._run(site.made(taken, weight, format, emit), emit.nodes, given)
         emit = Emitter(self._fresh, site.node)
         types = [site.type_of(part)]
         (made,) = emit.call(site.node.op, *_reading(site.node, site.read, part), types)
@@ -65,7 +83,7 @@ class Weights:
             given.update(zip(weight, packed, strict=True))
             return weight
 
-        nodes = in_formats(self._graph, self._sites, plan, self._fresh, known)
+        nodes = in_formats(self._graph, self._sites, plan, self._fresh, known, self.factors)
         inputs = (*self._graph.inputs, *map(Input, given))
         graph = dataclasses.replace(self._graph, inputs=inputs, nodes=tuple(nodes), updates=())
         return [interpret(graph, [*s, *given.values()], instead=instead) for s in samples]
@@ -89,17 +107,21 @@ class Weights:
             for value, read in _computed(self._graph, seen.keys(), sample).items():
                 seen[value].add(read)
         for key, (site, format) in todo.items():
-            rows = self._values[site.rows].detach().float()
-            weight = rows if site.is_turned else rows.T
             of = seen[site.read]
-            self._moved[key] = moved_steps(weight.contiguous(), of, format.group, FOUR_BITS)
+            weight = self._rows(site).float().contiguous()
+            self._moved[key] = moved_steps(weight, of, format.group, FOUR_BITS)
+
+    def _rows(self, site: Site) -> Tensor:
+        """The weight [N, K]."""
+        rows: Tensor = self._values[site.rows].detach()
+        return rows if site.is_turned else rows.T
 
     def _packed(self, site: Site, format: Format) -> tuple[tuple[Value, ...], list[Tensor]]:
         moved = self.moved(site, format)
         key = site.key(format), moved is not None
         if key not in self._made:
             emit = Emitter(self._fresh, site.node)
-            values = site.packed(format, emit, moved)
+            values = site.packed(format, emit, moved, self.factors(site, format))
             graph = Graph("weight", (Input(site.rows),), tuple(emit.nodes), values)
             self._made[key] = values, interpret(graph, [self._values[site.rows]])
         return self._made[key]
