@@ -11,8 +11,8 @@ from typing import Any, Final
 from torch import Tensor
 
 from rewright.costmodel import show_bytes, show_seconds
-from rewright.ir import Graph, Node, OptionError, Value, hint
-from rewright.ir.alone import alone, at_hints
+from rewright.ir import Graph, Node, OptionError, Size, Value, evaluate, hint, symbols_of
+from rewright.ir.alone import Resize, alone, resized
 from rewright.ir.interpret import interpret
 from rewright.ir.onednn import is_available
 from rewright.passes.base import Env, Pass
@@ -62,7 +62,8 @@ class Quantize(Pass, name="quantize", takes="aten", gives="aten"):
         }
 
     Without an error budget nothing changes. Weights are quantized once, and again when a parameter
-    is found to have changed.
+    is found to have changed. Where sizes are dynamic, quickest is what is so at the sizes seen and
+    at the smallest together.
 
     Refuses: layers whose weight is no parameter; formats that are slower; what would take more
     error than there is.
@@ -136,6 +137,7 @@ class _Search:
         self._weights = Weights(graph, self._sites, self._seen)
         self._exact: list[list[Tensor]] = []
         self._seconds: dict[tuple[object, ...], Mapping[str, float]] = {}
+        self._often = self._how_often()
 
     def settled(self) -> Settled:
         self._exact = [floats_of(interpret(self._graph, sample)) for sample in self._held]
@@ -207,24 +209,46 @@ class _Search:
         ]
 
     def _times(self, site: Site) -> Mapping[str, float]:
-        """Seconds in each format; measured, or else expected."""
+        """Seconds in each format, measured or else expected: of one call of the sizes seen, and of
+        as many of the smallest as take that long in float."""
         if isinstance(site, EmbeddingSite):  # a few rows of it: nothing to gain but bytes
             return defaultdict(float)
+        seconds = self._timed(site, hint)
+        if not self._often:
+            return seconds
+        least = self._timed(site, least_size)
+        return {name: s + self._often * least[name] for name, s in seconds.items()}
+
+    def _how_often(self) -> float:
+        """Calls of the smallest sizes that take as long as one of the sizes seen; 0 where sizes are
+        fixed, or time is of no interest."""
+        found = [site for site in self._sites.values() if isinstance(site, LinearSite)]
+        if self._objective != "time" or not symbols_of(
+            n for s in found for n in s.read.tensor.shape
+        ):
+            return 0.0
+        seen, least = (
+            sum(self._timed(site, sizes)[FLOAT] for site in found) for sizes in (hint, least_size)
+        )
+        return seen / least
+
+    def _timed(self, site: Site, sizes: Resize) -> Mapping[str, float]:
+        """Seconds at some sizes, of which those of layers that look alike are the same."""
         reads = (v.tensor for v in (site.read, site.weight))
-        key = site.shape, isinstance(site, LinearSite) and site.bias is None, *reads
+        key = sizes, site.shape, isinstance(site, LinearSite) and site.bias is None, *reads
         if key not in self._seconds:
-            self._seconds[key] = self._timed(site)
+            self._seconds[key] = self._raced(site, sizes)
         return self._seconds[key]
 
-    def _timed(self, site: Site) -> Mapping[str, float]:
-        graphs, beside = [_contestants(site.node)], [0.0]
+    def _raced(self, site: Site, sizes: Resize) -> Mapping[str, float]:
+        graphs, beside = [_contestants(resized(site.node, sizes))], [0.0]
         formats = [FORMAT_OF[k] for k in {f.kernel: 0 for f in self._formats if site.admits(f)}]
         for format in formats:
             emit = Emitter(names_beside(self._graph), site.node)
             nodes = site.on(site.read, site.packed(format, emit), format, emit)
             product = next(n for n in reversed(nodes) if n.op.name in (LINEAR, *PLACES))
-            graphs.append(_contestants(product))
-            beside.append(self._seconds_of(nodes[nodes.index(product) + 1 :]))
+            graphs.append(_contestants(resized(product, sizes)))
+            beside.append(self._seconds_of(nodes[nodes.index(product) + 1 :], sizes))
         flat = [graph for each in graphs for graph in each]
         tools = self._env.tools
         found = None if tools is None else tools.race(flat)
@@ -243,11 +267,14 @@ class _Search:
         emit = Emitter(names_beside(self._graph), site.node)
         times(site.read, factors, emit)
         sharing = sum(site.read in other.node.operands for other in self._sites.values())
-        return self._seconds_of(emit.nodes[-1:]) / sharing
+        seconds = self._seconds_of(emit.nodes[-1:], hint)
+        if self._often:
+            seconds += self._often * self._seconds_of(emit.nodes[-1:], least_size)
+        return seconds / sharing
 
-    def _seconds_of(self, nodes: Sequence[Node]) -> float:
+    def _seconds_of(self, nodes: Sequence[Node], sizes: Resize) -> float:
         """Of what is done besides a product: conversions, a bias."""
-        calls = [alone(at_hints(node)).nodes[0] for node in nodes]
+        calls = [alone(resized(node, sizes)).nodes[0] for node in nodes]
         return sum(e.seconds for e in self._env.cost.estimate(calls)) if calls else 0.0
 
     # --- measuring ------------------------------------------------------------------------------
@@ -260,11 +287,18 @@ class _Search:
         return max(errors)
 
 
+def least_size(size: Size) -> int:
+    """The least that a size may be, of those that are not empty."""
+    if isinstance(size, int):
+        return size
+    return evaluate(size, {symbol.name: max(1, symbol.low) for symbol in size.symbols})
+
+
 def _contestants(node: Node) -> list[Graph]:
-    """The calls that a layer may become: torch's, and oneDNN's."""
+    """The calls that a layer of known sizes may become: torch's, and oneDNN's."""
     product = product_of(node)
     if product is None or product.cut() != product or not is_available():
-        return [alone(at_hints(node))]
+        return [alone(node)]
     return list(contestants(product))
 
 
