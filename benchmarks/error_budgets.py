@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +27,9 @@ from benchmarks.options import RESULTS, add_choice
 from benchmarks.report import track
 from benchmarks.timing import compare
 from benchmarks.trained import minilm, minilm_inputs, smollm2, token_windows
+from rewright.passes import Quantize
 from rewright.passes.budget import ErrorBudget
+from rewright.passes.quantize.formats import FORMAT_OF
 
 Inputs = tuple[Tensor, ...]
 
@@ -118,12 +121,12 @@ def _row(case: Case) -> dict[str, Any]:
         faster = {
             name: _faster(contestants, inputs) for name, inputs in timed.items() if case.timed
         }
-    formats = [
-        n.kwarg("format") for n in compiled.graph.nodes if n.op.name == "rw.quantized_linear"
-    ]
+    told = [d.sentence for d in compiled.program.plan.log if d.pass_ == Quantize.name]
+    formats = Counter(sentence.split(",")[0] for sentence in told)
     return {
         "seconds": seconds,
-        "formats": {str(f): formats.count(f) for f in sorted(map(str, set(formats)))},
+        "formats": {name: formats[name] for name in sorted(FORMAT_OF) if formats[name]},
+        "certificate": told[0],
         "errors": errors,
         "faster": faster,
     }
