@@ -35,7 +35,7 @@ SECONDS: Final = 0.015
 LONG_ENOUGH: Final = 5e-5
 # Programs that want to run, for each core: with more, threads wait for each other's time slices,
 # and what is measured says little of the calls.
-BUSY: Final = 2.0
+BUSY: Final = 1.5
 
 _here: dict[str, list[float]] = {}
 
