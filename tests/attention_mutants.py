@@ -258,7 +258,8 @@ def something_added(m: Mutant) -> None:
 
 
 def masked(m: Mutant) -> None:
-    """By a triangle, before the softmax or after it, with one number or another."""
+    """By a triangle, before the softmax or after it, with one number or another; scores are taken
+    to be numbers, so none of what they are products of is infinite."""
     place = m.place()
     value = m.nodes[place].results[0]
     rank = value.tensor.rank
@@ -268,7 +269,17 @@ def masked(m: Mutant) -> None:
     mask = Value(m.fresh("mask"), TensorType(torch.bool, (size, size)))
     m.inputs.append(mask)
     number = m.dice.choice([-1e30, -10.0, 0.0, float("-inf"), torch.finfo(torch.float32).min])
+    if abs(number) > 10 and not comes_from_product(value, m.nodes):
+        number = -10.0
     m.put_after(place, m.node("aten.masked_fill.Scalar", value, mask, number))
+
+
+def comes_from_product(value: Value, nodes: Sequence[Node]) -> bool:
+    made: set[Value] = set()
+    for node in nodes:
+        if node.op.name.endswith("bmm.default") or made.intersection(node.operands):
+            made.update(node.results)
+    return value in made
 
 
 CHANGES: Final = (
