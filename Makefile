@@ -57,10 +57,11 @@ fuzz: $(LINKED) ## random graphs, compiled, against float64, for SECONDS (600)
 mutants: $(LINKED) ## COUNT (1000) graphs that are nearly attention, before and after the passes
 	PYTHONPATH=tests $(PY) tests/attention_mutants.py $(COUNT) $(ARGS)
 
-bench: $(LINKED) ## kernels, models and start-up against eager and Inductor
+bench: $(LINKED) ## kernels, models and start-up against eager and Inductor, and the pictures of it
 	$(PY) -m benchmarks.kernels
 	$(PY) -m benchmarks.inference
 	$(PY) -m benchmarks.startup
+	$(PY) -m benchmarks.plots
 
 costmodel: $(LINKED) ## draw and time calls, train the CPU's cost model, judge it, write it (an hour and more)
 	$(PY) -m benchmarks.costmodel $(ARGS)

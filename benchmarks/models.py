@@ -17,7 +17,7 @@ _LISTED: Final[Mapping[str, Mapping[str, Any]]] = tomllib.loads(
     (Path(__file__).parent / "models.toml").read_text(encoding="utf-8")
 )
 # Keys that are no arguments of a factory.
-_OURS: Final = ("set", "make")
+_OURS: Final = ("title", "set", "make")
 
 
 def _factory(listed: Mapping[str, Any]) -> Callable[[], Case]:
@@ -33,6 +33,8 @@ def _made(name: str, arguments: Mapping[str, Any]) -> Case:
 MODELS: Final[Mapping[str, Callable[[], Case]]] = {
     name: _factory(listed) for name, listed in _LISTED.items()
 }
+# What pictures call them.
+TITLES: Final[Mapping[str, str]] = {name: listed["title"] for name, listed in _LISTED.items()}
 # What is tuned on, and what is only reported.
 SETS: Final[Mapping[str, tuple[str, ...]]] = {
     wanted: tuple(name for name, listed in _LISTED.items() if listed["set"] == wanted)

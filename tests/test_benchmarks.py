@@ -83,7 +83,7 @@ def test_models_are_listed_with_a_set_and_a_factory_that_takes_their_arguments()
     assert len(listed) >= 12 and not set(SETS["tune"]) & set(SETS["report"])
     for settings in listed.values():
         module, _, function = settings.pop("make").partition(":")
-        settings.pop("set")
+        assert settings.pop("set") in SETS and settings.pop("title")
         inspect.signature(getattr(import_module(module), function)).bind(**settings)
 
 
