@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from attention_kernels import nest_of
 from rewright.calibrate.host import host
 from rewright.calibrate.programs import executables
+from rewright.codegen.cpp import build, emit
 from rewright.costmodel import Roofline
 from rewright.ir import Graph
 from rewright.ir.loops import lower_convolution
@@ -200,6 +202,14 @@ def test_a_nest_says_what_it_computes() -> None:
     text = show_nest(lower_convolution(node.graph("body"), "k0"))
     assert "filters see 3 by 3 of all channels, 1 by 1 apart, margins 1 by 1" in text
     assert re.search(r"give %t\d+", text)
+
+
+def test_convolutions_and_attention_are_built_in_one_library() -> None:
+    convolution = ours(SHAPES[0].graph()).nodes[-1].graph("body")
+    q, k, v = (torch.randn(1, 2, 4, 8) for _ in range(3))
+    attention = nest_of(lambda scores, i, j: scores, (q, k, v), "k1")
+    library = build(emit([lower_convolution(convolution, "k0"), attention]))
+    assert all(callable(library.function(name)) for name in ("k0", "k1"))
 
 
 def test_text_round_trip() -> None:

@@ -31,7 +31,7 @@ def convolution(nest: ConvolutionNest) -> list[str]:
     return [
         *pointers(nest, names),
         "using namespace convolution;",
-        f"const Sizes sizes{{{', '.join(map(size_text, sizes))}}};",
+        f"const convolution::Sizes sizes{{{', '.join(map(size_text, sizes))}}};",
         f"{function}<{types}>(sizes, {told}, [=]({PARAMETERS}) {{",
         *indented(_finish(nest, names)),
         "});",
