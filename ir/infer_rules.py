@@ -320,11 +320,20 @@ def _joins_channels_last(types: Sequence[TensorType]) -> bool:
     """True for a join of images that all lie channels last: it does so too.
 
     Raises UnsupportedError for those that torch may take for either."""
-    if types[0].rank < 4 or any(t.layout == contiguous_strides(t.shape) for t in types):
+    if types[0].rank < 4 or any(map(_is_by_rows, types)):
         return False
     if not all(t.rank == 4 and t.layout == channels_last_strides(t.shape) for t in types):
         raise UnsupportedError("joins that may keep channels last", who="infer")
     return True
+
+
+def _is_by_rows(type: TensorType) -> bool:
+    """True where torch suggests rows for what is made of a tensor of rank 4 or more: it lies so, or
+    the last dimension lies inside the channels', as in heads of a larger matrix."""
+    channel, last = type.layout[1], type.layout[-1]
+    if isinstance(channel, int) and isinstance(last, int) and last < channel:
+        return True
+    return type.layout == contiguous_strides(type.shape)
 
 
 _REDUCTIONS: Final[dict[str, Rule]] = {

@@ -80,6 +80,18 @@ def test_joins_of_images_lie_as_torch_has_them(seed: int) -> None:
     assert tuple(found.layout) == torch.cat(fits, dim).stride()
 
 
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("dim", range(4))
+def test_joins_of_heads_of_a_larger_matrix_lie_by_rows(heads: int, dim: int) -> None:
+    whole = torch.randn(10, 40).view(2, 5, 40)[..., 4 : 4 + 8 * heads]
+    turned = whole.view(2, 5, heads, 8).transpose(1, 2)
+    parts = [turned[..., 4:], turned[..., :4]]
+    values = tuple(Value(f"v{n}", _type_of(part)) for n, part in enumerate(parts))
+    (found,) = infer(Node(op("aten.cat.default"), (values, dim), (), ()))
+    assert isinstance(found, TensorType)
+    assert tuple(found.layout) == torch.cat(parts, dim).stride()
+
+
 def _images(draw: random.Random) -> Iterator[torch.Tensor]:
     shape = [draw.choice((1, 2, 3)) for _ in range(4)]
     order = (0, 2, 3, 1) if draw.random() < 0.8 else (0, 1, 2, 3)
