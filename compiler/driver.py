@@ -51,6 +51,7 @@ from rewright.passes import (
     Freeze,
     Fuse,
     Libraries,
+    MergeProducts,
     Pass,
     Pipeline,
     PipelineResult,
@@ -462,6 +463,7 @@ def _with_frozen(passes: Iterable[Pass]) -> Iterator[Pass]:
         if isinstance(step, ChannelsLast):
             step = replace(step, packed=True)
         if isinstance(step, Libraries):
+            yield MergeProducts()
             yield Freeze()
         yield step
         if isinstance(step, Epilogues):

@@ -14,7 +14,14 @@ from rewright.passes.dce import Dce
 from rewright.passes.decompose import Decompose
 from rewright.passes.fold import Fold
 from rewright.passes.fuse import Fuse
-from rewright.passes.libraries import ChannelsLast, Convolutions, Epilogues, Freeze, Libraries
+from rewright.passes.libraries import (
+    ChannelsLast,
+    Convolutions,
+    Epilogues,
+    Freeze,
+    Libraries,
+    MergeProducts,
+)
 from rewright.passes.log import Decision, DecisionLog
 from rewright.passes.memory import PlanMemory, held, held_bytes, peak_bytes
 from rewright.passes.move import Move
@@ -65,6 +72,7 @@ __all__ = [
     "Fuse",
     "Libraries",
     "LowerAttention",
+    "MergeProducts",
     "Move",
     "Pass",
     "Pipeline",

@@ -66,7 +66,7 @@ class Outcome:
 
 # Passes that promise the same in real arithmetic, and not the same bits.
 INEXACT: Final = re.compile(
-    r"fastmath|attention|libraries|epilogues|channels-last|convolutions|freeze"
+    r"fastmath|attention|libraries|epilogues|channels-last|convolutions|freeze|merge-products"
 )
 
 

@@ -407,8 +407,8 @@ def test_unknown_passes_and_values(fail: Run) -> None:
         "error: no pass named 'fuze'; did you mean 'fuse'?\n"
         "  = help: passes are attention, attention-pairs, canonicalize, channels-last, chunk-loss, "
         "convolutions, cse, dce, decompose, epilogues, flash-attention, flash-attention-pairs, "
-        "fold, freeze, fuse, libraries, lower-attention, memory, move, quantize, remat, rules, "
-        "window"
+        "fold, freeze, fuse, libraries, lower-attention, memory, merge-products, move, quantize, "
+        "remat, rules, window"
     )
     assert fail("optimize", "softplus.rw", "--passes", "fuse{max-opps=3},memory") == (
         "error: [fuse] no option 'max-opps'; did you mean 'max-ops'?\n"

@@ -8,5 +8,6 @@ from rewright.passes.libraries.choose import Libraries
 from rewright.passes.libraries.convolutions import Convolutions
 from rewright.passes.libraries.epilogues import Epilogues
 from rewright.passes.libraries.freeze import Freeze
+from rewright.passes.libraries.merge import MergeProducts
 
-__all__ = ["ChannelsLast", "Convolutions", "Epilogues", "Freeze", "Libraries"]
+__all__ = ["ChannelsLast", "Convolutions", "Epilogues", "Freeze", "Libraries", "MergeProducts"]

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Final
 
 from rewright.costmodel import Tools, show_seconds
-from rewright.ir import Arg, Graph, Node, Value, fresh_names
+from rewright.ir import Graph, Node, Value, fresh_names
 from rewright.ir.alone import alone, at_hints
 from rewright.ir.onednn import LINEAR, PLAIN
 from rewright.passes.base import Env, Pass
@@ -24,11 +24,9 @@ from rewright.passes.libraries.products import (
     product_of,
     race,
     torchs_call,
-    transposed,
+    turned,
 )
 
-# What makes the transpose of a matrix.
-_TURNS: Final = ("aten.permute.default", "aten.t.default", "aten.transpose.int")
 # What another call must save to be made.
 MARGIN: Final = 0.03
 
@@ -92,7 +90,7 @@ class _Choice:
             return None
         left, right, bias = factors(node)
         emit = Emitter(self._fresh, node)
-        emit(LINEAR, left, self._turned(right, emit), bias, *PLAIN)
+        emit(LINEAR, left, turned(right, self._graph, emit), bias, *PLAIN)
         emit.end_in(node.result)
         return emit.nodes
 
@@ -133,13 +131,3 @@ class _Choice:
         took = f"oneDNN takes {show_seconds(other)}, and {node.op} {show_seconds(usual)}"
         self._env.log.refuse(Libraries.name, node.name, took)
         return False
-
-    def _turned(self, matrix: Arg, emit: Emitter) -> Value:
-        """The transpose of a matrix, which may itself be one."""
-        assert isinstance(matrix, Value)
-        made = self._graph.producers.get(matrix)
-        if made is not None and made.op.name in _TURNS:
-            source = made.operands[0]
-            if source.tensor == transposed(matrix.tensor):
-                return source
-        return emit("aten.permute.default", matrix, (1, 0))

@@ -82,7 +82,7 @@ class Epilogues(Pass, name="epilogues", takes="aten", gives="aten"):
         joined: dict[str, tuple[Node, Node]] = {}
         for node in summed.nodes:
             if node.op.name in _ANCHORS and node.args[-3:] in (PLAIN, NOTHING):
-                found = _followed(node, summed)
+                found = followed(node, summed)
                 if found is not None:
                     joined[node.name] = found
         if not joined:
@@ -120,7 +120,7 @@ def _with_sums(graph: Graph) -> Graph:
     return graph.with_nodes(node for node in changed if node is not None)
 
 
-def _followed(node: Node, graph: Graph) -> tuple[Node, Node] | None:
+def followed(node: Node, graph: Graph) -> tuple[Node, Node] | None:
     """The function that is applied to a product and to nothing else that comes of it: its node, and
     that which makes its argument, a view of the product or the product itself."""
     last = node

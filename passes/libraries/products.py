@@ -22,6 +22,8 @@ PLACES: Final[Mapping[str, tuple[int | None, int, int]]] = {
     "aten.mm.default": (None, 0, 1),
     "aten.addmm.default": (0, 1, 2),
 }
+# What makes the transpose of a matrix.
+_TURNS: Final = ("aten.permute.default", "aten.t.default", "aten.transpose.int")
 # Below so many operations a call is mostly its overhead, which torch's own has less of.
 LEAST_WORK: Final = 2e6
 # A race is run over at most so many; the largest size of a larger product is cut.
@@ -96,6 +98,17 @@ def transposed(type: TensorType) -> TensorType:
     """The type of a matrix's transpose, in the same memory."""
     layout = tuple(reversed(type.layout))
     return TensorType(type.dtype, tuple(reversed(type.shape)), layout, type.device)
+
+
+def turned(matrix: Arg, graph: Graph, emit: Emitter) -> Value:
+    """The transpose of a matrix, which may itself be one."""
+    assert isinstance(matrix, Value)
+    made = graph.producers.get(matrix)
+    if made is not None and made.op.name in _TURNS:
+        source = made.operands[0]
+        if source.tensor == transposed(matrix.tensor):
+            return source
+    return emit("aten.permute.default", matrix, (1, 0))
 
 
 def race(product: Product, tools: Tools) -> list[float] | None:
