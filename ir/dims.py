@@ -209,6 +209,7 @@ def parse_dim(
 # --- construction -------------------------------------------------------------------------------
 
 _EXTREMES: Final = ("min", "max")
+_SYMPY_EXTREMES: Final = ("Min", "Max")
 _INTERNED: dict[tuple[str, tuple[Symbol, ...]], Dim] = {}
 
 
@@ -250,8 +251,8 @@ def make(kind: str, *args: Size) -> Size:
 def _combine(kind: str, a: Size, b: Size) -> Size:
     if isinstance(a, int) and isinstance(b, int):
         return _FOLD[kind]([a, b])
-    if kind in _EXTREMES:  # min(64, 64*B) of a B of at least 1 is 64
-        for small, large in ((a, b), (b, a)):
+    if kind in _EXTREMES and _is_monotone(a) and _is_monotone(b):
+        for small, large in ((a, b), (b, a)):  # min(64, 64*B) of a B of at least 1 is 64
             if at_most(small, large):
                 return small if kind == "min" else large
     expr = _sympy_op(kind)(_expr(a), _expr(b))
@@ -381,16 +382,28 @@ def _bounds(dim: Dim) -> tuple[int, int | None]:
     return (low, evaluate_expr(dim.expr, {s.name: s.high or 0 for s in dim.symbols}))
 
 
+def _is_monotone(size: Size) -> bool:
+    """True where bounds are those of the expression: that of another one is 0, as of a size, which
+    a part of one need not keep to."""
+    return isinstance(size, int) or _monotone(size.expr)
+
+
 def _monotone(expr: sympy.Expr) -> bool:
-    """Non-decreasing in every symbol, by shape: no negative factor, no modulo."""
-    if expr.is_Integer:
-        return bool(expr >= 0) or not expr.free_symbols
-    if expr.is_Symbol:
+    """Non-decreasing in every symbol, by shape: no factor that may be negative, no modulo."""
+    kind = type(expr).__name__
+    if expr.is_Integer or expr.is_Symbol:
         return True
-    if type(expr).__name__ == "FloorDiv":
-        return _monotone(expr.args[0]) and bool(expr.args[1].is_Integer)
-    if expr.is_Add:
-        return all(a.is_Integer or _monotone(a) for a in expr.args)
-    return (expr.is_Mul or type(expr).__name__ in ("Max", "Min", "Pow")) and all(
-        _monotone(a) for a in expr.args
-    )
+    if kind == "FloorDiv":
+        return _monotone(expr.args[0]) and bool(expr.args[1].is_Integer and expr.args[1] > 0)
+    if expr.is_Mul or kind == "Pow":
+        return all(_monotone(a) and _not_negative(a) for a in expr.args)
+    return (expr.is_Add or kind in _SYMPY_EXTREMES) and all(map(_monotone, expr.args))
+
+
+def _not_negative(expr: sympy.Expr) -> bool:
+    """The same for symbols that are not, as sizes are."""
+    if expr.is_Integer:
+        return bool(expr >= 0)
+    kind = type(expr).__name__
+    known = expr.is_Symbol or expr.is_Add or expr.is_Mul or kind in (*_SYMPY_EXTREMES, "Pow")
+    return (known or kind == "FloorDiv") and all(map(_not_negative, expr.args))

@@ -67,7 +67,14 @@ def compiled(function: Function, x: Tensor, i: Tensor) -> Compiled:
     return optimize(Net(function), (x, i))
 
 
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads move whether or not that pays on this machine."""
+    monkeypatch.setattr("rewright.passes.fuse.fuse.shortest", lambda cost, plans: len(plans) - 1)
+
+
 @pytest.mark.cpu
+@pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(
     "function", [cross_entropy, picked, probabilities, rows, columns, embedded]
@@ -84,6 +91,7 @@ def test_a_read_that_moves_gives_the_same_bits(
 
 
 @pytest.mark.cpu
+@pytest.mark.usefixtures("always")
 def test_a_class_that_there_is_not_is_an_error() -> None:
     x, i = inputs(torch.float32)
     program = compiled(cross_entropy, x, i)
@@ -139,3 +147,30 @@ def test_a_read_moves_through_what_is_broadcast_along_it() -> None:
     assert moved is not None
     assert [node.op.name for node in moved.nodes] == ["aten.gather.default", "aten.mul.Tensor"]
     assert moved.nodes[-1].operands[1].name == "y"
+
+
+def of_one(x: Tensor, i: Tensor) -> Tensor:
+    return (torch.exp(x[:, :1]) * 2).gather(1, i[:, None] * 0)
+
+
+def of_a_scalar(x: Tensor, i: Tensor) -> Tensor:
+    return torch.exp(x[5, 5]).gather(0, i[0] * 0)
+
+
+def of_one_row(x: Tensor, i: Tensor) -> Tensor:
+    return F.embedding(i[:1] * 0, torch.tanh(x[:1]))
+
+
+def of_many_diamonds(x: Tensor, i: Tensor) -> Tensor:
+    for _ in range(24):
+        x = x * torch.sigmoid(x)
+    return x.gather(1, i[:, None])
+
+
+@pytest.mark.cpu
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("function", [of_one, of_a_scalar, of_one_row, of_many_diamonds])
+def test_what_is_the_same_everywhere_and_diamonds(function: Function) -> None:
+    """A value that several read is read once: 24 times two would be many."""
+    x, i = inputs(torch.float32)
+    assert torch.allclose(compiled(function, x, i)(x, i), function(x, i), rtol=1e-5, equal_nan=True)

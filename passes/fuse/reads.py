@@ -9,7 +9,7 @@ memory anyway, and the library reads it, which complains of places that are not 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from rewright.ir import (
@@ -35,7 +35,7 @@ from rewright.passes.fuse.legality import obstacle
 if TYPE_CHECKING:
     from rewright.ir.target import Target
 
-# Where each of these operators has its indices: which dimensions of its first operand they are of.
+# Operators that read elements of their first operand at places that their others say.
 READS: Final = (
     "aten.gather.default",
     "aten.index_select.default",
@@ -63,13 +63,15 @@ def moved_reads(graph: Graph, target: Target) -> Graph | None:
 
 @dataclass
 class _Read:
-    """A read on its way to what lies in memory; `count` are the reads that it has become."""
+    """A read on its way to what lies in memory; `count` are the reads that it has become, `found`
+    is what is read of each value instead."""
 
     graph: Graph
     node: Node
     target: Target
     emit: Emitter
     count: int = 0
+    found: dict[Value, Value] = field(default_factory=dict)
 
     def moved(self) -> Sequence[Node] | None:
         """What to do instead; None where the read stays."""
@@ -78,14 +80,14 @@ class _Read:
         source, result = self.node.operands[0], self.node.result
         if self.graph.readers[source] != (self.node,) or not self._is_made_on_the_way(source):
             return None
-        if hint(result.tensor.numel) > hint(source.tensor.numel):
+        if hint(result.tensor.numel) > hint(source.tensor.numel) or self._is_spread(source):
             return None
         try:
             self._element(source)
             self.emit.end_in(result)
         except (CheckError, UnsupportedError):
             return None
-        return self.emit.nodes if self.count <= MOST else None
+        return self.emit.nodes
 
     def _is_possible(self) -> bool:
         """True when the other dimensions are read in order."""
@@ -131,12 +133,19 @@ class _Read:
         """What is read of a value that is broadcast to the source's shape."""
         if self._is_spread(value):
             return value
+        if value not in self.found:
+            self.found[value] = self._read(value)
+        return self.found[value]
+
+    def _read(self, value: Value) -> Value:
         producer = self.graph.producers.get(value)
         if producer is not None and self._is_made_on_the_way(value):
             if producer.op.name in SOFTMAX:
                 return self._of_softmax(producer)
             return self._of_pointwise(producer)
         self.count += 1
+        if self.count > MOST:
+            raise UnsupportedError("it would become many reads")
         whole = self.node.operands[0].tensor
         at = value
         if tuple(value.tensor.shape) != tuple(whole.shape):
