@@ -117,7 +117,7 @@ def test_no_product_changes(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.randn(n, 64, generator=generator).to(dtype) for n in (8, 24))
     x[:, 5] *= 1000
-    factors = balance(x, [w])
+    factors = balance(x, [w], dtype)
     assert factors is not None
     assert torch.equal(factors.log2(), factors.log2().round())
     assert int(factors.argmax()) == 5
@@ -146,12 +146,20 @@ def test_channels_that_do_not_stick_out_stay(change: Callable[[Tensor, Tensor], 
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.randn(64, 32, generator=generator) for _ in range(2))
     change(x, w)
-    assert balance(x, [w]) is None
+    assert balance(x, [w], torch.float32) is None
 
 
 def test_factors_are_bounded() -> None:
     x, w = torch.ones(4, 32), torch.ones(4, 32)
     x[:, 1], x[:, 2], w[:, 3] = 1e30, 0, 0
-    factors = balance(x, [w])
+    factors = balance(x, [w], torch.float32)
     assert factors is not None
     assert factors[:4].tolist() == [1, 2**MOST, 1, 1]
+
+
+def test_what_was_quiet_stays_within_the_range_of_halves() -> None:
+    x, w = torch.ones(4, 32), torch.ones(4, 32)
+    x[:, 1], x[:, 2] = 1000, 1e-6
+    wide, narrow = (balance(x, [w], dtype) for dtype in (torch.bfloat16, torch.float16))
+    assert wide is not None and narrow is not None
+    assert float(wide.min()) < 1 <= float(narrow.min()) and wide[1] == narrow[1] > 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -50,15 +50,24 @@ def races(groups: Sequence[Sequence[Graph]], target: Target) -> list[list[float]
     names = [_name(calls) for calls in groups]
     found = {name: _remembered(name) for name in names}
     new = {name: calls for name, calls in zip(names, groups, strict=True) if found[name] is None}
-    try:
-        env = Env(cost=Roofline(target), target=target)
-        programs = executables([call for calls in new.values() for call in calls], env)
-        for name, calls in new.items():
-            found[name] = _timed([programs.pop(0) for _ in calls])
+    for name, programs in _built(new, target).items():
+        with suppress(RuntimeError, NotImplementedError):  # torch has no such operator
+            found[name] = _timed(programs)
             _remember(name, found[name])
-    except (RuntimeError, NotImplementedError):  # this build of torch has no such operator
-        pass
     return [found[name] for name in names]
+
+
+def _built(new: Mapping[str, Sequence[Graph]], target: Target) -> dict[str, list[Executable]]:
+    """Programs of groups of calls: built together, or one by one where some cannot be built."""
+    env = Env(cost=Roofline(target), target=target)
+    with suppress(RuntimeError, NotImplementedError):
+        programs = executables([call for calls in new.values() for call in calls], env)
+        return {name: [programs.pop(0) for _ in calls] for name, calls in new.items()}
+    built = {}
+    for name, calls in new.items():
+        with suppress(RuntimeError, NotImplementedError):
+            built[name] = executables(list(calls), env)
+    return built
 
 
 def _name(calls: Sequence[Graph]) -> str:

@@ -50,7 +50,7 @@ class Weights:
                 readers.setdefault(site.read, []).append(site)
         for value, found in readers.items():
             rows = list(map(self._rows, found))
-            self._factors[value] = balance(read[found[0].node.name][0], rows)
+            self._factors[value] = balance(read[found[0].node.name][0], rows, value.tensor.dtype)
 
     def factors(self, site: Site, format: Format) -> Tensor | None:
         """By what the weights of a balanced format are multiplied, and what is read divided."""
