@@ -34,8 +34,8 @@ IN_PARTS: Final = (
 def partition(options: Options) -> Callable[..., tuple[fx.GraphModule, fx.GraphModule]]:
     """PyTorch's min-cut partitioner, after our passes over the joint graph; with a memory budget
     only the start of a schedule of our own."""
+    from rewright import dropouts, losses
     from rewright.driver import target_of
-    from rewright.losses import opened
     from rewright.passes import Fuse
     from rewright.torch_compat import forget_checkpoints, min_cut_partition
 
@@ -46,9 +46,11 @@ def partition(options: Options) -> Callable[..., tuple[fx.GraphModule, fx.GraphM
             forget_checkpoints(joint)
         joint = rewritten(joint, inputs, options)
         given["num_fwd_outputs"] = num_fwd_outputs
+        has_kernels = _has_kernels(options, target_of(options), Fuse)
+        if has_kernels:
+            joint = dropouts.opened(joint)
         if not options.memory_budget:
-            is_opened = _has_kernels(options, target_of(options), Fuse)
-            return part(opened(joint) if is_opened else joint, inputs, **given)
+            return part(losses.opened(joint) if has_kernels else joint, inputs, **given)
         from rewright.step_budget import partition_within
 
         found = starts(part, joint, inputs, options, **given)

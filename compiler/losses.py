@@ -8,10 +8,12 @@ same bits.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import fx
+
+from rewright.fx_emitter import FxEmitter
 
 _ATEN: Final = torch.ops.aten
 
@@ -63,14 +65,14 @@ def _is_along(read: fx.Node, dim: int) -> bool:
 def _open(node: fx.Node) -> None:
     """x - max - log(sum(exp(x - max))), in the order of our kernels: what is read by itself."""
     x, dim, _ = node.args
-    before = _Emitter(node)
+    before = FxEmitter(node)
     top = before(_ATEN.amax.default, x, [dim], True)
     centred = before(_ATEN.sub.Tensor, x, top)
     powers = before(_ATEN.exp.default, centred)
     total = before(_ATEN.log.default, before(_ATEN.sum.dim_IntList, powers, [dim], True))
     for read in _readers(node):
         if read.target == _ATEN.gather.default:
-            emit = _Emitter(read)
+            emit = FxEmitter(read)
             here = emit(_ATEN.gather.default, x, *read.args[1:])
             found = emit(_ATEN.sub.Tensor, emit(_ATEN.sub.Tensor, here, top), total)
             read.replace_all_uses_with(found)
@@ -84,23 +86,8 @@ def _open(node: fx.Node) -> None:
 def _open_gradient(node: fx.Node) -> None:
     """grad - exp(out) * sum(grad)."""
     grad, out, dim, _ = node.args
-    emit = _Emitter(node)
+    emit = FxEmitter(node)
     total = emit(_ATEN.sum.dim_IntList, grad, [dim], True)
     whole = emit(_ATEN.mul.Tensor, emit(_ATEN.exp.default, out), total)
     node.replace_all_uses_with(emit(_ATEN.sub.Tensor, grad, whole))
     node.graph.erase_node(node)
-
-
-class _Emitter:
-    """Makes nodes in the place of one."""
-
-    def __init__(self, like: fx.Node) -> None:
-        self._like = like
-
-    def __call__(self, target: Any, *args: Any) -> fx.Node:
-        with self._like.graph.inserting_before(self._like):
-            made = self._like.graph.call_function(target, args)
-        value = target(*(a.meta["val"] if isinstance(a, fx.Node) else a for a in args))
-        made.meta = {k: v for k, v in self._like.meta.items() if k != "tensor_meta"}
-        made.meta["val"] = value
-        return made

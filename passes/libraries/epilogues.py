@@ -54,6 +54,10 @@ def applied(value: Value, name: Arg, numbers: Arg, variant: Arg, emit: Emitter) 
     return emit(_OPERATORS[name], value, *numbers)
 
 
+# Those of which every implementation gives the same bits.
+_EXACT: Final = ("aten.relu.default", "aten.hardtanh.default")
+
+
 @dataclass(frozen=True)
 class Epilogues(Pass, name="epilogues", takes="aten", gives="aten"):
     """Let oneDNN apply the function that follows a product, where nothing else reads the product.
@@ -74,7 +78,9 @@ class Epilogues(Pass, name="epilogues", takes="aten", gives="aten"):
 
     A convolution also takes in the sum with another image, before a function.
 
-    Refuses: functions that oneDNN does not have; products that something else reads too.
+    Refuses: functions that oneDNN does not have; products that something else reads too; in a
+    training step also functions that oneDNN rounds otherwise than our kernels, for what is kept for
+    the gradient, and with it who reads a product, goes by the memory that there is.
     """
 
     def run(self, graph: Graph, env: Env) -> Graph:
@@ -131,7 +137,8 @@ def followed(node: Node, graph: Graph) -> tuple[Node, Node] | None:
             return None
         (reader,) = readers
         if reader.op.name in _FUNCTIONS:
-            return (reader, last) if reader.result.type == value.type else None
+            is_exact = reader.phase is None or reader.op.name in _EXACT
+            return (reader, last) if is_exact and reader.result.type == value.type else None
         if not _shows(reader, value):
             return None
         last = reader
