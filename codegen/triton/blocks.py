@@ -9,8 +9,17 @@ from typing import Final
 from rewright.ir import Size, hint, product
 from rewright.ir.loops import Axis, Nest, loads
 
-# A row up to this many elements stays in registers from its first stage to its last.
+# A row up to this many elements stays in registers from its first stage to its last: ptxas spills
+# none of the 128 that a thread has then in softmax, norms and cross entropy, forward and backward.
 LONGEST_KEPT_ROW: Final = 16384
+
+# A longer one, up to this many elements, is reduced in one block, by as many threads as there can
+# be. Each has 64 registers for 32 elements: kept, up to 208 bytes of a thread are spilled in
+# gradients of halves. So every stage reads the row again, which the nearest cache has by then, and
+# what reduces nothing goes along it in steps; most such kernels have 32 to 51 registers.
+LONGEST_WHOLE_ROW: Final = 32768
+WARPS_OF_WHOLE_ROW: Final = 32
+STEP: Final = 8192
 
 # Elements of a program without columns, and of a program over several rows.
 LINE: Final = 1024
@@ -37,7 +46,9 @@ class Blocks:
 
     `style` is "line" (no columns: elements in the order of memory), "tile" (no reduced axes either,
     but the innermost axis makes the columns), "kept" (rows with all their columns,
-    every stage on the same registers) or "looped" (stage by stage over `cols` columns).
+    every stage on the same registers), "whole" (all their columns too, but every stage reads them
+    again, and `step` columns at a time where it reduces nothing) or "looped" (stage by stage over
+    `cols` columns).
     """
 
     style: str
@@ -46,6 +57,7 @@ class Blocks:
     warps: int
     row_axes: tuple[Axis, ...]
     col_axes: tuple[Axis, ...]
+    step: int = 0
 
 
 def blocks_of(nest: Nest) -> Blocks:
@@ -57,6 +69,8 @@ def blocks_of(nest: Nest) -> Blocks:
     rows, cols = (product(a.size for a in axes) for axes in (nest.rows, nest.cols))
     make = _along_rows if nest.order.style == "lanes" else _across_rows
     style, wide, deep = make(rows, cols)
+    if style == "whole":
+        return Blocks(style, wide, deep, WARPS_OF_WHOLE_ROW, nest.rows, nest.cols, STEP)
     warps = _warps(wide * deep, each=16, most=16)
     return Blocks(style, wide, deep, warps, nest.rows, nest.cols)
 
@@ -86,6 +100,8 @@ def _along_rows(rows: Size, cols: Size) -> tuple[str, int, int]:
     whole = power_of_two(cols)
     if isinstance(cols, int) and whole <= LONGEST_KEPT_ROW:
         return "kept", at_most(max(1, TILE // whole), rows), whole
+    if isinstance(cols, int) and whole <= LONGEST_WHOLE_ROW:
+        return "whole", 1, whole
     deep = max(SHORTEST_STEP, min(whole, LANES))
     return "looped", at_most(max(1, TILE // deep), rows), deep
 

@@ -8,6 +8,7 @@ import torch
 
 from rewright.codegen.triton.blocks import Blocks, programs
 from rewright.codegen.triton.indices import Indices, Text
+from rewright.codegen.triton.online import online
 from rewright.codegen.triton.primitives import TYPES
 from rewright.codegen.triton.reductions import reduction
 from rewright.codegen.triton.terms import Terms, literal
@@ -35,6 +36,11 @@ class Body:
         self.lines: list[str] = []
         self._margin = ""
         self._origin = ""
+        self._reads_again = False
+        self.stages = nest.stages
+        self.sums: Mapping[str, Reduce] = {}
+        if blocks.style == "looped":
+            self.stages, self.sums = online(nest.stages)
         self.axes = {"row": blocks.row_axes, "col": blocks.col_axes}
         self.masks: dict[str, str] = {}
         self.indices = Indices(
@@ -57,8 +63,8 @@ class Body:
             self._position("row", f"{self._program()} * ROWS + {rows}")
         if style == "kept":
             self._position("col", f"{cols}{self.widen}")
-        for stage in self.nest.stages:
-            if self.blocks.style == "looped" and stage.per == "column":
+        for stage in self.stages:
+            if style in ("whole", "looped") and stage.per == "column":
                 self._loop(stage)
             else:
                 self._stage(stage)
@@ -125,30 +131,58 @@ class Body:
     # --- reductions -------------------------------------------------------------------------
 
     def _loop(self, stage: Stage) -> None:
-        """A column stage in steps of COLS; reductions keep a block of partial results."""
+        """A column stage in steps, of a whole row's reduction one; reductions keep a block of
+        partial results."""
         reduces = [s for s in stage.body if isinstance(s, Reduce)]
         for reduce in reduces:
             dtype = _combined_in(reduce)
-            neutral = literal(reduction(reduce.how, dtype).neutral, dtype)
-            block = f"tl.full((ROWS, COLS), {neutral}, {TYPES[dtype]})"
-            self._line(f"{reduce.name}_parts = {block}", reduce.origin)
+            self._parts(reduce, literal(reduction(reduce.how, dtype).neutral, dtype))
+            if reduce.name in self.sums:
+                self._parts(self.sums[reduce.name], "0.0")
+        if self.blocks.style == "whole" and reduces:
+            self._part_from_stages_before()
         count = self.indices.size(product(a.size for a in self.nest.cols))
-        self._line(f"for start in range(0, {count}, COLS):")
+        width = "STEP" if self.blocks.step and not reduces else "COLS"
+        self._line(f"for start in range(0, {count}, {width}):")
         self._margin = "    "
-        step = "start + tl.arange(0, COLS)[None, :]"
+        step = f"start + tl.arange(0, {width})[None, :]"
         self._position("col", f"({step}){self.widen}" if self.widen else step)
         for statement in stage.body:
             self._in_loop(statement)
         self._margin = ""
         for reduce in reduces:
-            parts = Text(f"{reduce.name}_parts", frozenset({"row", "col"}))
-            self._let(reduce, self._across(reduce, parts))
+            self._come_together(reduce)
+
+    def _part_from_stages_before(self) -> None:
+        """Else what two stages read of a row would be in registers from one to the other: Triton
+        makes one read of two between which nothing happens."""
+        if self._reads_again:
+            self._line("tl.debug_barrier()")
+        self._reads_again = True
+
+    def _come_together(self, reduce: Reduce) -> None:
+        parts = Text(f"{reduce.name}_parts", frozenset({"row", "col"}))
+        self._let(reduce, self._across(reduce, parts))
+        if reduce.name in self.sums:
+            total = self.sums[reduce.name]
+            given = f"{parts.text}, {total.name}_parts, {reduce.name}"
+            self._let(total, Text(f"sum_of_exponentials({given})", frozenset({"row"})))
+
+    def _parts(self, reduce: Reduce, neutral: str) -> None:
+        block = f"tl.full((ROWS, COLS), {neutral}, {TYPES[_combined_in(reduce)]})"
+        self._line(f"{reduce.name}_parts = {block}", reduce.origin)
 
     def _in_loop(self, statement: Statement) -> None:
         if isinstance(statement, Reduce):
             parts = f"{statement.name}_parts"
+            block = self._block(statement)
+            if statement.name in self.sums:
+                total = f"{self.sums[statement.name].name}_parts"
+                given = f"{block.text}, {parts}, {total}"
+                self._line(f"{parts}, {total} = with_exponential({given})")
+                return
             how = reduction(statement.how, _combined_in(statement))
-            self._line(f"{parts} = {how.of.format(parts, self._block(statement).closed)}")
+            self._line(f"{parts} = {how.of.format(parts, block.closed)}")
         elif isinstance(statement, Let):
             self._define(statement)
         else:

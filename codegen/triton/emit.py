@@ -8,7 +8,9 @@ here, since rows either stay in registers whole or are read again.
 The order of a reduction is Triton's own: elementwise over steps of `Blocks.cols` columns, then the
 tree that Triton makes of a block. It is the same in every run and follows from the node's shape by
 way of `blocks_of`, from how Triton lays the block out over threads, and from Triton's version. It
-is not the order that `Nest.order` asks of kernels for the CPU.
+is not the order that `Nest.order` asks of kernels for the CPU. A node that has a row's largest
+element and its sum of exponentials, as softmax and log-softmax have, finds both in the same steps
+where its rows take several (see `online`).
 """
 
 from __future__ import annotations
@@ -66,7 +68,9 @@ def emit(nest: Nest | AnyAttention, symbols: Sequence[str]) -> TritonKernel:
     blocks, extents = blocks_of(nest), _far_extents(nest)
     body = Body(nest, blocks, inputs, outputs, widening(extents))
     body.write()
-    constants = [("ROWS", blocks.rows), ("COLS", blocks.cols)][: 1 if blocks.style == "line" else 2]
+    constants = [("ROWS", blocks.rows)]
+    constants += [] if blocks.style == "line" else [("COLS", blocks.cols)]
+    constants += [("STEP", blocks.step)] if blocks.step else []
     kernel = TritonKernel(
         name=nest.name,
         source="",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rewright.codegen.triton.kernel import LARGEST_NARROW, POINTER, Parameter, TritonKernel
+from rewright.codegen.triton.online import ONLINE
 from rewright.codegen.triton.primitives import DEVICE_FUNCTIONS, device_functions
 from rewright.codegen.triton.ranges import RANGES
 from rewright.codegen.triton.weights import ATTENTION
@@ -24,7 +25,7 @@ def module_text(
     """`bodies` are of the kernels before, and of the kernel. `count` elements are computed: nothing
     is launched for none."""
     lines = [line for body in bodies for line in body]
-    functions = device_functions(lines, DEVICE_FUNCTIONS | RANGES | ATTENTION)
+    functions = device_functions(lines, DEVICE_FUNCTIONS | ONLINE | RANGES | ATTENTION)
     uses_libdevice = any("libdevice." in text for text in (*functions, *lines))
     kernels = zip((*kernel.before, kernel), bodies, strict=True)
     paragraphs = [
