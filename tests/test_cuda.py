@@ -44,6 +44,11 @@ MORE = {
   %s = aten._softmax.default(%x, -1, false) : bf16[2, 70000]
   return %s
 }"""),
+    "rows_that_leave_too_much": Case("""(%k: bf16[2, 32768], %v: bf16[2, 32768]) {
+  %t = aten._softmax.default(%k, -1, false) : bf16[2, 32768]
+  %pack0 = aten._softmax_backward_data.default(%v, %t, -1, bf16) : bf16[2, 32768]
+  return %pack0
+}"""),
     "packs_of_halves": Case("""(%x: bf16[4, 64], %y: f16[4, 64], %w: f32[64]) {
   %a = aten.mul.Tensor(%x, %w) : f32[4, 64]
   %b = aten.add.Tensor(%a, %y) : f32[4, 64]
@@ -185,6 +190,8 @@ def test_rows_are_read_once_where_registers_hold_them() -> None:
     assert held.source.count("load<4>(x") == 1 and "_held[" in held.source
     looped = kernel_of("rows_too_long_to_hold")[1]
     assert "_held[" not in looped.source and looped.source.count("load<8>(x") == 3
+    spilling = kernel_of("rows_that_leave_too_much")[1]
+    assert "_held[" not in spilling.source and "in_k" in spilling.source
     short = kernel_of("softmax_of_whole_block")[1]
     assert short.threads == (128, 1) and "across<Add, 32>" in short.source
 

@@ -1,4 +1,5 @@
-"""Triton kernels along long rows: interpreted against float64, and built without spilling."""
+"""GPUs' kernels along long rows: Triton's interpreted against float64, and these and those of CUDA
+C++ built without spilling."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from interpreted import results_of
+from rewright.codegen import cuda
 from rewright.codegen.triton import CompiledKernel, TritonKernel, compile_for, emit
 from rewright.ir.interpret import interpret
 from rewright.ir.loops import lower
@@ -118,16 +120,19 @@ def test_a_sum_is_a_softmaxs_own_whatever_its_loop_holds_besides() -> None:
 
 
 def stack_of(built: CompiledKernel, folder: Path) -> int:
-    """Bytes of a thread's stack, where ptxas spills registers."""
+    (stack,) = stacks_of(built.cubin, folder)
+    return stack
+
+
+def stacks_of(cubin: bytes, folder: Path) -> list[int]:
+    """For each kernel the bytes of a thread's stack, where ptxas spills registers."""
     import triton
 
     file = folder / "kernel.cubin"
-    file.write_bytes(built.cubin)
+    file.write_bytes(cubin)
     command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(file)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.search(r"REG:\d+ STACK:(\d+)", said)
-    assert found, said
-    return int(found[1])
+    return [int(stack) for stack in re.findall(r"REG:\d+ STACK:(\d+)", said)]
 
 
 @pytest.mark.parametrize(
@@ -154,3 +159,11 @@ def test_the_check_of_spills_sees_them(tmp_path: Path) -> None:
     few = tuple((dict(kernel.options) | {"num_warps": 2}).items())
     built = compile_for(dataclasses.replace(kernel, options=few), 90)
     assert stack_of(built, tmp_path) > 0
+
+
+@pytest.mark.skipif(not cuda.has_compiler(), reason="needs NVRTC or nvcc")
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+def test_kernels_of_cuda_spill_nothing_along_rows_of_32k(dtype: str, tmp_path: Path) -> None:
+    graphs = {name: graph_of(name, dtype, 32768, rows=64) for name in TEXTS}
+    kernels = [cuda.emit(lower(graph, name)) for name, graph in graphs.items()]
+    assert stacks_of(cuda.compile_for(kernels, 90), tmp_path) == [0] * len(TEXTS)

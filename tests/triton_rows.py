@@ -64,7 +64,7 @@ TEXTS: Final = {
   %r = aten.rsqrt.default(%e) : f32[{R}, 1]
   %n = aten.mul.Tensor(%f, %r) : f32[{R}, {N}]
   %h = aten._to_copy.default(%n, dtype={D}) : {T}, {N}]
-  %k = aten.mul.Tensor(%g, %h) : {T}, {N}]
+  %y = aten.mul.Tensor(%g, %h) : {T}, {N}]
   %a = aten.mul.Tensor(%g, %w) : {T}, {N}]
   %b = aten._to_copy.default(%a, dtype=f32) : f32[{R}, {N}]
   %c = aten.mul.Tensor(%b, %r) : f32[{R}, {N}]
@@ -78,7 +78,7 @@ TEXTS: Final = {
   %u = aten.mul.Tensor(%l, %o) : f32[{R}, {N}]
   %v = aten.add.Tensor(%c, %u) : f32[{R}, {N}]
   %z = aten._to_copy.default(%v, dtype={D}) : {T}, {N}]
-  return %k, %z
+  return %y, %z
 }""",
     "cross_entropy_backward": """(%x: {T}, {N}], %t: i64[{R}, 1], %v: {T}, 1]) {
   %i = aten.arange.default({N}, device=device("cpu"), pin_memory=false) : i64[{N}]

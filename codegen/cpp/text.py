@@ -6,7 +6,7 @@ import ast
 import math
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Final
 
 import torch
@@ -75,12 +75,13 @@ def storage_text(dtype: torch.dtype) -> str:
     return STORAGE[dtype]
 
 
-def identifiers(names: Iterable[str]) -> dict[str, str]:
-    """A C++ identifier for each name: itself, unless that means something else in a kernel."""
+def identifiers(names: Iterable[str], taken: Container[str] = ()) -> dict[str, str]:
+    """A C++ identifier for each name: itself, unless that means something else in a kernel, as
+    what is `taken` does in one kind of kernel."""
     found: dict[str, str] = {}
     for name in names:
         stem = re.sub(r"_+", "_", re.sub(r"\W", "_", name))
-        if stem in _RESERVED or _MADE.fullmatch(stem) or not stem[:1].isalpha():
+        if stem in _RESERVED or stem in taken or _MADE.fullmatch(stem) or not stem[:1].isalpha():
             stem = f"in_{stem.lstrip('_')}"
         candidate, n = stem, 0
         while candidate in found.values():

@@ -2,8 +2,8 @@
 
 Elementwise kernels give each thread as many neighbours as 16 bytes hold, where sizes prove that
 they lie together. A reduction along rows has a warp or a block for each row; what a row needs
-again stays in registers where its length is known and short enough, else it is read again. A
-reduction across rows has a block of 32 columns and 8 threads to each.
+again stays in registers where its length is known and there are enough of them, else it is read
+again. A reduction across rows has a block of 32 columns and 8 threads to each.
 
 The order of a reduction is the threads' (each adds up what it has, in order; then warps, then the
 block, in a tree): the same in every run, and decided by the shape alone.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Final
 
 from rewright.codegen.cpp.index import counter
@@ -16,8 +16,11 @@ from rewright.ir.loops import Let, Reduce, Stage, Statement, Store, needed
 # A row of up to this many elements has a warp; a block has so many warps then.
 WARP_ROW: Final = 512
 WARPS: Final = 4
-# Elements of a row that a thread holds in registers at most, and threads of a block for a row.
+# Elements of a row that a thread has at most where it holds them in registers, registers that it
+# has for what a stage leaves to later ones (with more, ptxas spills some of the 64 that each of
+# 1024 threads has), and threads of a block for a row.
 HELD: Final = 32
+LEFT: Final = 48
 FEWEST, MOST = 128, 1024
 
 
@@ -64,9 +67,23 @@ class Rows(Writer):
                 lets = [s for s in body if isinstance(s, Let)]
                 read_back |= {s.name: STORAGE[s.term.dtype] for s in lets if s.name in defined}
                 defined |= {s.name for s in lets}
+        if self._left(read_back.keys()) > LEFT:
+            self.keeps, self.bodies = False, [list(stage.body) for stage in self.nest.stages]
+            return
         for name, type in read_back.items():
             self.line(f"{type} {name}_held[{self.turns * self.width}];")
         self.read_back = frozenset(read_back)
+
+    def _left(self, names: Set[str]) -> int:
+        """Registers of a thread for the most that any stage leaves to later ones."""
+        made, read, most = [set[str]()], [set[str]()], 0
+        for body in self.bodies:
+            lets = {s.name for s in body if isinstance(s, Let)}
+            read.append(lets & made[-1])
+            made.append(made[-1] | (lets & names))
+        for place in range(1, len(read)):
+            most = max(most, len(made[place - 1] & set[str]().union(*read[place:])))
+        return most * self.turns * self.width
 
     def _stage(self, stage: Stage, statements: Sequence[Statement]) -> None:
         if stage.per == "row":

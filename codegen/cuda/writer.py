@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,6 +15,8 @@ from rewright.ir import Size, UnsupportedError, divisible
 from rewright.ir.loops import Affine, Axis, Let, Nest, Reduce, Statement, Store, loads
 
 PACK_BYTES: Final = 16
+# What kernels call their own: threads, turns, packs and their elements.
+LOCALS: Final = re.compile(r"k|t|v|pack\d+|out\d+|threadIdx|blockIdx")
 # Threads of an elementwise kernel's block.
 THREADS: Final = 256
 ELEMENTS: Final = {dtype: text for dtype, text in STORAGE.items() if not text.startswith("f8")}
@@ -42,7 +45,9 @@ class Writer:
         outputs = {
             b.name: f"{b.name}_out" if b.name in given else b.name for b in self.nest.outputs
         }
-        named = identifiers((*given, *outputs.values()))
+        buffer_names = (*given, *outputs.values())
+        taken = {name for name in buffer_names if LOCALS.fullmatch(name)}
+        named = identifiers(buffer_names, taken)
         self.names = {name: named[name] for name in given}
         self.outputs = {name: named[other] for name, other in outputs.items()}
         self.storage = {b.name: b.type.dtype for b in buffers}
