@@ -13,6 +13,7 @@ from typing import Final
 import torch
 from torch import fx
 
+from rewright import fx_emitter
 from rewright.fx_emitter import FxEmitter
 from rewright.torch_compat import is_checkpointed
 
@@ -21,12 +22,7 @@ _ATEN: Final = torch.ops.aten
 
 def opened(joint: fx.GraphModule) -> fx.GraphModule:
     """The joint graph with its dropouts in parts; the very one when it has none."""
-    found = [node for node in joint.graph.nodes if _is_dropout(node)]
-    for node in found:
-        _open(node)
-    if found:
-        joint.recompile()
-    return joint
+    return fx_emitter.opened(joint, _is_dropout, _open)
 
 
 def _is_dropout(node: fx.Node) -> bool:

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx
+
+
+def opened(
+    joint: fx.GraphModule,
+    is_whole: Callable[[fx.Node], bool],
+    take_apart: Callable[[fx.Node], None],
+) -> fx.GraphModule:
+    """The graph with some of its nodes in parts; the very one when it has none."""
+    found = [node for node in joint.graph.nodes if is_whole(node)]
+    for node in found:
+        take_apart(node)
+    if found:
+        joint.recompile()
+    return joint
 
 
 class FxEmitter:

@@ -13,6 +13,7 @@ from typing import Final
 import torch
 from torch import fx
 
+from rewright import fx_emitter
 from rewright.fx_emitter import FxEmitter
 
 _ATEN: Final = torch.ops.aten
@@ -21,12 +22,7 @@ _ATEN: Final = torch.ops.aten
 def opened(joint: fx.GraphModule) -> fx.GraphModule:
     """The joint graph with the logarithms of softmax in parts where a loss reads few of them; the
     very one when it has no such loss."""
-    found = [node for node in joint.graph.nodes if _is_loss(node)]
-    for node in found:
-        _open(node)
-    if found:
-        joint.recompile()
-    return joint
+    return fx_emitter.opened(joint, _is_loss, _open)
 
 
 def _is_loss(node: fx.Node) -> bool:
