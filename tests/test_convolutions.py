@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from rewright.calibrate.programs import executables
 from rewright.codegen.cpp import build, emit
 from rewright.costmodel import Roofline
 from rewright.ir import Graph
-from rewright.ir.loops import lower_convolution
+from rewright.ir.loops import FILTER_STEP, ConvolutionNest, lower_convolution
 from rewright.ir.loops.show import show_nest
 from rewright.ir.parse import parse
 from rewright.ir.show import show
@@ -36,7 +38,8 @@ FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Shape:
-    """Images, filters, what these see, strides, margins; `deep`: a filter for each channel."""
+    """Images, filters, what these see, strides, margins; `deep`: a filter for each channel;
+    `dynamic`: the batch is a symbol, of which `batch` is the hint."""
 
     batch: int
     channels: int
@@ -50,6 +53,7 @@ class Shape:
     bias: bool = True
     summed: bool = False
     function: str = "none"
+    dynamic: bool = False
 
     def graph(self) -> Graph:
         """A call of oneDNN's on a frozen weight."""
@@ -62,7 +66,8 @@ class Shape:
                 (h, w), self.padding, self.window, self.stride, strict=True
             )
         )
-        result = _image(n, self.filters, rows, columns)
+        batch = "B0" if self.dynamic else str(n)
+        result = _image(batch, self.filters, rows, columns)
         how = f"{list(self.padding)}, {list(self.stride)}, [1, 1], {groups}"
         pack = f"%d, {how}, [{n}, {c}, {h}, {w}]"
         variant = '"none"' if self.function == "gelu" else '""'
@@ -73,8 +78,8 @@ class Shape:
             tail = f'"add", none, {tail if self.function != "none" else "none, [], " + variant}'
         return parse(
             f"""
-            graph f(%x: {_image(n, c, h, w)}, %w: {weight} param, %b: f32[{self.filters}],
-                    %z: {result}) {{
+            graph f(%x: {_image(batch, c, h, w)}, %w: {weight} param, %b: f32[{self.filters}],
+                    %z: {result}) {f"where B0 in [0, 64] hint {n} " if self.dynamic else ""}{{
               %p = rw.frozen(%w) body(%w: {weight}) {{
                 %d = aten.to_mkldnn.default(%w) : {weight}
                 %p = aten.mkldnn_reorder_conv2d_weight.default({pack}) : {weight}
@@ -86,6 +91,9 @@ class Shape:
             """
         )
 
+    def inputs(self, batch: int) -> list[Tensor]:
+        return _inputs(self.graph(), batch)
+
     def wanted(self, x: Tensor, w: Tensor, b: Tensor, z: Tensor) -> Tensor:
         groups = self.channels if self.deep else 1
         bias = b if self.bias else None
@@ -93,8 +101,9 @@ class Shape:
         return FUNCTIONS[self.function](y + z if self.summed else y)
 
 
-def _image(*shape: int) -> str:
-    return f"f32{list(shape)} strides {list(channels_last_strides(shape))}"
+def _image(batch: str, *sizes: int) -> str:
+    strides = list(channels_last_strides((1, *sizes)))
+    return f"f32[{batch}, {', '.join(map(str, sizes))}] strides {strides}"
 
 
 SHAPES = [
@@ -113,6 +122,16 @@ SHAPES = [
     Shape(1, 64, 12, 9, 64, (5, 5), (2, 2), (2, 2), deep=True, bias=False),
     Shape(2, 16, 6, 6, 16, (3, 3), (1, 1), (0, 0), deep=True, summed=True),
     Shape(1, 48, 5, 5, 48, (1, 1), deep=True, function="relu"),
+    Shape(2, 64, 9, 9, 64, (1, 1), (2, 2), deep=True),
+]
+# Those whose batch is a symbol.
+DYNAMIC = [
+    Shape(2, 32, 17, 17, 64, stride=(2, 2), dynamic=True),
+    Shape(2, 24, 5, 5, 40, function="relu", dynamic=True),
+    Shape(2, 16, 9, 9, 32, (3, 3), (2, 2), (1, 1), summed=True, dynamic=True),
+    Shape(2, 512, 4, 4, 160, (3, 3), (1, 1), (1, 1), dynamic=True),
+    Shape(2, 33, 9, 9, 33, (3, 3), (1, 1), (1, 1), deep=True, dynamic=True),
+    Shape(2, 16, 9, 9, 16, (1, 1), (2, 2), deep=True, dynamic=True),
 ]
 
 
@@ -138,15 +157,60 @@ def test_numbers(isa: str) -> None:
         assert off <= 2 * eagers + 1e-6, (shape, off, eagers)
 
 
+def test_batches_that_are_not_known_and_that_nothing_else_is_written() -> None:
+    for shape, kernel in zip(DYNAMIC, kernels(DYNAMIC), strict=True):
+        for batch in (2, 0, 1, 3, 7):
+            inputs = shape.inputs(batch)
+            wanted = shape.wanted(*(x.double() for x in inputs))
+            torch.testing.assert_close(kernel(*inputs).double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_long_sums_of_positive_numbers_are_as_exact_as_atens() -> None:
+    shape = Shape(1, 2048, 4, 4, 16, (3, 3), (1, 1), (1, 1))
+    graph = ours(shape.graph())
+    (program,) = executables([graph], Env(Roofline(host()), host()))
+    inputs = [x.abs() for x in _inputs(graph)]
+    exact = shape.wanted(*(x.double() for x in inputs))
+    (found,) = program(list(inputs))
+    off, eagers = (relative_l2(y, exact) for y in (found, shape.wanted(*inputs)))
+    assert off <= 2 * eagers + 1e-6 and off <= 5e-7, (off, eagers)
+
+
 def relative_l2(found: Tensor, exact: Tensor) -> float:
     return float((found - exact).norm() / exact.norm())
 
 
-def _inputs(graph: Graph) -> list[Tensor]:
+MARGIN = 64  # numbers on either side of a result that a kernel must leave alone
+
+
+def kernels(shapes: Sequence[Shape]) -> list[Callable[..., Tensor]]:
+    """The kernels of `shapes`, of one library, called on storage of their own."""
+    bodies = [ours(shape.graph()).nodes[-1].graph("body") for shape in shapes]
+    nests = [lower_convolution(body, f"k{k}") for k, body in enumerate(bodies)]
+    library = build(emit(nests, ("B0",)))
+    return [partial(_called, library.function(nest.name), nest) for nest in nests]
+
+
+def _called(
+    function: Callable[..., None], nest: ConvolutionNest, x: Tensor, w: Tensor, b: Tensor, z: Tensor
+) -> Tensor:
+    padded = F.pad(w, (*(0,) * 7, -len(w) % FILTER_STEP)).unflatten(0, (-1, FILTER_STEP))
+    packed = padded.permute(0, 3, 4, 2, 1).contiguous()
+    memory = torch.full((z.numel() + 2 * MARGIN,), float("nan"))
+    y = memory[MARGIN:].as_strided(z.shape, z.stride())
+    given = {"x": x, "packed": packed, "bias": b, "other": z}
+    tensors = [*(given[buffer.name] for buffer in nest.inputs), y]
+    table = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+    function(table, (ctypes.c_int64 * 1)(len(x)))
+    assert memory[:MARGIN].isnan().all() and memory[MARGIN + z.numel() :].isnan().all(), nest
+    return y
+
+
+def _inputs(graph: Graph, batch: int = 0) -> list[Tensor]:
     torch.manual_seed(0)
     made = []
     for i in graph.inputs:
-        sizes = [int(str(s)) for s in i.value.tensor.shape]
+        sizes = [batch if str(s) == "B0" else int(str(s)) for s in i.value.tensor.shape]
         x = torch.randn(sizes)
         made.append(x.contiguous(memory_format=torch.channels_last) if len(sizes) == 4 else x)
     made[1] = made[1].contiguous()

@@ -2,9 +2,10 @@
 //
 // What a filter sees of one row of an image lies in one piece, so a convolution is a sum of
 // products of matrices: tiles of neighbouring pixels by steps of filters, summed in registers over
-// all that a filter sees. Sums run over rows, then columns, then channels, each step an fma: the
-// same bits however the work is cut. An epilogue is applied to a tile while it lies in the
-// innermost cache. Images with margins are copied into a frame of zeros, block by block.
+// all that a filter sees. Sums run over rows, then columns, then channels, each step an fma, and
+// go to a total every CHAIN steps, as long chains lose last bits: the same bits however the work
+// is cut. An epilogue is applied to a tile while it lies in the innermost cache. Images with
+// margins are copied into a frame of zeros, block by block.
 #pragma once
 
 #include "loops.h"
@@ -17,6 +18,7 @@ constexpr i64 BLOCK_BYTES = 192 << 10;  // of images that are worked on at a tim
 constexpr i64 NEAR_BYTES = 128 << 10;   // of weights that stay in the cache of a core
 constexpr i64 WHOLE_BYTES = 1 << 20;    // of all images, where they are a block
 constexpr i64 UNITS = 8;                // for each thread, where there are as many
+constexpr i64 CHAIN = 512;              // products that are summed one after another
 
 // What is known of a convolution while compiling.
 template <int Height, int Width, int Down, int Across, int Top, int Left>
@@ -36,6 +38,7 @@ struct Sizes {
 // High tiles read fewer weights, wide ones write longer runs, which counts where sums are short.
 template <i64 Columns, i64 Steps, i64 Depth>
 struct Tiling {
+  static constexpr i64 columns = Columns;
   static constexpr int several = Depth >= 256 && Columns >= 14 ? 2 : 4;
   static constexpr int most_steps = REGISTER == 64 ? several : 1;
   static constexpr int wide = Steps < most_steps ? Steps : most_steps, narrow = Steps % wide;
@@ -81,13 +84,39 @@ struct Pixels {
 };
 
 template <int R, int P>
-RW_INLINE void keep(const F (&sums)[R][P * f32v::K], f32* to) {
+RW_INLINE void clear(F (&sums)[R][P * f32v::K]) {
+  RW_UNROLL for (int r = 0; r < R; ++r) {
+    RW_UNROLL for (int p = 0; p < P * f32v::K; ++p) sums[r][p] = F{};
+  }
+}
+
+// Sums written to [R][P], or added to what is there.
+template <int R, int P>
+RW_INLINE void keep(const F (&sums)[R][P * f32v::K], f32* to, bool more = false) {
   RW_UNROLL for (int r = 0; r < R; ++r) {
     RW_UNROLL for (int p = 0; p < P; ++p) {
       f32v sum;
       RW_UNROLL for (int c = 0; c < f32v::K; ++c) sum.c[c] = sums[r][p * f32v::K + c];
-      store(to + (r * P + p) * W, sum);
+      f32* const at = to + (r * P + p) * W;
+      if (more) sum = add(load(at), sum);
+      store(at, sum);
     }
+  }
+}
+
+// Adds a number of each pixel times P steps of filters to sums.
+template <int R, int P>
+RW_INLINE void multiply(F (&sums)[R][P * f32v::K], const Pixels<R>& pixels, const f32* w,
+                        i64 apart) {
+  constexpr int K = f32v::K;
+  F right[P * K];
+  RW_UNROLL for (int p = 0; p < P; ++p) {
+    const f32v loaded = load(w + p * apart);
+    RW_UNROLL for (int c = 0; c < K; ++c) right[p * K + c] = loaded.c[c];
+  }
+  RW_UNROLL for (int r = 0; r < R; ++r) {
+    const F left = all(*pixels[r]);
+    RW_UNROLL for (int p = 0; p < P * K; ++p) sums[r][p] = fma(left, right[p], sums[r][p]);
   }
 }
 
@@ -97,28 +126,28 @@ RW_INLINE void keep(const F (&sums)[R][P * f32v::K], f32* to) {
 template <int R, int P>
 __attribute__((noinline)) void dense_tile(const f32* x, i64 step, i64 row, i64 height, i64 depth,
                                           const f32* w, i64 apart, const f32* next, f32* to) {
-  constexpr int K = f32v::K;
-  F sums[R][P * K];
-  RW_UNROLL for (int r = 0; r < R; ++r) {
-    RW_UNROLL for (int p = 0; p < P * K; ++p) sums[r][p] = F{};
-  }
+  F sums[R][P * f32v::K];
+  clear<R, P>(sums);
+  bool more = false;
+  i64 left = CHAIN;
   for (i64 h = 0; h < height; ++h) {
     auto pixels = Pixels<R>::at(x + h * row, step);
-    for (i64 k = 0; k < depth; ++k, w += W, next += W) {
-      __builtin_prefetch(next, 0, 2);
-      F right[P * K];
-      RW_UNROLL for (int p = 0; p < P; ++p) {
-        const f32v loaded = load(w + p * apart);
-        RW_UNROLL for (int c = 0; c < K; ++c) right[p * K + c] = loaded.c[c];
+    for (i64 k = 0; k < depth;) {
+      const i64 stop = size_min(depth, k + left);
+      left -= stop - k;
+      for (; k < stop; ++k, w += W, next += W) {
+        __builtin_prefetch(next, 0, 2);
+        multiply<R, P>(sums, pixels, w, apart);
+        pixels.advance(sizeof(f32));
       }
-      RW_UNROLL for (int r = 0; r < R; ++r) {
-        const F left = all(*pixels[r]);
-        RW_UNROLL for (int p = 0; p < P * K; ++p) sums[r][p] = fma(left, right[p], sums[r][p]);
+      if (left == 0) {
+        keep<R, P>(sums, to, more);
+        clear<R, P>(sums);
+        more = true, left = CHAIN;
       }
-      pixels.advance(sizeof(f32));
     }
   }
-  keep<R, P>(sums, to);
+  keep<R, P>(sums, to, more);
 }
 
 // The same where each channel has a filter of its own, for the P steps of channels that pixels of
@@ -129,9 +158,7 @@ __attribute__((noinline)) void depthwise_tile(const f32* const* rows, i64 x, con
   constexpr int K = f32v::K;
   constexpr i64 apart = Window::height * Window::width * W;
   F sums[R][P * K];
-  RW_UNROLL for (int r = 0; r < R; ++r) {
-    RW_UNROLL for (int p = 0; p < P * K; ++p) sums[r][p] = F{};
-  }
+  clear<R, P>(sums);
   for (i64 h = 0; h < Window::height; ++h) {
     const f32* from = rows[h] + x;
     for (i64 k = 0; k < Window::width; ++k, w += W, from += P * W) {
@@ -177,57 +204,83 @@ inline void copy_with_margins(const f32* image, const Sizes& s, i64 first, i64 c
   }
 }
 
-// work(block, first step, steps) for units that make up the result.
-template <class Window, class Tiling, class Work>
-void each_block(const f32* images, const Sizes& s, i64 products, Work work) {
+// How the work is cut: into blocks of `deep` images, `downs` and `acrosses` of these by `high` rows
+// and `across` tiles of a row, each by `groups` of the `most` wide steps of filters.
+struct Cut {
+  i64 deep, high, across, downs, acrosses, most, blocks, groups;
+};
+
+// All images are one where weights are many, which then are read once.
+template <class Window, class Tiling>
+inline Cut cut_of(const Sizes& s) {
   constexpr int R = Tiling::high, wide = Tiling::wide;
-  constexpr bool copied = Window::top > 0 || Window::left > 0;
-  constexpr bool flat = Window::height == 1 && !copied;
-  const i64 row = (s.width + 2 * Window::left) * s.channels, row_bytes = row * i64(sizeof(f32));
-  const i64 image = (s.height + 2 * Window::top) * row, image_bytes = image * i64(sizeof(f32));
+  constexpr bool flat = Window::height == 1 && Window::top == 0 && Window::left == 0;
+  constexpr i64 number = sizeof(f32);
+  const i64 row_bytes = (s.width + 2 * Window::left) * s.channels * number;
+  const i64 image_bytes = (s.height + 2 * Window::top) * row_bytes;
   const i64 most = (steps_of(s.filters) + wide - 1) / wide;
   const i64 weights = most * wide * W * Window::height * Window::width * s.channels;
-  // Images of a block, their rows, and tiles of a row. All images are one where weights are many,
-  // which then are read once.
-  const bool many = weights * i64(sizeof(f32)) > WHOLE_BYTES;
-  const bool whole = many && s.batch * image_bytes <= WHOLE_BYTES;
-  i64 deep = whole ? s.batch : 1, high = s.rows, tiles = (s.columns + R - 1) / R, across = tiles;
+  const bool whole = weights * number > WHOLE_BYTES && s.batch * image_bytes <= WHOLE_BYTES;
+  const i64 tiles = (s.columns + R - 1) / R;
+  i64 high = s.rows, across = tiles;
   if (!whole && flat) {
-    const i64 bytes = R * Window::across * s.channels * i64(sizeof(f32));
     high = 1;
-    across = size_max(1, size_min(tiles, BLOCK_BYTES / bytes));
+    across = BLOCK_BYTES / (R * Window::across * s.channels * number);
+    across = size_max(1, size_min(tiles, across));
   } else if (!whole) {
     high = BLOCK_BYTES / row_bytes - Window::height + Window::down;
     high = size_max(1, size_min(s.rows, high / Window::down));
   }
+  const i64 deep = whole ? s.batch : 1;
   const i64 downs = (s.rows + high - 1) / high, acrosses = (tiles + across - 1) / across;
-  high = (s.rows + downs - 1) / downs;
-  across = (tiles + acrosses - 1) / acrosses;
   const i64 blocks = s.batch / deep * downs * acrosses;
   const i64 wanted = UNITS * omp_get_max_threads();
   const i64 groups = size_min(most, (wanted + blocks - 1) / blocks);
-  const i64 grain = 1 + ENOUGH / (1 + products / (blocks * groups));
-  const i64 held = deep * ((high - 1) * Window::down + Window::height) * row_bytes;
-  parallel_units(blocks * groups, grain, [=](i64 begin, i64 end) {
+  return {deep, (s.rows + downs - 1) / downs, (tiles + acrosses - 1) / acrosses,
+          downs, acrosses, most, blocks, groups};
+}
+
+// Block number `unit` of those that images are cut into, with margins copied to `scratch`, unless
+// it is the block that was there `last`.
+template <class Window, class Tiling>
+inline Block block_of(const f32* images, const Sizes& s, const Cut& cut, i64 unit, i64 last,
+                      f32* scratch) {
+  const i64 row = (s.width + 2 * Window::left) * s.channels;
+  const i64 image = s.height * s.width * s.channels, run = cut.across * Tiling::high;
+  const i64 a = unit % cut.acrosses, d = unit / cut.acrosses % cut.downs;
+  const i64 n = unit / cut.acrosses / cut.downs;
+  const i64 top = d * cut.high, rows = size_min(cut.high, s.rows - top), left = a * run;
+  const i64 seen = (rows - 1) * Window::down + Window::height;
+  const f32* const from = images + n * image;
+  Block block{from + top * Window::down * row, row, image, (n * s.rows + top) * s.columns + left,
+              cut.deep, rows, left, size_min(run, s.columns - left)};
+  if (scratch) {
+    for (i64 i = 0; i < cut.deep && unit != last; ++i) {
+      copy_with_margins<Window>(from + i * image, s, top * Window::down, seen,
+                                scratch + i * seen * row);
+    }
+    block.x = scratch, block.image = seen * row;
+  }
+  return block;
+}
+
+// work(block, first step, steps) for units that make up the result.
+template <class Window, class Tiling, class Work>
+void each_block(const f32* images, const Sizes& s, i64 products, Work work) {
+  const Cut cut = cut_of<Window, Tiling>(s);
+  const i64 units = cut.blocks * cut.groups;
+  const i64 row_bytes = (s.width + 2 * Window::left) * s.channels * i64(sizeof(f32));
+  const i64 held = cut.deep * ((cut.high - 1) * Window::down + Window::height) * row_bytes;
+  parallel_units(units, 1 + ENOUGH / (1 + products / units), [=](i64 begin, i64 end) {
+    constexpr bool copied = Window::top > 0 || Window::left > 0;
     f32* const scratch =
         copied ? static_cast<f32*>(aligned_alloc(64, (held + 63) / 64 * 64)) : nullptr;
     for (i64 at = begin, last = -1; at < end; ++at) {
-      const i64 unit = at / groups, group = at % groups;
-      const i64 a = unit % acrosses, d = unit / acrosses % downs, n = unit / acrosses / downs;
-      const i64 top = d * high, rows = size_min(high, s.rows - top), left = a * across * R;
-      const f32* const from = images + n * s.height * s.width * s.channels;
-      const i64 seen = (rows - 1) * Window::down + Window::height;
-      Block block{from + top * Window::down * row, row, copied ? seen * row : image,
-                  (n * s.rows + top) * s.columns + left, deep, rows, left,
-                  size_min(across * R, s.columns - left)};
-      if (copied) {
-        for (i64 i = 0; i < deep && unit != last; ++i) {
-          copy_with_margins<Window>(from + i * s.height * s.width * s.channels, s,
-                                    top * Window::down, seen, scratch + i * seen * row);
-        }
-        last = unit, block.x = scratch;
-      }
-      const i64 first = most * group / groups * wide, stop = most * (group + 1) / groups * wide;
+      const i64 unit = at / cut.groups, group = at % cut.groups;
+      const Block block = block_of<Window, Tiling>(images, s, cut, unit, last, scratch);
+      last = unit;
+      const i64 first = cut.most * group / cut.groups * Tiling::wide;
+      const i64 stop = cut.most * (group + 1) / cut.groups * Tiling::wide;
       work(block, first, size_min(stop, steps_of(s.filters)) - first);
     }
     free(scratch);
@@ -287,6 +340,7 @@ RW_INLINE void give(const f32* sums, f32* y, i64 at, i64 apart, i64 filter, i64 
 template <class Window, class Tiling, class Finish>
 inline void dense(const Sizes& s, const f32* x, const f32* w, const f32* other, f32* y,
                   Finish finish) {
+  if (s.batch == 0) return;
   const i64 depth = Window::width * s.channels, apart = Window::height * depth * W;
   const i64 products = s.batch * s.rows * s.columns * s.filters * Window::height * depth;
   each_block<Window, Tiling>(x, s, products, [=](const Block& b, i64 first, i64 count) {
@@ -331,6 +385,7 @@ template <class Window, class Tiling, class Finish>
 inline void sparse(const Sizes& s, const f32* x, const f32* w, const f32* other, f32* y,
                    Finish finish) {
   const i64 pixels = s.batch * s.rows * s.columns, channels = s.channels;
+  if (pixels == 0) return;
   const i64 nbytes = (pixels * channels * i64(sizeof(f32)) + 63) / 64 * 64;
   f32* const seen = static_cast<f32*>(aligned_alloc(64, nbytes));
   parallel_units(pixels, 1 + ENOUGH / channels, [=](i64 begin, i64 end) {
@@ -342,7 +397,9 @@ inline void sparse(const Sizes& s, const f32* x, const f32* w, const f32* other,
       steps<1>(0, channels, [&](i64 k, auto n) { store(to + k, load(from + k, n), n); });
     }
   });
-  const Sizes flat{1, 1, pixels, channels, 1, pixels, s.filters};
+  // Rows of as many pixels as the tiles are cut for: of one image, where the batch is not known.
+  constexpr i64 row = Tiling::columns;
+  const Sizes flat{pixels / row, 1, row, channels, 1, row, s.filters};
   dense<convolution::Window<1, 1, 1, 1, 0, 0>, Tiling>(flat, seen, w, other, y, finish);
   free(seen);
 }
@@ -409,6 +466,7 @@ inline void depthwise_rows(const Sizes& s, const f32* image, const f32* w, f32* 
 // The same where each channel has a filter of its own; w: steps of W channels [height][width][W].
 template <class Window, class Tiling, class Finish>
 inline void depthwise(const Sizes& s, const f32* x, const f32* w, f32* y, Finish finish) {
+  if (s.batch == 0) return;
   constexpr int wide = Tiling::wide;
   const i64 steps = steps_of(s.channels), groups = (steps + wide - 1) / wide;
   const i64 wanted = UNITS * omp_get_max_threads() / (s.batch * groups);

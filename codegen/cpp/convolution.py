@@ -51,8 +51,9 @@ def _reads(nest: ConvolutionNest) -> set[str]:
 
 
 def _is_sparse(nest: ConvolutionNest) -> bool:
-    """True where filters see one pixel in several."""
-    return nest.window == (1, 1) and nest.padding == (0, 0) and nest.stride != (1, 1)
+    """True where filters of all channels see one pixel in several."""
+    sees_one = nest.window == (1, 1) and nest.padding == (0, 0)
+    return sees_one and nest.stride != (1, 1) and not nest.depthwise
 
 
 def _sizes(nest: ConvolutionNest) -> tuple[Size, ...]:
