@@ -63,6 +63,33 @@ def test_the_quicker_library_is_called() -> None:
     assert chosen(None)[0][-1] == "aten.addmm.default"
 
 
+class Multiplies(NoTools):
+    """Products take less than convolutions."""
+
+    def race(self, calls: Sequence[Graph]) -> list[float]:
+        slides = [n.op.name for n in calls[0].nodes] == ["aten.convolution.default"]
+        return [9.0] if slides else [1.0, 2.0]
+
+
+@pytest.mark.parametrize("strides", ["[256, 1, 16, 1]", "[256, 256, 16, 1]", "[256, 7, 16, 1]"])
+def test_one_filter_of_a_pixel_is_a_product_and_keeps_its_strides(strides: str) -> None:
+    graph = parse(
+        f"""
+        graph f(%x: f32[2, 128, 16, 16] strides [32768, 1, 2048, 128], %w: f32[1, 128, 1, 1]) {{
+          %y = aten.convolution.default(%x, %w, none, [1, 1], [0, 0], [1, 1], false, [0, 0], 1)
+            : f32[2, 1, 16, 16] strides {strides}
+          return %y
+        }}
+        """
+    )
+    target = host()
+    made = Libraries().run(graph, Env(Roofline(target), target, Multiplies()))
+    assert made.outputs[0] == graph.outputs[0]
+    assert ("aten.mm.default" in [n.op.name for n in made.nodes]) == ("7" not in strides)
+    x, w = random_inputs(graph)
+    torch.testing.assert_close(interpret(made, [x, w])[0], F.conv2d(x, w))
+
+
 def test_nothing_is_chosen_where_nothing_can_be_measured() -> None:
     target = host()
     assert Libraries().run(PRODUCT, Env(Roofline(target), target)) is PRODUCT

@@ -116,11 +116,13 @@ class _Choice:
         else:
             turned = emit("aten.permute.default", right, (1, 0))
             (made,) = emit.call(*torchs_call(left, turned, bias), {})
-        if node.result.tensor.is_contiguous:  # one pixel, or one filter, lies in both ways
+        if node.result.tensor.strides is None:  # one pixel, or one filter, lies in both ways
             emit("aten.view.default", made, (batch, filters, height, width))
         else:
             made = emit("aten.view.default", made, (batch, height, width, filters))
             emit("aten.permute.default", made, (0, 3, 1, 2))
+        if emit.nodes[-1].result.type != node.result.type:
+            return None
         emit.end_in(node.result)
         return emit.nodes
 
