@@ -160,6 +160,8 @@ def view_strides(x: TensorType, shape: tuple[Size, ...]) -> tuple[Size, ...] | N
     """
     if x.strides is None or x.numel == 0:
         return contiguous_strides(shape)
+    if shape == x.shape:
+        return x.strides
     runs = _runs(x)
     strides: list[Size] = []
     places = list(shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 import rewright
 from rewright.backend import programs
 from rewright.codegen.runtime import Frozen
-from rewright.ir import OptionError
+from rewright.ir import Node, OptionError
 from rewright.ir.expand import expand
 from rewright.ir.interpret import interpret
 from rewright.ir.parse import parse
 from rewright.options import Options
+from rewright.passes import Env
+from rewright.passes.libraries import convolutions
 
 
 class Net(nn.Module):
@@ -93,6 +95,69 @@ def test_changed_weights_are_noticed() -> None:
         assert is_right(call(x), model, x)
         model.head = nn.Linear(16, 7)  # Dynamo compiles again
         assert is_right(call(x), model, x)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Has kernels of ours take over every convolution that they can; by their names."""
+    names: list[str] = []
+
+    def all_of(
+        calls: object, made: Mapping[str, Node], weights: object, env: Env
+    ) -> Mapping[str, Node]:
+        names.extend(made)
+        return made
+
+    monkeypatch.setattr(convolutions, "_winners", all_of)
+    return names
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(16, 24, 3, stride=2, padding=1),
+        nn.Conv2d(16, 16, 3, padding=1, groups=16),
+        nn.Conv2d(16, 16, 1, stride=2, groups=16),
+        nn.Sequential(nn.Conv2d(16, 32, 1, stride=2), nn.ReLU(), nn.Conv2d(32, 64, 1, stride=2)),
+        nn.Conv2d(16, 32, 1),
+    ],
+)
+def test_batches_that_vary_and_are_empty(layer: nn.Module, taken: list[str]) -> None:
+    size = torch.export.Dim("batch", min=0, max=64)
+    exported = torch.export.export(
+        layer.eval(), (torch.randn(4, 16, 17, 17),), dynamic_shapes=({0: size},)
+    )
+    program = rewright.optimize(exported, freeze=True)
+    assert len(taken) == sum(isinstance(m, nn.Conv2d) for m in layer.modules())
+    for batch in (2, 0, 1, 7):
+        x = torch.randn(batch, 16, 17, 17)
+        assert is_right(program(x), layer, x)
+
+
+@pytest.mark.usefixtures("taken")
+@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("bias", [torch.randn(48)[::2], torch.randn(1).expand(24)])
+def test_a_bias_that_does_not_lie_in_one_piece(window: int, bias: Tensor) -> None:
+    model = nn.Sequential(nn.Conv2d(16, 24, window), nn.ReLU()).eval()
+    model[0].bias = nn.Parameter(bias)
+    x = torch.randn(2, 16, 9, 9).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert is_right(frozen(model)(x), model, x)
+
+
+@pytest.mark.usefixtures("taken")
+def test_a_weight_that_lies_channels_last() -> None:
+    model = nn.Conv2d(5, 9, 3).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.randn(2, 5, 9, 9).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert is_right(frozen(model)(x), model, x)
+
+
+@pytest.mark.parametrize("shape", [(2, 40, 1, 1), (1, 40, 1, 1), (2, 40, 3, 3)])
+def test_strides_of_what_leaves_are_eagers(shape: tuple[int, ...]) -> None:
+    model, x = nn.Conv2d(40, 10, shape[-1]).eval(), torch.randn(shape)
+    with torch.no_grad():
+        assert frozen(model)(x).stride() == model(x).stride()
 
 
 def test_under_inference_mode_and_after() -> None:

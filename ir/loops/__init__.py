@@ -8,6 +8,7 @@ from rewright.ir.loops.convolution import (
     SUM,
     ConvolutionNest,
     filter_steps,
+    is_bias,
     lower_convolution,
 )
 from rewright.ir.loops.lower import lower, needed_nodes
@@ -82,6 +83,7 @@ __all__ = [
     "computes_in",
     "filter_steps",
     "indices_of",
+    "is_bias",
     "is_costly",
     "is_view",
     "loads",

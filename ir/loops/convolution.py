@@ -16,7 +16,7 @@ from rewright.ir.loops.lower import lower
 from rewright.ir.loops.nest import Apply, Buffer, Let, Number, Ref, Store
 from rewright.ir.types import TensorType, is_channels_last
 
-CONVOLUTION: Final = "aten.convolution.default"
+_CALL: Final = "aten.convolution.default"
 # Filters that lie together in a packed weight, f32 [filters / 16, height, width, channels, 16].
 FILTER_STEP: Final = 16
 SUM: Final = "sum"
@@ -53,13 +53,13 @@ def lower_convolution(body: Graph, name: str) -> ConvolutionNest:
 
     Raises UnsupportedError with a sentence saying what stands in the way.
     """
-    found = [n for n in body.nodes if n.op.name == CONVOLUTION]
+    found = [n for n in body.nodes if n.op.name == _CALL]
     if len(found) != 1:
         raise UnsupportedError("its body is not one convolution and what follows it")
     (node,) = found
     images, bias = node.args[0], node.args[2]
     assert isinstance(images, Value) and (bias is None or isinstance(bias, Value))
-    why = obstacle(node)
+    why = _obstacle(node)
     if why is not None:
         raise UnsupportedError(why)
     following = body.nodes[body.nodes.index(node) + 1 :]
@@ -84,9 +84,9 @@ def lower_convolution(body: Graph, name: str) -> ConvolutionNest:
     )
 
 
-def obstacle(node: Node) -> str | None:
+def _obstacle(node: Node) -> str | None:
     """Why a convolution has no kernel of ours, or None."""
-    images, weight = node.args[0], node.args[1]
+    images, weight, bias = node.args[:3]
     assert isinstance(images, Value) and isinstance(weight, Value)
     result = node.result.tensor
     if len(result.shape) != 4 or any(t.dtype != torch.float32 for t in (images.tensor, result)):
@@ -98,10 +98,19 @@ def obstacle(node: Node) -> str | None:
     sizes = (*images.tensor.shape[1:], *weight.tensor.shape, *result.shape[1:])
     if not all(isinstance(size, int) for size in sizes):
         return "kernels of ours are for sizes that are known"
+    if any(size == 0 for size in (*images.tensor.shape, *sizes)):
+        return "kernels of ours are for images that are not empty"
+    if isinstance(bias, Value) and not is_bias(bias.tensor):
+        return "kernels of ours are for a bias of f32 that lies in one piece"
     groups, filters, channels = node.arg("groups"), result.shape[1], images.tensor.shape[1]
     if groups != 1 and not groups == filters == channels:
         return "kernels of ours are for one group, or one for each channel"
     return None
+
+
+def is_bias(type: TensorType) -> bool:
+    """True for a bias that kernels, and oneDNN, read as neighbouring numbers."""
+    return type.dtype == torch.float32 and type.rank == 1 and type.is_contiguous
 
 
 def filter_steps(filters: Size) -> int:

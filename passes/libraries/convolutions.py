@@ -90,7 +90,8 @@ class Convolutions(Pass, name="convolutions", takes="aten", gives="aten"):
     Sums are added up in another order, so results are rounded otherwise in their last bits.
 
     Refuses: weights that are not frozen; groups, but for one or one a channel; gaps in what a
-    filter sees; sizes of images that are symbolic; what oneDNN computes as quickly, measured.
+    filter sees; sizes of images, but for the batch, that are symbolic; a bias with gaps; what
+    oneDNN computes as quickly, measured.
     """
 
     def run(self, graph: Graph, env: Env) -> Graph:
@@ -283,12 +284,12 @@ def pack(weight: Value, emit: Emitter) -> Value:
     filters, channels, height, width = weight.tensor.shape
     steps = filter_steps(filters)
     missing = steps * FILTER_STEP - filters
+    if not weight.tensor.is_contiguous:  # padding keeps the order of dimensions in memory
+        weight = _copied(weight, emit)
     if missing:
         whole = TensorType(weight.tensor.dtype, (steps * FILTER_STEP, channels, height, width))
         padded = (weight, (*(0,) * 7, missing), 0.0)
         (weight,) = emit.call(op("aten.constant_pad_nd.default"), padded, {}, [whole])
-    elif not weight.tensor.is_contiguous:
-        weight = _copied(weight, emit)
     parted = emit("aten.view.default", weight, (steps, FILTER_STEP, channels, height, width))
     return _copied(emit("aten.permute.default", parted, (0, 3, 4, 2, 1)), emit)
 

@@ -24,7 +24,7 @@ from rewright.ir import (
     op,
     storage_roots,
 )
-from rewright.ir.loops import needed_nodes
+from rewright.ir.loops import is_bias, needed_nodes
 from rewright.ir.onednn import CONVOLUTION as PACKED_CONVOLUTION
 from rewright.ir.onednn import LINEAR, PACK_CONVOLUTION, PACK_LINEAR, PLAIN, TO_MKLDNN, is_available
 from rewright.ir.types import is_channels_last
@@ -128,7 +128,7 @@ def _packed(graph: Graph, env: Env) -> Graph:
 
 
 def _can_pack(node: Node, frozen: set[Value]) -> bool:
-    images = images_of(node)
+    images, bias = images_of(node), node.args[2]
     return (
         is_available()
         and len(images) == 1
@@ -137,6 +137,7 @@ def _can_pack(node: Node, frozen: set[Value]) -> bool:
         and is_channels_last(node.result.tensor)
         and (not node.result.tensor.is_contiguous or _is_pixel(node.result.tensor))
         and node.args[1] in frozen
+        and (bias is None or (isinstance(bias, Value) and is_bias(bias.tensor)))
     )
 
 
@@ -153,8 +154,9 @@ def _convolution(node: Node, emit: Emitter) -> None:
     packed = emit(PACK_CONVOLUTION, plain, padding, stride, dilation, groups, sizes)
     how = padding, stride, dilation, groups
     made = emit(PACKED_CONVOLUTION, image, packed, bias, *how, *PLAIN)
-    if made.type != node.result.type:
-        emit("aten.view.default", made, node.result.tensor.shape)
+    if made.type != node.result.type:  # one pixel: a view of the same shape would keep the strides
+        shape = node.result.tensor.shape
+        emit("aten.view.default", emit("aten.view.default", made, shape[:2]), shape)
 
 
 def _product(node: Node, emit: Emitter) -> None:
