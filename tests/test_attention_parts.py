@@ -11,6 +11,7 @@ from typing import Final
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim, export
 from torch.nn import functional as F
 
 import rewright
@@ -25,6 +26,7 @@ from attention_kernels import (
     numbers,
     outputs_of,
 )
+from rewright.api import Compiled
 from rewright.driver import Plan
 from rewright.ir.loops.show import show_nest
 from through_backend import compiled, the_program
@@ -99,6 +101,11 @@ class Sizes:
             *((self.batch, self.groups, self.suffix, self.width) for _ in "kv"),
         )
         return tuple(torch.randn(shape).to(dtype) for shape in shapes)
+
+    def stacked(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, keys and values in one, so that they are as many."""
+        q, *parts = self.inputs()
+        return q, torch.stack(parts[:2]), torch.stack(parts[2:])
 
 
 def expanded(x: Tensor, batch: int) -> Tensor:
@@ -235,14 +242,82 @@ def test_dynamic_sizes() -> None:
     model = Stacked(expanded)
     run = compiled(model)
     for sizes in (Sizes(), Sizes(batch=3, prefix=700, suffix=65), Sizes(batch=9, suffix=2)):
-        q, *parts = sizes.inputs()
-        inputs = q, torch.stack(parts[:2]), torch.stack(parts[2:])
+        inputs = sizes.stacked()
         for given, dims in zip(inputs, ([0], [3], [1, 3]), strict=True):
             for dim in dims:
                 torch._dynamo.mark_dynamic(given, dim)
         exact = model(*(x.double() for x in inputs))
         assert distance(run(*inputs), exact) <= 2 * distance(model(*inputs), exact) + 1e-6
     assert "parts" in attention_of(the_program().plan)
+
+
+# --- nothing of something -------------------------------------------------------------------------
+
+
+class Capped(nn.Module):
+    """Scores are capped, as ATen's kernel cannot; there may be no keys."""
+
+    def forward(self, q: Tensor, keys: Tensor) -> Tensor:
+        k, v = keys.unbind()
+        return torch.softmax(torch.tanh(q @ k.mT), -1) @ v
+
+
+class Together(nn.Module):
+    """All queries attend to a prefix and a suffix, either of which may be empty."""
+
+    def forward(self, q: Tensor, prefix: Tensor, suffix: Tensor) -> Tensor:
+        k, v = Shared(expanded).joined(q, *prefix.unbind(), *suffix.unbind())
+        return sdpa(q, k, v, enable_gqa=True)
+
+
+EMPTY: Final = {
+    "batch": Sizes(batch=0),
+    "queries": Sizes(rows=0),
+    "prefix": Sizes(prefix=0),
+    "suffix": Sizes(suffix=0),
+    "keys": Sizes(prefix=0, suffix=0),
+}
+
+
+@pytest.fixture(scope="module")
+def with_any_sizes() -> Compiled:
+    """Compiled once, of sizes from 0 on."""
+    dims = {name: Dim(name, min=0, max=4096) for name in ("batch", "rows", "prefix", "suffix")}
+    shapes = (
+        {0: dims["batch"], 2: dims["rows"]},
+        {3: dims["prefix"]},
+        {1: dims["batch"], 3: dims["suffix"]},
+    )
+    program = rewright.optimize(export(Together(), Sizes(rows=3).stacked(), dynamic_shapes=shapes))
+    assert "parts" in attention_of(program.program.plan)
+    return program
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("name", EMPTY)
+def test_sizes_that_turn_out_to_be_0(name: str, with_any_sizes: Compiled) -> None:
+    """Nothing to attend to gives 0."""
+    inputs = EMPTY[name].stacked()
+    wanted = Together()(*inputs)
+    torch.testing.assert_close(with_any_sizes(*inputs), wanted)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("name", EMPTY)
+def test_sizes_that_are_0(name: str) -> None:
+    inputs = EMPTY[name].stacked()
+    wanted = Together()(*inputs)
+    torch.testing.assert_close(rewright.optimize(Together(), inputs)(*inputs), wanted)
+
+
+@pytest.mark.cpu
+def test_few_queries_without_keys() -> None:
+    shapes: tuple[dict[int, Dim], ...] = ({}, {3: Dim("keys", min=0, max=4096)})
+    some, none = ((torch.randn(2, 4, 3, 16), torch.randn(2, 2, 4, n, 16)) for n in (200, 0))
+    program = rewright.optimize(export(Capped(), some, dynamic_shapes=shapes))
+    assert "a kernel of ours" in attention_of(program.program.plan)
+    assert (program(*none) == 0).all()
+    torch.testing.assert_close(program(*some), Capped()(*some))
 
 
 def test_joined_keys_that_something_else_reads_are_joined() -> None:

@@ -188,7 +188,8 @@ struct Sizes {
   i64 rows, keys, depth, width;
 };
 
-// Scores of rows of a tile from products, where they lie, and the largest of each row. `keys` of KEYS there are; the others score nothing. `known` has conditions, or leaves them open.
+// Scores of rows of a tile from products, where they lie, and the largest of each row. `keys` of
+// KEYS there are; the others score nothing. `known` has conditions, or leaves them open.
 template <class T, class Score, class Known>
 inline void score_tile(T* scores, T* largest, i64 first, i64 count, i64 j, i64 keys, Score score,
                        Known known) {
@@ -351,12 +352,11 @@ template <class T, class Body> void deal_out(i64 units, i64 work, i64 count, Bod
   i64* const next = &taken;
   const i64 threads = work < (1 << 20) ? 1 : size_min(units, omp_get_max_threads());
   parallel_units(threads, 1, [=](i64, i64) {
-    const u64 nbytes = static_cast<u64>(count) * sizeof(T);
-    void* const memory = aligned_alloc(64, (nbytes + 63) / 64 * 64);
+    T* const memory = allocated<T>(count);
     for (;;) {
       const i64 unit = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
       if (unit >= units) break;
-      body(unit, static_cast<T*>(memory));
+      body(unit, memory);
     }
     free(memory);
   });

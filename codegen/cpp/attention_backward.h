@@ -293,8 +293,7 @@ template <class T, class Head> struct Backward {
 // `group` heads of queries share each head of keys.
 template <class T, class Head> void attend_backward(i64 heads, i64 group, Sizes sizes, Head head) {
   const i64 blocks = heads * blocks_of(sizes.rows, ROWS);
-  const u64 nbytes = static_cast<u64>(heads * sizes.rows * 3) * sizeof(T) + blocks;
-  T* const known = static_cast<T*>(aligned_alloc(64, (nbytes + 63) / 64 * 64));
+  T* const known = allocated<T>(heads * sizes.rows * 3 + blocks_of(blocks, sizeof(T)));
   bool* const all = reinterpret_cast<bool*>(known + heads * sizes.rows * 3);
   const Backward<T, Head> backward{{heads, group, sizes}, head, known, all};
   backward.look();

@@ -41,15 +41,18 @@ template <class K, class U> Pair<K, U> pair(Matrix<const K> key, Matrix<const U>
 // How the heads of a part are taken together: `own` groups of `members` that read the same keys,
 // whose queries are `rows` rows, in blocks of `each`; the keys in cuts of `keys`.
 struct Grouping {
-  i64 own = 1, members = 1, rows, each, blocks, keys, cuts, first_piece, first_unit;
+  i64 own = 1, members = 1, rows, each, blocks, keys = KEYS, cuts = 0, first_piece, first_unit;
 
+  Grouping() = default;
   template <int N> Grouping(const Axes<N>& axes, const Part& part, i64 queries) {
     for (int a = 0; a < N; ++a) (part.shared >> a & 1 ? members : own) *= axes.size[a];
     rows = members * queries, blocks = blocks_of(rows, ROWS);
     each = blocks ? blocks_of(rows, blocks) : 0;
   }
   i64 units() const { return own * blocks * cuts; }
+  // A part without keys has no cuts.
   void cut(const Part& part, i64 pieces) {
+    if (part.size == 0) return;
     const i64 most = part.size / SHORTEST, wanted = pieces < most ? pieces : most;
     keys = blocks_of(blocks_of(part.size, wanted > 1 ? wanted : 1), KEYS) * KEYS;
     cuts = blocks_of(part.size, keys);
@@ -241,48 +244,72 @@ template <class T, int N, class Head, class Keys> struct Parts {
   }
 };
 
+// How all parts are cut, and into how many pieces and units of work.
+template <int P> struct Cuts {
+  Grouping by[P];
+  i64 pieces = 0, units = 0;
+
+  template <int N> Cuts(const Axes<N>& axes, const Part (&parts)[P], i64 queries) {
+    i64 whole = 0;
+    for (int p = 0; p < P; ++p) {
+      by[p] = Grouping(axes, parts[p], queries);
+      whole += by[p].own * by[p].blocks;
+    }
+    for (int p = 0; p < P; ++p) {
+      by[p].cut(parts[p], blocks_of(PIECES, whole ? whole : 1));
+      by[p].first_piece = pieces, by[p].first_unit = units;
+      pieces += by[p].cuts, units += by[p].units();
+    }
+  }
+  int part_of(i64 unit) const {
+    int p = P - 1;
+    while (unit < by[p].first_unit) --p;
+    return p;
+  }
+};
+
+// All pieces, and rows from them. Returns whether a row met no live score though keys were left out
+// that might have counted.
+template <class T, int N, class Head, class Keys, int P>
+bool attend_pieces(const Parts<T, N, Head, Keys>& all, const Part (&parts)[P], const Cuts<P>& cuts,
+                   i64 heads) {
+  const Sizes& sizes = all.sizes;
+  const i64 rows = heads * sizes.rows, blocks = blocks_of(sizes.rows, ROWS);
+  const i64 work = rows * sizes.keys * (sizes.depth + sizes.width), width = all.sums.width;
+  bool left_out = false, unmet = false;
+  bool *const out = &left_out, *const without = &unmet;
+  deal_out<T>(cuts.units, work, Bench<T>::size(sizes.depth, sizes.width),
+              [=, &all, &parts, &cuts](i64 unit, T* at) {
+    const int p = cuts.part_of(unit);
+    const Grouping& by = cuts.by[p];
+    const i64 rest = unit - by.first_unit, block = rest / by.cuts % by.blocks;
+    const bool found = all.unit(Bench<T>(at, all.sizes.depth, all.sizes.width), p, parts[p], by,
+                                rest / by.cuts / by.blocks, block, rest % by.cuts);
+    if (found) __atomic_store_n(out, true, __ATOMIC_RELAXED);
+  });
+  deal_out<T>(heads * blocks, rows * cuts.pieces * width, width,
+              [=, &all, &cuts](i64 unit, T* at) {
+    const i64 first = unit % blocks * ROWS, count = size_min(ROWS, all.sizes.rows - first);
+    if (!all.give(at, cuts.pieces, unit / blocks, first, count))
+      __atomic_store_n(without, true, __ATOMIC_RELAXED);
+  });
+  return left_out && unmet;
+}
+
 // head(h, use) calls use(query, result, [sums,] score, judge) of a head, of which there are as many
 // as `axes` say; keys(number, h) gives its keys and values in a part.
 template <class T, int N, int P, class Head, class Keys>
 void attend_parts(Axes<N> axes, Sizes sizes, const Part (&parts)[P], Head head, Keys keys) {
-  i64 heads = 1, whole = 0, pieces = 0, units = 0;
+  i64 heads = 1;
   for (i64 size : axes.size) heads *= size;
-  Grouping* const by = static_cast<Grouping*>(__builtin_alloca(sizeof(Grouping) * P));
-  for (int p = 0; p < P; ++p) {
-    by[p] = Grouping(axes, parts[p], sizes.rows);
-    whole += by[p].own * by[p].blocks;
-  }
-  for (int p = 0; p < P; ++p) {
-    by[p].cut(parts[p], blocks_of(PIECES, whole ? whole : 1));
-    by[p].first_piece = pieces, by[p].first_unit = units;
-    pieces += by[p].cuts, units += by[p].units();
-  }
+  const Cuts<P> cuts(axes, parts, sizes.rows);
   const i64 rows = heads * sizes.rows, width = padded(sizes.width);
-  const u64 nbytes = static_cast<u64>(Sums<T>::size(pieces, rows, width)) * sizeof(T);
-  T* const memory = static_cast<T*>(aligned_alloc(64, (nbytes + 63) / 64 * 64));
-  const Sums<T> sums(memory, pieces, rows, width);
-  const i64 work = rows * sizes.keys * (sizes.depth + sizes.width);
-  const i64 size = Bench<T>::size(sizes.depth, sizes.width);
-  bool left_out = false, unmet = false;
-  bool *const out = &left_out, *const without = &unmet;
-  for (bool skip = true;; skip = false) {
-    const Parts<T, N, Head, Keys> all{axes, sizes, head, keys, sums, skip};
-    deal_out<T>(units, work, size, [=, &all, &parts](i64 unit, T* at) {
-      int p = P - 1;
-      while (unit < by[p].first_unit) --p;
-      const i64 rest = unit - by[p].first_unit, blocks = by[p].blocks, cuts = by[p].cuts;
-      const bool found = all.unit(Bench<T>(at, sizes.depth, sizes.width), p, parts[p], by[p],
-                                  rest / cuts / blocks, rest / cuts % blocks, rest % cuts);
-      if (found) __atomic_store_n(out, true, __ATOMIC_RELAXED);
-    });
-    const i64 blocks = blocks_of(sizes.rows, ROWS);
-    deal_out<T>(heads * blocks, rows * pieces * width, width, [=, &all](i64 unit, T* at) {
-      const i64 first = unit % blocks * ROWS, count = size_min(ROWS, sizes.rows - first);
-      if (!all.give(at, pieces, unit / blocks, first, count))
-        __atomic_store_n(without, true, __ATOMIC_RELAXED);
-    });
-    if (!skip || !left_out || !unmet) break;
-  }
+  T* const memory = allocated<T>(Sums<T>::size(cuts.pieces, rows, width));
+  const Sums<T> sums(memory, cuts.pieces, rows, width);
+  bool skip = true;
+  while (attend_pieces(Parts<T, N, Head, Keys>{axes, sizes, head, keys, sums, skip}, parts, cuts,
+                       heads) && skip)
+    skip = false;
   free(memory);
 }
 

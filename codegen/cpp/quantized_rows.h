@@ -16,11 +16,6 @@ template <int N, class C> RW_INLINE void add_pairs(C* c) {
   }
 }
 
-template <class T> inline T* allocated(i64 number) {
-  const u64 nbytes = static_cast<u64>(number) * sizeof(T);
-  return static_cast<T*>(aligned_alloc(64, (nbytes + 63) / 64 * 64));
-}
-
 // ---- rows of x ----------------------------------------------------------------------------------
 // Blocks of at most High rows, the last of those that are left: [quad][row of the block][4].
 template <class T, int High> struct Quads {

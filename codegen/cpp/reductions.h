@@ -11,6 +11,16 @@ constexpr i64 GROUP = 64;  // of 4096 added one to the other, the last would be 
 
 extern "C" void* aligned_alloc(u64, u64) noexcept;
 extern "C" void free(void*) noexcept;
+extern "C" void perror(const char*);
+extern "C" [[noreturn]] void abort() noexcept;
+
+// Memory for so many; the process ends with a message where there is none.
+template <class T> inline T* allocated(i64 number) {
+  const u64 nbytes = (static_cast<u64>(number) * sizeof(T) + 63) / 64 * 64;
+  void* const memory = aligned_alloc(64, nbytes);
+  if (!memory && nbytes) perror("rewright: memory of a kernel"), abort();
+  return static_cast<T*>(memory);
+}
 
 // A reduction along the lanes: element j of a block goes to lane j % 16 of accumulator j / 16 % 4
 // while 64 are left, then to accumulator 0; then (0+1)+(2+3), then the lanes by halves.
@@ -80,8 +90,7 @@ struct OneByOne {
 
 template <class Each>
 typename Each::Block* new_results(i64 number) {
-  using Block = typename Each::Block;
-  return static_cast<Block*>(aligned_alloc(64, (number * sizeof(Block) + 63) / 64 * 64));
+  return allocated<typename Each::Block>(number);
 }
 
 // block(begin, end, each...) for every block of [0, count); `each` are the reductions it feeds.
