@@ -47,10 +47,20 @@ def obstacle(node: Node) -> str | None:
 def alone(node: Node) -> Graph:
     """A fused-level graph of one call. Equal calls give equal texts: values are numbered, and where
     the call came from is left out."""
-    operands = dict.fromkeys(node.operands)
+    return together([node], node.results)
+
+
+def together(nodes: Sequence[Node], results: Sequence[Value]) -> Graph:
+    """The same of calls that read each other, in order, and of what is wanted of them."""
+    made = {v for node in nodes for v in node.results}
+    operands = dict.fromkeys(v for n in nodes for v in n.operands if v not in made)
     given = {v: Value(f"a{i}", v.type) for i, v in enumerate(operands)}
-    call = _numbered(node, given, 0)
-    return Graph("call", tuple(Input(v) for v in given.values()), (call,), call.results)
+    inputs = tuple(Input(v) for v in given.values())
+    calls: list[Node] = []
+    for node in nodes:
+        calls.append(_numbered(node, given, len(given) - len(inputs)))
+        given |= dict(zip(node.results, calls[-1].results, strict=True))
+    return Graph("call", inputs, tuple(calls), tuple(given[v] for v in results))
 
 
 def _numbered(node: Node, given: Mapping[Value, Value], first: int) -> Node:

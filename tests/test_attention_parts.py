@@ -4,7 +4,7 @@ are taken together, and results of pieces are merged."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,7 +28,9 @@ from attention_kernels import (
 )
 from rewright.api import Compiled
 from rewright.driver import Plan
+from rewright.ir import Graph
 from rewright.ir.loops.show import show_nest
+from rewright.ir.target import Target
 from through_backend import compiled, the_program
 
 sdpa = F.scaled_dot_product_attention
@@ -190,7 +192,6 @@ MODELS: Final = {
     "repeat": (Shared(repeated), Sizes(), 2),
     "repeat_interleave": (Shared(interleaved), Sizes(), 2),
     "several queries": (Shared(expanded), Sizes(rows=5), 2),
-    "many queries": (Shared(expanded), Sizes(rows=120), 2),
     "padding": (Padded(expanded), Sizes(), 2),
     "padding, several queries": (Padded(expanded), Sizes(rows=5), 2),
     "causal": (Later(expanded), Sizes(rows=6), 2),
@@ -217,6 +218,54 @@ def test_keys_are_read_where_they_lie(name: str) -> None:
     assert not names & {"aten.cat.default", "aten.repeat.default", "aten.clone.default"}
     exact = model(*(x.double() for x in inputs))
     assert distance(program(*inputs), exact) <= 2 * distance(model(*inputs), exact) + 1e-6
+
+
+class Raced:
+    """Races that one of the contestants wins; `seen` are the operators of each."""
+
+    def __init__(self, winner: int) -> None:
+        self.winner = winner
+        self.seen: list[list[str]] = []
+
+    def __call__(self, calls: Sequence[Graph], target: Target) -> list[float]:
+        found = [1.0] * len(calls)
+        found[self.winner] = 0.5
+        self.seen += [[n.op.name for n in call.nodes] for call in calls]
+        return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts_are_quicker() -> Iterator[None]:
+    """Whatever the machine is busy with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rewright.calibrate.tools.race", Raced(-1))
+        yield
+
+
+@pytest.mark.cpu
+def test_keys_of_many_queries_are_joined() -> None:
+    """What comes of parts would be kept for each of them, which no budget of memory knows of."""
+    model, inputs = Shared(expanded), Sizes(rows=120).inputs()
+    program = rewright.optimize(model, inputs)
+    assert "parts" not in attention_of(program.program.plan)
+    torch.testing.assert_close(program(*inputs), model(*inputs))
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("name", ["repeat", "padding", "spelled", "three parts"])
+def test_parts_are_raced_against_joining(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joins are a part of what it takes, as nothing else reads what is joined."""
+    model, sizes, _ = MODELS[name]
+    inputs = sizes.inputs()
+    for winner in (0, -1):
+        raced = Raced(winner)
+        monkeypatch.setattr("rewright.calibrate.tools.race", raced)
+        program = rewright.optimize(model, inputs)
+        *joined, parts = raced.seen[: 2 if name == "spelled" else 3]
+        assert all("aten.cat.default" in names for names in joined)
+        assert parts == ["rw.attention"]
+        assert ("are read from" in attention_of(program.program.plan)) == (winner == -1)
+        torch.testing.assert_close(program(*inputs), model(*inputs))
 
 
 @pytest.mark.cpu

@@ -21,7 +21,7 @@ from rewright.codegen.cpp.text import (
     number_text,
     size_text,
 )
-from rewright.ir import Size, hint
+from rewright.ir import Size
 from rewright.ir.loops import (
     Affine,
     Apply,
@@ -53,10 +53,6 @@ BOUNDED: Final = frozenset(
 )
 
 
-# Queries of a head, up to which a tile has room for those of others.
-FEW: Final = 32
-
-
 def attention(nest: AttentionNest) -> list[str]:
     """The body of the kernel."""
     writer = _PartsWriter if in_parts(nest) else _Writer
@@ -66,7 +62,7 @@ def attention(nest: AttentionNest) -> list[str]:
 def in_parts(nest: AttentionNest) -> bool:
     """True where queries are few, or keys lie apart: then heads that read the same keys are taken
     together, and results of pieces are merged."""
-    return len(nest.runs) > 1 or hint(nest.row.size) <= FEW
+    return len(nest.runs) > 1 or nest.has_few_queries
 
 
 def attention_backward(nest: AttentionBackwardNest) -> list[str]:

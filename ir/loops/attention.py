@@ -11,11 +11,11 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import torch
 
-from rewright.ir.dims import Size, equal
+from rewright.ir.dims import Size, equal, hint
 from rewright.ir.errors import UnsupportedError
 from rewright.ir.graph import Arg, Graph, Node, Value, fresh_names
 from rewright.ir.loops.affine import Affine, Axis, NeedSplit, axis_index, delinearize, linear
@@ -31,6 +31,9 @@ SUMS = "aten.logsumexp.default"
 CAST = "aten._to_copy.default"
 JOIN = "aten.cat.default"
 PROBABILITIES = "its probabilities"
+
+# Queries of a head, up to which a tile has room for those of others.
+FEW: Final = 32
 
 Lowered = TypeVar("Lowered")
 Statements = tuple[tuple[Let, ...], tuple[str, ...]]
@@ -103,6 +106,12 @@ class AttentionNest(HeadNest):
 
     sums: Place | None
     runs: tuple[Run, ...]
+
+    @property
+    def has_few_queries(self) -> bool:
+        """At the sizes seen. What comes of pieces of the keys is kept for every query, so there had
+        better be few where keys are in pieces."""
+        return hint(self.row.size) <= FEW
 
 
 @dataclass(frozen=True)

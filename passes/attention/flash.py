@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -11,7 +12,7 @@ import torch
 
 from rewright.costmodel import show_seconds
 from rewright.ir import CheckError, Graph, Node, UnsupportedError, fresh_names, hint, product
-from rewright.ir.alone import alone, at_hints
+from rewright.ir.alone import alone, at_hints, graph_at_hints, together
 from rewright.ir.loops import (
     JOIN,
     AttentionBackwardNest,
@@ -52,8 +53,8 @@ class FlashAttention(Pass, name="flash-attention", takes="aten", gives="aten"):
 
     Masks and biases become part of the kernel, as far as they are cheap to compute; a tile in which
     every score is masked is skipped, which is decided from intervals of positions and of what masks
-    read. Repeated heads and turned operands are read where they lie, and so are the parts that keys
-    and values are joined from: those that all sequences share are read once.
+    read. Repeated heads and turned operands are read where they lie. Where queries are few, so are
+    the parts that keys and values are joined from: those that all sequences share are read once.
 
     before:
         graph f(%q: f32[1, 2, 3, 4], %k: f32[1, 2, 3, 4], %v: f32[1, 2, 3, 8]) {
@@ -136,7 +137,7 @@ class _Choice:
         try:
             attention, copies, nest = self._lowered(node)
             via = EMITTERS[self._env.target.device]
-            ours = dataclasses.replace(attention, kwargs=(*attention.kwargs, ("via", via)))
+            ours = _by_ours(attention, via)
             refusal = obstacle(nest, self._env) or self._not_worth_it(node, ours, nest)
         except (CheckError, UnsupportedError) as error:
             refusal = error.message
@@ -161,16 +162,17 @@ class _Choice:
             attention = as_attention(Call.of(node), emit)
             if not is_plain_call(node, self._graph):
                 attention = with_sums(attention, node.results[1])
-        attention = self._joined(attention) or self._absorber.absorbed(attention)
+        attention = self._joined(node, attention) or self._absorber.absorbed(attention)
         with_copy, copy = self._absorber.with_copy(attention)
         if copy is not None:
             with suppress(UnsupportedError):
                 return with_copy, {copy.name}, lower_attention(with_copy.graph("body"), "attention")
         return attention, set(), lower_attention(attention.graph("body"), "attention")
 
-    def _joined(self, attention: Node) -> Node | None:
+    def _joined(self, node: Node, attention: Node) -> Node | None:
         """The attention over the parts that keys and values are joined from or repeated of, where
-        that saves joining them, or reading some for each sequence."""
+        that saves joining them, or reading some for each sequence. What comes of parts is merged,
+        of every query: of many, that takes memory and saves little."""
         over_parts = self._absorber.absorbed(attention, joined=True)
         over_whole = self._absorber.absorbed(attention)
         if self._env.target.device != "cpu" or over_parts == over_whole:
@@ -180,13 +182,47 @@ class _Choice:
             whole = lower_attention(over_whole.graph("body"), "attention")
         except UnsupportedError:
             return None
-        saves = keys_read(nest) <= WORTHWHILE * keys_read(whole) or self._vanishes(attention)
-        return over_parts if saves and len(nest.runs) <= MOST_RUNS else None
+        if len(nest.runs) > MOST_RUNS or not (nest.has_few_queries or len(nest.runs) == 1):
+            return None
+        vanishes = self._vanishes(attention)
+        if not vanishes and keys_read(nest) > WORTHWHILE * keys_read(whole):
+            return None
+        if len(nest.runs) > 1 and obstacle(nest, self._env) is None:
+            joins = self._joins(attention) if vanishes else []
+            if self._joining_is_quicker(node, joins, over_whole, over_parts):
+                return None
+        return over_parts
+
+    def _joining_is_quicker(
+        self, node: Node, joins: list[Node], over_whole: Node, over_parts: Node
+    ) -> bool:
+        """As timed against ATen's kernel, and against ours, over keys that are joined first."""
+        ways = [_by_ours(over_whole)]
+        if node.op.name != "rw.attention":
+            ways.append(node)
+        elif atens_obstacle(node) is None:
+            *before, call, _ = atens_nodes(node, self._fresh)
+            joins = [*joins, *before]
+            ways.append(call)
+        whole = [_racing([*joins, way], way) for way in ways]
+        parts = _by_ours(over_parts)
+        tools = self._env.tools
+        found = None if tools is None else tools.race([*whole, _racing([parts], parts)])
+        if found is None or found[-1] <= (1 - MARGIN) * min(found[:-1]):
+            return False
+        took = f"{show_seconds(min(found[:-1]))}, in parts {show_seconds(found[-1])}"
+        self._env.log.refuse(FlashAttention.name, node.name, f"with joined keys it takes {took}")
+        return True
+
+    def _joins(self, attention: Node) -> list[Node]:
+        """What makes its keys and values of parts, in order."""
+        keys = attention.operands[1:3]
+        made = {n.name for v in keys for n in self._absorber.carriers(v, joined=True)}
+        return [n for n in self._graph.nodes if n.name in made]
 
     def _vanishes(self, attention: Node) -> bool:
         """True when nothing else reads what its keys and values are joined to."""
-        keys = attention.operands[1:3]
-        made = {n.name: n for v in keys for n in self._absorber.carriers(v, joined=True)}
+        made = {n.name: n for n in self._joins(attention)}
         joined = [n.result for n in made.values() if n.op.name == JOIN]
         readers = {r.name for v in joined for r in self._graph.readers.get(v, ())}
         return readers <= {*made, attention.name} and not any(
@@ -240,6 +276,21 @@ class _Choice:
         if node.op.name != "rw.attention":
             return [node]
         return [n for n in atens_nodes(node, self._fresh) if n.op.name == FLASH]
+
+
+def _by_ours(attention: Node, via: str = VIA) -> Node:
+    return dataclasses.replace(attention, kwargs=(*attention.kwargs, ("via", via)))
+
+
+def _racing(nodes: Sequence[Node], last: Node) -> Graph:
+    """What of these the last one needs, at the sizes seen."""
+    made = {v: node for node in nodes for v in node.results}
+    read, kept = {last.name}, list[Node]()
+    for node in reversed(nodes):
+        if node.name in read:
+            kept.append(node)
+            read |= {made[v].name for v in node.operands if v in made}
+    return graph_at_hints(together(kept[::-1], last.results[:1]))
 
 
 def _is_open(node: Node, graph: Graph) -> bool:
