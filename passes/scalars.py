@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
-import torch
-
-from rewright.ir import Constant, Graph, Node, TensorType, Value, is_dense, op
+from rewright.ir import Graph, Node, TensorType, Value, is_dense, op
 from rewright.ir.facts import COMMUTATIVE
+from rewright.ir.numbers import number_of
 from rewright.passes.sweep import Producer, Sweep
 
 # Operators whose Tensor and Scalar overloads compute the same bits when the number is one of the
@@ -17,9 +16,6 @@ _OVERLOADS: Final = {
     f"aten.{name}.Tensor": f"aten.{name}.Scalar"
     for name in ("add", "sub", "mul", "eq", "ne", "lt", "le", "gt", "ge")
 }
-_FILLS: Final = {"aten.full.default": 1, "aten.scalar_tensor.default": 0}
-# Operators whose result may be one number (`number_of`).
-NUMBERS: Final = frozenset({"rw.constant", *_FILLS})
 
 
 def scalar_arguments(graph: Graph) -> Graph:
@@ -56,16 +52,3 @@ def _fits(x: Value, source: Node, node: Node) -> bool:
     if other.dtype != type.dtype or result.shape != type.shape:
         return False
     return is_dense(type) and result.layout == type.layout
-
-
-def number_of(source: Node) -> bool | int | float | complex | None:
-    """The number that every element of the node's result is, after rounding to its dtype."""
-    if source.op.name == "rw.constant":
-        data = source.kwarg("value")
-        known = isinstance(data, Constant) and data.data is not None and data.data.numel() == 1
-        return data.tensor.item() if known and isinstance(data, Constant) else None
-    place = _FILLS.get(source.op.name)
-    value = None if place is None else source.args[place]
-    if not isinstance(value, (bool, int, float, complex)):
-        return None
-    return torch.tensor(value, dtype=source.result.tensor.dtype).item()

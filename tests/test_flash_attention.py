@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from attention_kernels import (
@@ -25,6 +27,9 @@ from attention_kernels import (
     numbers,
     outputs_of,
 )
+from rewright.ir import Graph, UnsupportedError
+from rewright.ir.fx_import import from_fx
+from rewright.ir.loops import lower_attention
 from rewright.ir.loops.tiles import kept_share
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -112,6 +117,29 @@ def test_a_row_that_is_masked_as_a_whole(dtype: torch.dtype) -> None:
         step = torch.finfo(dtype).eps
         assert distance(means[rows], mean.expand_as(means)[rows]) <= step + 1e-6, case.name
         assert distance(means, finite[n].eager().double()) <= step + 1e-6, case.name
+
+
+def body_of(zero: Callable[[], Tensor], *, keepdim: bool) -> Graph:
+    """Attention of four queries over four keys that sets to `zero` what has no live score."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = torch.bmm(q, k.mT)
+        weights = torch.ops.aten._softmax(scores, -1, False)
+        dead = torch.ops.aten.all.dim(scores == -math.inf, -1, keepdim)
+        return torch.bmm(torch.where(dead, zero(), weights), v)
+
+    given = (torch.randn(4, 4, 8) for _ in "qkv")
+    return from_fx(make_fx(attend, tracing_mode="fake")(*given), name="body")
+
+
+@pytest.mark.parametrize("zero", [torch.full, torch.scalar_tensor])
+def test_rows_without_a_live_score_may_be_set_to_0(zero: Callable[..., Tensor]) -> None:
+    """However the zero is made; not where whole rows are set to 0 by the scores of others."""
+    made = partial(zero, (), 0.0) if zero is torch.full else partial(zero, 0.0)
+    assert lower_attention(body_of(made, keepdim=True), "attention").row.size == 4
+    for wrong in (body_of(made, keepdim=False), body_of(lambda: torch.full((), 1.0), keepdim=True)):
+        with pytest.raises(UnsupportedError):
+            lower_attention(wrong, "attention")
 
 
 # --- tiles that are left out --------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The loop IR: regions as loop nests over typed scalars, before any choice of schedule."""
 
 from rewright.ir.loops.affine import Affine, Axis
-from rewright.ir.loops.attention import JOIN, AttentionNest, Place, Run, lower_attention
+from rewright.ir.loops.attention import JOIN, AttentionNest, Place, Run, lower_attention, zeros_of
 from rewright.ir.loops.attention_backward import AttentionBackwardNest, lower_attention_backward
 from rewright.ir.loops.convolution import (
     FILTER_STEP,
@@ -101,4 +101,5 @@ __all__ = [
     "rough_nanoseconds",
     "subterms",
     "view_roots",
+    "zeros_of",
 ]

@@ -23,6 +23,7 @@ from rewright.ir.loops.lower import MAX_CUTS, cut, offset_of
 from rewright.ir.loops.nest import Buffer, Convert, Let, Load, Ref, Round, Term, subterms
 from rewright.ir.loops.scope import Scope
 from rewright.ir.loops.views import Index
+from rewright.ir.numbers import number_of
 from rewright.ir.pointwise import compute_dtype
 
 SOFTMAX = "aten._softmax.default"
@@ -144,25 +145,31 @@ def parts_of(body: Graph) -> Parts:
         raise UnsupportedError("its body is not two products and a softmax between them")
     if sums and softmaxes[0].operands[0] not in (sums[0].operands[0], _cast_from(body, sums[0])):
         raise UnsupportedError("it sums up other scores than its softmax does")
-    zeros = _zeros(body, softmaxes[0])
+    zeros = zeros_of(body, softmaxes[0])
     return Parts(products[0], softmaxes[0], products[1], sums[0] if sums else None, zeros)
 
 
-def _zeros(body: Graph, softmax: Node) -> Node | None:
-    """where(all(scores == -inf), 0, softmax(scores)), as it stands in bodies."""
-    dims, scores = (-1, softmax.result.tensor.rank - 1), softmax.args[0]
-    for node in body.readers.get(softmax.result, ()):
+def zeros_of(graph: Graph, softmax: Node) -> Node | None:
+    """where(all(scores == -inf), 0, softmax(scores)): where rows without a live score are set to 0,
+    if they are."""
+    for node in graph.readers.get(softmax.result, ()):
         if node.op.name != "aten.where.self" or node.args[2] != softmax.result:
             continue
-        none, zero = (body.producers.get(v) for v in node.operands[:2])
-        if none is None or none.op.name != "aten.all.dim" or none.args[1] not in dims:
-            continue
-        dead = body.producers.get(none.operands[0])
-        if dead is None or dead.op.name != "aten.eq.Scalar" or dead.args != (scores, -math.inf):
-            continue
-        if zero is not None and zero.op.name == "aten.full.default" and zero.args[1] == 0:
+        dead, zero = (graph.producers.get(v) for v in node.operands[:2])
+        if zero is not None and number_of(zero) == 0 and _is_dead(graph, dead, softmax):
             return node
     return None
+
+
+def _is_dead(graph: Graph, node: Node | None, softmax: Node) -> bool:
+    """True for all(scores == -inf), in a column beside the scores."""
+    if node is None or node.op.name != "aten.all.dim" or not node.arg("keepdim"):
+        return False
+    if node.arg("dim") not in (-1, softmax.result.tensor.rank - 1):
+        return False
+    equals = graph.producers.get(node.operands[0])
+    wanted = (softmax.args[0], -math.inf)
+    return equals is not None and equals.op.name == "aten.eq.Scalar" and equals.args == wanted
 
 
 def _cast_from(body: Graph, node: Node) -> Value | None:

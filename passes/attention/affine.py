@@ -9,9 +9,9 @@ from typing import Final
 import torch
 
 from rewright.ir import Arg, Graph, Value
+from rewright.ir.numbers import number_of
 from rewright.passes.attention.site import Site, Step
 from rewright.passes.emitter import Emitter
-from rewright.passes.scalars import number_of
 
 _ADD: Final = ("aten.add.Tensor", "aten.add.Scalar")
 _SUB: Final = ("aten.sub.Tensor", "aten.sub.Scalar")

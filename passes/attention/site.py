@@ -9,13 +9,12 @@ one bias.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from rewright.ir import Graph, Kind, Node, Size, Value, equal, product, runs_as
-from rewright.passes.scalars import number_of
+from rewright.ir.loops import zeros_of
 
 PRODUCTS: Final = frozenset({"aten.bmm.default", "aten.mm.default", "aten.baddbmm.default"})
 SOFTMAX: Final = "aten._softmax.default"
@@ -98,26 +97,9 @@ def sites(graph: Graph, *, zeros: bool = False) -> Iterator[Site | tuple[Node, s
     does where it comes in its parts."""
     for node in graph.nodes:
         if node.op.name == SOFTMAX:
-            found = _site(graph, node, _zeros(graph, node) if zeros else None)
+            is_read_once = len(graph.readers.get(node.result, ())) == 1
+            found = _site(graph, node, zeros_of(graph, node) if zeros and is_read_once else None)
             yield found if isinstance(found, Site) else (node, found)
-
-
-def _zeros(graph: Graph, softmax: Node) -> Node | None:
-    """where(all(scores == -inf), 0, softmax(scores))."""
-    readers = graph.readers.get(softmax.result, ())
-    if len(readers) != 1 or readers[0].op.name != "aten.where.self":
-        return None
-    (node,) = readers
-    none, zero = (graph.producers.get(v) for v in node.operands[:2])
-    if none is None or zero is None or number_of(zero) != 0 or node.args[2] != softmax.result:
-        return None
-    dim, rank = none.args[1:2], softmax.result.tensor.rank
-    if none.op.name != "aten.all.dim" or dim not in ((-1,), (rank - 1,)) or not none.arg("keepdim"):
-        return None
-    equal_to = graph.producers.get(none.operands[0])
-    if equal_to is None or equal_to.op.name != "aten.eq.Scalar" or equal_to.args[1] != -math.inf:
-        return None
-    return node if equal_to.args[0] == softmax.args[0] else None
 
 
 def _site(graph: Graph, softmax: Node, zeros: Node | None) -> Site | str:

@@ -7,6 +7,7 @@ from typing import Final
 
 from rewright.ir import Node, Op, Value
 from rewright.ir.facts import COMMUTATIVE
+from rewright.ir.numbers import NUMBERS
 from rewright.ir.signature import signature
 from rewright.passes.rules.functions import FUNCTIONS
 from rewright.passes.rules.match import Matcher
@@ -24,7 +25,6 @@ from rewright.passes.rules.terms import (
     within,
 )
 from rewright.passes.rules.work import Work
-from rewright.passes.scalars import NUMBERS
 
 # Operators of a node and of the nodes before it, a few steps back: its operator's name, then what
 # makes each positional argument; None for an argument that is no value.

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from rewright.ir import Arg, Constant, Dim, Node, TensorType, Value
 from rewright.ir.facts import COMMUTATIVE
+from rewright.ir.numbers import NUMBERS, number_of
 from rewright.ir.signature import signature
 from rewright.passes.rules.domains import admits, is_of
 from rewright.passes.rules.functions import FUNCTIONS, Unanswered, arithmetic, same
@@ -32,7 +33,6 @@ from rewright.passes.rules.terms import (
     variables,
 )
 from rewright.passes.rules.work import Work
-from rewright.passes.scalars import NUMBERS, number_of
 
 Goal = tuple[Term, Arg]
 
