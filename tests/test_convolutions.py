@@ -236,8 +236,9 @@ def test_bits_are_the_same_however_the_work_is_cut(threads: int) -> None:
         assert torch.equal(alone, found)
 
 
-def test_nan_stays_where_a_filter_sees_it() -> None:
-    shape = Shape(1, 16, 5, 5, 16, (3, 3), (1, 1), (1, 1), deep=True)
+@pytest.mark.parametrize("deep", [True, False])
+def test_nan_stays_where_a_filter_sees_it(deep: bool) -> None:
+    shape = Shape(1, 16, 5, 5, 16, (3, 3), (1, 1), (1, 1), deep=deep)
     graph = ours(shape.graph())
     (program,) = executables([graph], Env(Roofline(host()), host()))
     inputs = _inputs(graph)
