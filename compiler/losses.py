@@ -8,7 +8,7 @@ same bits.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import fx
@@ -74,15 +74,23 @@ def _open(node: fx.Node) -> None:
             read.replace_all_uses_with(found)
             node.graph.erase_node(read)
         else:
-            _open_gradient(read)
-    node.replace_all_uses_with(before(_ATEN.sub.Tensor, centred, total))
+            _open_gradient(read, x, top, total)
+    _erase(node)
+
+
+def _erase(node: fx.Node) -> None:
+    """With its aliases, which nothing reads any more."""
+    for alias in list(node.users):
+        _erase(alias)
     node.graph.erase_node(node)
 
 
-def _open_gradient(node: fx.Node) -> None:
-    """grad - exp(out) * sum(grad)."""
-    grad, out, dim, _ = node.args
+def _open_gradient(node: fx.Node, *made_of: Any) -> None:
+    """grad - exp(out) * sum(grad), where `out` is made here of the scores and what is kept."""
+    grad, _, dim, _ = node.args
     emit = FxEmitter(node)
+    x, top, logarithm = made_of
+    out = emit(_ATEN.sub.Tensor, emit(_ATEN.sub.Tensor, x, top), logarithm)
     total = emit(_ATEN.sum.dim_IntList, grad, [dim], True)
     whole = emit(_ATEN.mul.Tensor, emit(_ATEN.exp.default, out), total)
     node.replace_all_uses_with(emit(_ATEN.sub.Tensor, grad, whole))

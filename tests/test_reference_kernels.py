@@ -49,6 +49,6 @@ def test_reference_kernels_are_seen() -> None:
 @pytest.mark.parametrize("instructions", ["AVX2", pytest.param(NO_AMX, marks=NEEDS_VNNI)])
 def test_none_is_scheduled(instructions: str) -> None:
     ran = {name: calls for name, calls in implementations(instructions).items() if " " in name}
-    assert sum(len(calls) > 0 for name, calls in ran.items() if name.startswith("run")) >= 4
+    assert sum(len(calls) > 0 for name, calls in ran.items() if name.startswith("run")) >= 3
     slow = {(name, *call) for name, calls in ran.items() for call in calls if "ref" in call[1]}
     assert slow == set()
