@@ -53,6 +53,7 @@ class _Steps:
     def __init__(self, site: Site, graph: Graph, emit: Emitter) -> None:
         self.graph, self.emit = graph, emit
         self.type = site.scores.result.tensor
+        self.has_sinks = site.sinks is not None
         self.scale = 1.0
         self.bias: Value | None = None
 
@@ -107,7 +108,9 @@ class _Steps:
             else:
                 other = self.negative(other)
         if isinstance(other, (int, float)) and self.bias is None:
-            return  # the same for every key, so the softmax does not see it
+            if not self.has_sinks:
+                return  # the same for every key, so the softmax does not see it
+            other = self.full(other)
         if self.bias is None:
             assert isinstance(other, Value)
             self.bias = self.cast(other, node.result)
