@@ -194,9 +194,10 @@ DENSE: Final = ("full", "causal")
 SPARSE: Final = 8192  # queries, and keys, of the other masks
 
 
-def attention(setting: Setting) -> Iterator[Case]:
-    """Forward, in bf16. `kernel` is ours by itself; `causal` torch's dense one, which sees half."""
-    lengths: tuple[int, ...] = (4096, SPARSE, 16384)
+def attention_settings(
+    setting: Setting, lengths: tuple[int, ...]
+) -> Iterator[tuple[str, tuple[int, int, int, int], Positions | None]]:
+    """For each mask and length: how it is called, the shape of queries, and what they see."""
     heads, width = HEADS, WIDTH
     if setting.quick:
         lengths, heads, width = (128,), 2, 16
@@ -204,7 +205,13 @@ def attention(setting: Setting) -> Iterator[Case]:
         for name in ("full", *MASKS):
             if name in DENSE or length == SPARSE:
                 sees = None if name == "full" else MASKS[name](length)
-                yield _attention(f"{name}, {length:,}", length, heads, width, sees, setting)
+                yield f"{name}, {length:,}", (1, heads, length, width), sees
+
+
+def attention(setting: Setting) -> Iterator[Case]:
+    """Forward, in bf16. `kernel` is ours by itself; `causal` torch's dense one, which sees half."""
+    for name, (_, heads, length, width), sees in attention_settings(setting, (4096, SPARSE, 16384)):
+        yield _attention(name, length, heads, width, sees, setting)
 
 
 def _attention(

@@ -14,15 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.attention import MASKS, Positions
+from benchmarks.attention import Positions
 from benchmarks.device import Call
 from benchmarks.gpu_cases import (
-    DENSE,
-    HEADS,
     SPARSE,
-    WIDTH,
     Case,
     Setting,
+    attention_settings,
     exact,
     flex,
     live_scores,
@@ -38,16 +36,8 @@ ROWS: Final = 64
 
 def gradients(setting: Setting) -> Iterator[Case]:
     """In bf16. `kernel` is ours by itself; `causal` torch's dense one, which sees half."""
-    lengths: tuple[int, ...] = (4096, SPARSE)
-    heads, width = HEADS, WIDTH
-    if setting.quick:
-        lengths, heads, width = (128,), 2, 16
-    for length in lengths:
-        for name in ("full", *MASKS):
-            if name in DENSE or length == SPARSE:
-                sees = None if name == "full" else MASKS[name](length)
-                shape = (1, heads, length, width)
-                yield _gradients(f"gradient, {name}, {length:,}", shape, sees, setting)
+    for name, shape, sees in attention_settings(setting, (4096, SPARSE)):
+        yield _gradients(f"gradient, {name}", shape, sees, setting)
 
 
 def _gradients(

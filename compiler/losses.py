@@ -85,11 +85,10 @@ def _erase(node: fx.Node) -> None:
     node.graph.erase_node(node)
 
 
-def _open_gradient(node: fx.Node, *made_of: Any) -> None:
+def _open_gradient(node: fx.Node, x: Any, top: fx.Node, logarithm: fx.Node) -> None:
     """grad - exp(out) * sum(grad), where `out` is made here of the scores and what is kept."""
     grad, _, dim, _ = node.args
     emit = FxEmitter(node)
-    x, top, logarithm = made_of
     out = emit(_ATEN.sub.Tensor, emit(_ATEN.sub.Tensor, x, top), logarithm)
     total = emit(_ATEN.sum.dim_IntList, grad, [dim], True)
     whole = emit(_ATEN.mul.Tensor, emit(_ATEN.exp.default, out), total)

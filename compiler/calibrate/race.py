@@ -52,8 +52,8 @@ def races(groups: Sequence[Sequence[Graph]], target: Target) -> list[list[float]
     new = {name: calls for name, calls in zip(names, groups, strict=True) if found[name] is None}
     for name, programs in _built(new, target).items():
         with suppress(RuntimeError, NotImplementedError):  # torch has no such operator
-            found[name] = _timed(programs)
-            _remember(name, found[name])
+            found[name] = seconds = _timed(programs)
+            _remember(name, seconds)
     return [found[name] for name in names]
 
 
@@ -86,8 +86,7 @@ def _remembered(name: str) -> list[float] | None:
     return _here.get(name)
 
 
-def _remember(name: str, found: list[float] | None) -> None:
-    assert found is not None
+def _remember(name: str, found: list[float]) -> None:
     if _is_busy():
         _here[name] = found
         return
